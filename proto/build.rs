@@ -1,0 +1,2 @@
+//! placeholder
+fn main() { let _ = (protox::Compiler::new(["."]), tonic_prost_build::configure()); }
