@@ -4,6 +4,9 @@
 //! out (`/registry/pods/<namespace>/<name>`), values are opaque bytes. Every write is a
 //! compare-and-swap: a blind put does not exist. A watch delivers every revision after the one
 //! it was asked for, in order and once, or it ends with an error that says why.
+//!
+//! What every store upholds is written down as code in [`contract`] (feature `contract`), and each
+//! store runs all of it.
 
 use std::sync::Arc;
 
@@ -11,10 +14,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-/// A revision of the whole store: each successful write makes the next one. The first is 1.
+#[cfg(feature = "contract")]
+pub mod contract;
+pub mod embedded;
+
+pub use embedded::Embedded;
+
+/// A revision of the whole store: each successful write makes the next one. The first is 1; at 0
+/// the store is empty.
 pub type Revision = u64;
 
-/// One key with its value, as it was at some revision.
+/// One key with its value, as it was at some revision. Shared, never changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The key, `/registry/…`.
@@ -49,42 +59,76 @@ pub struct List {
 #[derive(Clone, Debug)]
 pub struct Page {
     /// The entries, by key.
-    pub entries: Vec<Entry>,
-    /// The revision at which they were read.
+    pub entries: Vec<Arc<Entry>>,
+    /// The revision at which they were read: the one asked for, or the store's newest. To go on,
+    /// ask for the same revision with `after` the last key.
     pub revision: Revision,
     /// How many entries follow the last one at that revision.
     pub remaining: usize,
 }
 
 /// One change of one key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// The key was created or updated.
     Put {
         /// What is there now.
-        entry: Entry,
+        entry: Arc<Entry>,
         /// What was there before, if anything.
-        previous: Option<Entry>,
+        previous: Option<Arc<Entry>>,
     },
     /// The key was deleted.
     Delete {
         /// What was there before.
-        previous: Entry,
+        previous: Arc<Entry>,
         /// The revision of the deletion.
         revision: Revision,
     },
 }
 
+impl Change {
+    /// The revision that this change made.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Put { entry, .. } => entry.modified,
+            Self::Delete { revision, .. } => *revision,
+        }
+    }
+
+    /// The key that changed.
+    pub fn key(&self) -> &Arc<str> {
+        &self.entry().key
+    }
+
+    /// What was put, or the last that was there of a deleted key.
+    pub fn entry(&self) -> &Arc<Entry> {
+        match self {
+            Self::Put { entry, .. } => entry,
+            Self::Delete { previous, .. } => previous,
+        }
+    }
+
+    /// What was there before the change, if anything.
+    pub fn previous(&self) -> Option<&Arc<Entry>> {
+        match self {
+            Self::Put { previous, .. } => previous.as_ref(),
+            Self::Delete { previous, .. } => Some(previous),
+        }
+    }
+}
+
 /// What a watch delivers.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Changes of one or more consecutive revisions, in order.
+    /// Changes in the order of their revisions, each once; never empty. What was committed
+    /// together may come together.
     Changes(Vec<Change>),
-    /// Nothing under the prefix changed up to and including this revision.
+    /// All changes under the prefix up to and including this revision were delivered. Comes only
+    /// after [`Store::progress`] asked for it, so that an idle watch costs nothing.
     Progress(Revision),
 }
 
-/// A running watch. It ends after its first error.
+/// A running watch. It ends after its first error; dropping it ends it.
 pub type Watch = BoxStream<'static, Result<Event, Error>>;
 
 /// Why a store refused or failed.
@@ -92,10 +136,10 @@ pub type Watch = BoxStream<'static, Result<Event, Error>>;
 pub enum Error {
     /// A create found the key there already.
     #[error("the key exists already, written at revision {}", .0.modified)]
-    Exists(Box<Entry>),
-    /// An update or delete found something else than its precondition demands.
+    Exists(Arc<Entry>),
+    /// An update or delete found something else than its precondition demands: this, or nothing.
     #[error("the key is not what the precondition demands")]
-    Conflict(Option<Box<Entry>>),
+    Conflict(Option<Arc<Entry>>),
     /// The revision is gone.
     #[error("revision {requested} was compacted: the oldest kept is {oldest}")]
     Compacted {
@@ -112,7 +156,8 @@ pub enum Error {
         /// The newest revision.
         current: Revision,
     },
-    /// A watcher did not keep up and was ended: it may resume from what it saw last.
+    /// A watcher did not keep up and was ended: it may resume from what it saw last, if that is
+    /// still kept.
     #[error("the watcher did not keep up")]
     Lagged,
     /// The store cannot serve now; whether a write took place is not known.
@@ -121,29 +166,44 @@ pub enum Error {
 }
 
 /// A store of revisioned keys.
+///
+/// A *prefix* is a plain string prefix of the key: end it with `/` to mean a folder. Dropping the
+/// future of a write does not undo the write: it may or may not take place.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// The newest value of a key, linearizably.
-    async fn get(&self, key: &str) -> Result<Option<Entry>, Error>;
+    async fn get(&self, key: &str) -> Result<Option<Arc<Entry>>, Error>;
 
-    /// The entries whose keys start with `prefix`, by key.
+    /// The entries whose keys start with `prefix`, by key. At a revision that is no longer kept:
+    /// [`Error::Compacted`]; at one that is not there yet: [`Error::Future`].
     async fn list(&self, prefix: &str, list: List) -> Result<Page, Error>;
 
-    /// Writes a key that must not exist. Returns once the write is durable.
-    async fn create(&self, key: &str, value: Bytes) -> Result<Entry, Error>;
+    /// Writes a key that must not exist, else [`Error::Exists`]. Returns once the write is
+    /// durable.
+    async fn create(&self, key: &str, value: Bytes) -> Result<Arc<Entry>, Error>;
 
-    /// Replaces the value of a key. Returns once the write is durable.
-    async fn update(&self, key: &str, value: Bytes, when: Precondition) -> Result<Entry, Error>;
+    /// Replaces the value of a key, else [`Error::Conflict`] with what is there. Returns once the
+    /// write is durable.
+    async fn update(&self, key: &str, value: Bytes, when: Precondition) -> Result<Arc<Entry>, Error>;
 
-    /// Deletes a key; returns the revision of the deletion once it is durable.
+    /// Deletes a key, else [`Error::Conflict`] with what is there; returns the revision of the
+    /// deletion once it is durable.
     async fn delete(&self, key: &str, when: Precondition) -> Result<Revision, Error>;
 
-    /// All changes under `prefix` after revision `after`, from there on for ever.
+    /// All changes under `prefix` after revision `after`, from there on for ever. At a revision
+    /// that is no longer kept: [`Error::Compacted`]; at one that is not there yet:
+    /// [`Error::Future`]. A watcher that keeps so little pace that the changes it has yet to see
+    /// are no longer kept is ended with [`Error::Lagged`].
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, Error>;
+
+    /// Asks every running watch of this store to deliver an [`Event::Progress`] of at least the
+    /// revision that is the newest now (or changes that reach it). Calls are coalesced.
+    async fn progress(&self) -> Result<(), Error>;
 
     /// The newest revision, linearizably.
     async fn revision(&self) -> Result<Revision, Error>;
 
-    /// Forgets what was overwritten or deleted before `revision`.
+    /// Forgets what was overwritten or deleted up to `revision`, which becomes the oldest that can
+    /// be read or watched from. Compacting what is compacted already does nothing.
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
 }

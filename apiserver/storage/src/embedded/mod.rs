@@ -1,0 +1,173 @@
+//! The embedded store: the default, for clusters whose state one machine holds.
+//!
+//! All state is in memory, in persistent maps that readers share ([`snapshot`]); all of it is also in
+//! one file, to which one thread appends with group commit ([`writer`], [`disk`]). A write is
+//! answered when it is on the disk. Watchers follow the history in memory ([`hub`]), which after
+//! opening the file again is what it was before.
+
+mod disk;
+mod hub;
+mod snapshot;
+mod writer;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+pub use disk::OpenError;
+
+use crate::{Change, Entry, Error, List, Page, Precondition, Revision, Store, Watch};
+use disk::Disk;
+use hub::{Closed, Hub};
+use snapshot::Snapshot;
+use writer::{Action, INBOX, Request, Writer};
+
+/// Tells the time since some fixed moment.
+pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
+
+/// How much history is kept, at most (each bound may be exceeded by an eighth before it is enforced).
+#[derive(Clone, Debug)]
+pub struct History {
+    /// How many changes. A watcher that falls further behind is ended.
+    pub changes: usize,
+    /// How many bytes of values that only the history still holds.
+    pub bytes: usize,
+    /// For how long.
+    pub age: Duration,
+}
+
+impl Default for History {
+    /// Ten thousand changes let a watcher sleep for a second at full rate; 32 MiB is what the
+    /// history may take of a large cluster's 300 MiB; and clients that page through a list or take
+    /// up a watch again do so within the five minutes that Kubernetes gives them, too.
+    fn default() -> Self {
+        Self { changes: 10_000, bytes: 32 << 20, age: Duration::from_secs(300) }
+    }
+}
+
+/// How to open the embedded store.
+#[derive(Clone)]
+pub struct Options {
+    /// How much history to keep.
+    pub history: History,
+    /// What tells the age of history.
+    pub clock: Clock,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let start = Instant::now();
+        Self { history: History::default(), clock: Arc::new(move || start.elapsed()) }
+    }
+}
+
+/// The embedded store. Dropping it finishes the writes that were handed in, ends its watches and
+/// closes the file.
+#[derive(Debug)]
+pub struct Embedded {
+    hub: Arc<Hub>,
+    /// Taken on drop, which tells the writer to stop.
+    inbox: Option<mpsc::Sender<Request>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Embedded {
+    /// Opens the store in this file, which is made, with its folder, if it is not there; only one
+    /// process can have it open. Reads the whole file, so it blocks for a while: about a second for
+    /// each gigabyte.
+    pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
+        let (disk, snapshot) = Disk::open(path)?;
+        Self::start(disk, snapshot, options)
+    }
+
+    fn start(disk: Disk, snapshot: Snapshot, options: Options) -> Result<Self, OpenError> {
+        let hub = Arc::new(Hub::new(snapshot));
+        let (inbox, requests) = mpsc::channel(INBOX);
+        let writer = Writer::new(disk, Arc::clone(&hub), requests, options.history, options.clock);
+        let writer = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run())
+            .map_err(OpenError::Thread)?;
+        Ok(Self { hub, inbox: Some(inbox), writer: Some(writer) })
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request,
+    ) -> Result<T, Error> {
+        let closed = || Error::Unavailable(Box::new(Closed));
+        let (reply, answer) = oneshot::channel();
+        let inbox = self.inbox.as_ref().expect("only taken on drop");
+        inbox.send(request(reply)).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    async fn write(&self, key: &str, action: Action) -> Result<Change, Error> {
+        let key = Arc::from(key);
+        self.ask(|reply| Request::Write { key, action, reply }).await
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        drop(self.inbox.take());
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the writer thread of the store panicked");
+        }
+    }
+}
+
+/// A copy that takes no more room than it needs: buffers that values were encoded into are often
+/// twice as large, and these are kept.
+fn exact(value: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(value)
+}
+
+#[async_trait]
+impl Store for Embedded {
+    async fn get(&self, key: &str) -> Result<Option<Arc<Entry>>, Error> {
+        Ok(self.hub.current().get(key).cloned())
+    }
+
+    async fn list(&self, prefix: &str, list: List) -> Result<Page, Error> {
+        self.hub.current().list(prefix, &list)
+    }
+
+    async fn create(&self, key: &str, value: Bytes) -> Result<Arc<Entry>, Error> {
+        let change = self.write(key, Action::Create(exact(&value))).await?;
+        Ok(Arc::clone(change.entry()))
+    }
+
+    async fn update(&self, key: &str, value: Bytes, when: Precondition) -> Result<Arc<Entry>, Error> {
+        let change = self.write(key, Action::Update(exact(&value), when)).await?;
+        Ok(Arc::clone(change.entry()))
+    }
+
+    async fn delete(&self, key: &str, when: Precondition) -> Result<Revision, Error> {
+        Ok(self.write(key, Action::Delete(when)).await?.revision())
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, Error> {
+        self.hub.watch(prefix, after)
+    }
+
+    async fn progress(&self) -> Result<(), Error> {
+        self.hub.progress();
+        Ok(())
+    }
+
+    async fn revision(&self) -> Result<Revision, Error> {
+        Ok(self.hub.current().revision)
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), Error> {
+        self.ask(|reply| Request::Compact { revision, reply }).await
+    }
+}
