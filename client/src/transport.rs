@@ -1,0 +1,112 @@
+//! The ways to reach an API server: the router of this very process, or HTTPS by a kubeconfig.
+
+use std::path::{Path, PathBuf};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use kube::client::Body;
+use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use tower::{BoxError, Service};
+
+/// Why no client could be made from a kubeconfig.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file could not be read or understood, or what it names does not exist.
+    #[error("cannot use the kubeconfig {path}")]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<KubeconfigError>,
+    },
+    /// The settings in the file do not make a connection (certificates, keys, proxy).
+    #[error("cannot connect as the kubeconfig {path} says")]
+    Client {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with them.
+        source: Box<kube::Error>,
+    },
+}
+
+/// A client that calls `service`, the API server's own router, without socket and TLS.
+///
+/// `identity` is put into each request's extensions; the router's authentication accepts it in place of
+/// a certificate, and everything after that (authorization, admission, audit) is as for any client.
+/// Anyone who holds the service can claim any identity: it must not leave the process.
+pub fn in_process<S, B, I>(service: S, identity: I) -> kube::Client
+where
+    S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+    I: Clone + Send + Sync + 'static,
+{
+    kube::Client::new(Identified { service, identity }, "default")
+}
+
+/// A client for the current context of the kubeconfig at `path`.
+///
+/// # Errors
+/// When the file is unreadable or malformed, or its certificates cannot be used.
+pub async fn from_kubeconfig(path: &Path) -> Result<kube::Client, Error> {
+    let unusable = |source| Error::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(unusable)?;
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(unusable)?;
+    kube::Client::try_from(config)
+        .map_err(|source| Error::Client { path: path.to_owned(), source: Box::new(source) })
+}
+
+/// Marks every request with the identity of the component that sends it.
+struct Identified<S, I> {
+    service: S,
+    identity: I,
+}
+
+impl<S, I, B> Service<Request<Body>> for Identified<S, I>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    I: Clone + Send + Sync + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        request.extensions_mut().insert(self.identity.clone());
+        self.service.call(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Whoami(&'static str);
+
+    #[tokio::test]
+    async fn requests_carry_the_identity_of_the_component() {
+        let service = tower::service_fn(|request: Request<Body>| async move {
+            let identity = request.extensions().get::<Whoami>().cloned();
+            assert_eq!(identity, Some(Whoami("system:kube-scheduler")));
+            Ok::<_, BoxError>(Response::new(Body::from(b"answered".to_vec())))
+        });
+        let client = in_process(service, Whoami("system:kube-scheduler"));
+        let request = Request::get("/version").body(Vec::new()).unwrap();
+        assert_eq!(client.request_text(request).await.unwrap(), "answered");
+    }
+
+    #[tokio::test]
+    async fn a_missing_kubeconfig_is_named() {
+        let error = from_kubeconfig(Path::new("/nonexistent/kubeconfig")).await.err().unwrap();
+        assert_eq!(error.to_string(), "cannot use the kubeconfig /nonexistent/kubeconfig");
+    }
+}
