@@ -226,6 +226,20 @@ impl<K: Resource + Send + Sync + 'static> Informer<K> {
         self.handle.store.owned_by(uid)
     }
 
+    /// The objects of a namespace that name no controller among their owners.
+    pub fn unmanaged_in(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.handle.store.unmanaged_in(namespace)
+    }
+
+    /// Resolves once the mirror has applied everything up to `revision`, for instance the revision that
+    /// the answer to a write carried: whoever reads the mirror then reads his own writes. A `revision` that
+    /// is no number cannot be waited for and counts as reached.
+    pub async fn reached(&self, revision: &str) {
+        let Ok(wanted) = revision.parse::<u64>() else { return };
+        let mut reached = self.handle.store.revision();
+        reached.wait_for(|reached| *reached >= wanted).await.expect("the handle holds the store");
+    }
+
     /// How many objects the mirror holds.
     pub fn len(&self) -> usize {
         self.handle.store.len()

@@ -134,7 +134,9 @@ impl<K: Resource + Clone + DeserializeOwned + Send + Sync + 'static> Pump<K> {
                 Some(next) => token = Some(next),
                 None => {
                     self.store.replace(objects);
-                    return Ok(page.metadata.resource_version.unwrap_or_default());
+                    let revision = page.metadata.resource_version.unwrap_or_default();
+                    self.store.reached(&revision);
+                    return Ok(revision);
                 }
             }
         }
@@ -147,12 +149,17 @@ impl<K: Resource + Clone + DeserializeOwned + Send + Sync + 'static> Pump<K> {
                 Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                     note_revision(reached, &object);
                     self.put(object);
+                    self.store.reached(reached);
                 }
                 Ok(WatchEvent::Deleted(object)) => {
                     note_revision(reached, &object);
                     self.store.remove(&ObjectKey::of(&object));
+                    self.store.reached(reached);
                 }
-                Ok(WatchEvent::Bookmark(bookmark)) => *reached = bookmark.metadata.resource_version,
+                Ok(WatchEvent::Bookmark(bookmark)) => {
+                    *reached = bookmark.metadata.resource_version;
+                    self.store.reached(reached);
+                }
                 Ok(WatchEvent::Error(status)) if status.code == 410 => {
                     tracing::debug!(path = self.path, from = *reached, "the revision has expired");
                     return Ok(End::Relist);

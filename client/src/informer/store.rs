@@ -16,12 +16,15 @@ use crate::ObjectKey;
 pub(super) struct Store<K> {
     state: RwLock<State<K>>,
     synced: watch::Sender<bool>,
+    /// The newest revision whose events have all been applied.
+    revision: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
 struct State<K> {
     objects: BTreeMap<ObjectKey, Arc<K>>,
-    /// The keys of the objects that name an owner, by the owner's uid.
+    /// The keys of the objects that name an owner, by the owner's uid; those that no controller manages
+    /// also by [`unmanaged`] of their namespace.
     owned: HashMap<String, BTreeSet<ObjectKey>>,
     subscribers: Vec<Weak<Mailbox<K>>>,
     closed: bool,
@@ -31,7 +34,7 @@ impl<K: Resource> Store<K> {
     pub(super) fn new() -> Self {
         let state =
             State { objects: BTreeMap::new(), owned: HashMap::new(), subscribers: Vec::new(), closed: false };
-        Self { state: RwLock::new(state), synced: watch::Sender::new(false) }
+        Self { state: RwLock::new(state), synced: watch::Sender::new(false), revision: watch::Sender::new(0) }
     }
 
     pub(super) fn get(&self, key: &ObjectKey) -> Option<Arc<K>> {
@@ -52,6 +55,25 @@ impl<K: Resource> Store<K> {
         let state = self.read();
         let keys = state.owned.get(uid).into_iter().flatten();
         keys.filter_map(|key| state.objects.get(key).cloned()).collect()
+    }
+
+    pub(super) fn unmanaged_in(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.owned_by(&unmanaged(namespace))
+    }
+
+    /// All that happened up to `revision` has been applied. A revision that is no number is not noted.
+    pub(super) fn reached(&self, revision: &str) {
+        if let Ok(revision) = revision.parse::<u64>() {
+            self.revision.send_if_modified(|reached| {
+                let newer = revision > *reached;
+                *reached = revision.max(*reached);
+                newer
+            });
+        }
+    }
+
+    pub(super) fn revision(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -121,6 +143,20 @@ impl<K: Resource> Store<K> {
     }
 }
 
+/// Under what the owner index knows an object: its owners' uids, and whether it has no controller.
+fn index_keys<K: Resource>(object: &K) -> Vec<String> {
+    let meta = object.meta();
+    let owners = meta.owner_references.as_deref().unwrap_or_default();
+    let managed = owners.iter().any(|owner| owner.controller == Some(true));
+    let orphan = (!managed).then(|| unmanaged(meta.namespace.as_deref().unwrap_or_default()));
+    owners.iter().map(|owner| owner.uid.clone()).chain(orphan).collect()
+}
+
+/// The index of the objects without controller in a namespace: no uid contains a slash.
+fn unmanaged(namespace: &str) -> String {
+    format!("unmanaged/{namespace}")
+}
+
 /// The same revision of the same object.
 fn is_same<K: Resource>(one: &K, other: &K) -> bool {
     let (one, other) = (one.meta(), other.meta());
@@ -133,8 +169,8 @@ impl<K: Resource> State<K> {
         if let Some(old) = &old {
             self.disown(&key, old);
         }
-        for owner in object.meta().owner_references.iter().flatten() {
-            self.owned.entry(owner.uid.clone()).or_default().insert(key.clone());
+        for index in index_keys(&*object) {
+            self.owned.entry(index).or_default().insert(key.clone());
         }
         self.tell(&key, old.as_ref(), Some(&object));
     }
@@ -146,11 +182,11 @@ impl<K: Resource> State<K> {
     }
 
     fn disown(&mut self, key: &ObjectKey, object: &K) {
-        for owner in object.meta().owner_references.iter().flatten() {
-            if let Some(keys) = self.owned.get_mut(&owner.uid) {
+        for index in index_keys(object) {
+            if let Some(keys) = self.owned.get_mut(&index) {
                 keys.remove(key);
                 if keys.is_empty() {
-                    self.owned.remove(&owner.uid);
+                    self.owned.remove(&index);
                 }
             }
         }
@@ -239,6 +275,7 @@ mod tests {
         owned.metadata.owner_references = Some(vec![owner]);
         store.put(owned);
         assert_eq!(store.owned_by("u1").len(), 1);
+        assert_eq!(store.unmanaged_in("ns").len(), 1, "it has an owner, but no controller");
         store.put(map("a", 2));
         assert!(store.owned_by("u1").is_empty());
     }
