@@ -1,1 +1,17 @@
-//! placeholder
+//! The object model of the Kubernetes API, pure: no I/O, no clock, no randomness.
+//!
+//! [`resource::RESOURCES`] is the table of built-in kinds; [`kinds`] holds what one kind does differently
+//! from the others (defaulting, validation); [`facts`] what Kubernetes declares of each field.
+
+pub mod facts;
+pub mod field;
+pub mod fields;
+pub mod json;
+pub mod kinds;
+pub mod labels;
+pub mod meta;
+pub mod names;
+pub mod patch;
+pub mod quantity;
+pub mod resource;
+pub mod status;

@@ -1,0 +1,126 @@
+//! What each kind does differently from the others: defaulting and validation over its Rust type.
+//!
+//! The generic path of the API server sees only [`Ops`], a row's set of functions on JSON trees.
+
+mod autoscaling;
+mod batch;
+mod config;
+mod decode;
+mod others;
+mod pod;
+mod pod_validation;
+mod service;
+mod workload;
+
+pub use decode::DecodeError;
+pub use pod::{QosClass, effective_requests, qos_class};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::field;
+
+/// A decoded, defaulted object and what was wrong with its form.
+#[derive(Debug)]
+pub struct Normalized {
+    /// The object: quantities canonical, absent fields defaulted, nothing unknown.
+    pub object: Value,
+    /// The paths of fields that its kind does not have.
+    pub unknown: Vec<String>,
+}
+
+/// What can be done with objects of one kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Ops {
+    /// Decodes an object by its kind's Rust type, defaults it and encodes it again.
+    pub normalize: fn(Value) -> Result<Normalized, DecodeError>,
+    /// All that is wrong with a normalized object (its metadata apart), given the one that it replaces.
+    pub validate: fn(&Value, Option<&Value>) -> Vec<field::Error>,
+}
+
+impl Ops {
+    pub(crate) const fn of<T: Kind>() -> Self {
+        Self { normalize: normalize::<T>, validate: validate::<T> }
+    }
+}
+
+/// A kind's Rust type with its own behaviour.
+pub(crate) trait Kind: k8s_openapi::Resource + Serialize + DeserializeOwned + 'static {
+    /// Fills in what the client left out and is no constant.
+    fn default_fields(&mut self) {}
+
+    /// Collects what is wrong.
+    fn validate(&self, _old: Option<&Self>, _errors: &mut Vec<field::Error>) {}
+}
+
+fn normalize<T: Kind>(mut object: Value) -> Result<Normalized, DecodeError> {
+    let ty = crate::resource::by_kind(T::GROUP, T::VERSION, T::KIND)
+        .and_then(|r| crate::facts::lookup(r.type_name))
+        .expect("every kind has a row, and every row's type has facts");
+    let unknown = decode::check(&mut object, ty)?;
+    let mut typed: T = serde_json::from_value(object).map_err(|e| DecodeError::from_serde(ty, &e))?;
+    typed.default_fields();
+    let object = serde_json::to_value(&typed).map_err(|e| DecodeError::from_serde(ty, &e))?;
+    Ok(Normalized { object, unknown })
+}
+
+fn validate<T: Kind>(object: &Value, old: Option<&Value>) -> Vec<field::Error> {
+    let mut errors = Vec::new();
+    match (T::deserialize(object), old.map(T::deserialize).transpose()) {
+        (Ok(new), Ok(old)) => new.validate(old.as_ref(), &mut errors),
+        (Err(e), _) | (_, Err(e)) => errors.push(field::Error {
+            path: field::Path::root(),
+            kind: field::ErrorKind::Internal,
+            value: None,
+            detail: format!("the object cannot be read back: {e}"),
+        }),
+    }
+    errors
+}
+
+/// Sets an absent value.
+fn or<T>(slot: &mut Option<T>, value: T) {
+    slot.get_or_insert(value);
+}
+
+/// Sets an absent or empty text.
+fn or_text(slot: &mut Option<String>, value: &str) {
+    if slot.as_deref().unwrap_or_default().is_empty() {
+        *slot = Some(value.to_owned());
+    }
+}
+
+/// Kinds without behaviour of their own.
+macro_rules! plain {
+    ($($ty:ty),* $(,)?) => { $(impl crate::kinds::Kind for $ty {})* };
+}
+pub(crate) use plain;
+
+#[cfg(test)]
+mod tests {
+    use crate::resource::{RESOURCES, find};
+    use serde_json::{Value, json};
+
+    pub(super) fn normalized(group: &str, version: &str, plural: &str, object: Value) -> Value {
+        (find(group, version, plural).unwrap().ops.normalize)(object).unwrap().object
+    }
+
+    pub(super) fn errors(group: &str, version: &str, plural: &str, object: Value) -> Vec<String> {
+        let row = find(group, version, plural).unwrap();
+        let object = (row.ops.normalize)(object).unwrap().object;
+        (row.ops.validate)(&object, None).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_kind_normalizes_the_empty_object_and_again_to_the_same() {
+        for r in RESOURCES {
+            let empty = json!({"apiVersion": r.api_version(), "kind": r.kind, "metadata": {"name": "a"}});
+            let once = (r.ops.normalize)(empty).unwrap_or_else(|e| panic!("{}: {e}", r.qualified())).object;
+            let again = (r.ops.normalize)(once.clone()).unwrap();
+            assert_eq!(again.unknown, Vec::<String>::new(), "{}", r.qualified());
+            assert_eq!(again.object, once, "{}", r.qualified());
+            (r.ops.validate)(&once, Some(&once));
+        }
+    }
+}

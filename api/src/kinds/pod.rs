@@ -1,0 +1,377 @@
+//! Pods and what contains their templates: defaulting, quality of service, effective requests.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Container, ContainerResizePolicy, EphemeralContainer, Pod, PodSecurityContext, PodSpec, PodTemplate,
+    PodTemplateSpec, Probe, ResourceRequirements, Volume,
+};
+
+use super::{Kind, or, or_text, pod_validation};
+use crate::field;
+use crate::quantity::Quantity;
+
+impl Kind for Pod {
+    fn default_fields(&mut self) {
+        if let Some(spec) = &mut self.spec {
+            default_spec(spec);
+            or(&mut spec.enable_service_links, true);
+            for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+                default_requests(&mut container.resources);
+                let resources = container.resources.as_ref();
+                if resources.is_some_and(|r| r.requests.is_some() || r.limits.is_some()) {
+                    default_resize_policy(container);
+                }
+            }
+        }
+    }
+
+    fn validate(&self, old: Option<&Self>, errors: &mut Vec<field::Error>) {
+        pod_validation::pod(self, old, errors);
+    }
+}
+
+impl Kind for PodTemplate {
+    fn default_fields(&mut self) {
+        if let Some(template) = &mut self.template {
+            default_template(template);
+        }
+    }
+}
+
+/// Defaults the pod template of a workload.
+pub(super) fn default_template(template: &mut PodTemplateSpec) {
+    if let Some(spec) = &mut template.spec {
+        default_spec(spec);
+    }
+}
+
+fn default_spec(spec: &mut PodSpec) {
+    or_text(&mut spec.dns_policy, "ClusterFirst");
+    or_text(&mut spec.restart_policy, "Always");
+    or_text(&mut spec.scheduler_name, "default-scheduler");
+    or(&mut spec.termination_grace_period_seconds, 30);
+    or(&mut spec.security_context, PodSecurityContext::default());
+    // The deprecated alias and the name are kept equal.
+    let account = spec.service_account_name.clone().or_else(|| spec.service_account.clone());
+    spec.service_account_name.clone_from(&account);
+    spec.service_account = account;
+    let host_network = spec.host_network == Some(true);
+    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        default_container(container);
+        for port in container.ports.iter_mut().flatten().filter(|_| host_network) {
+            or(&mut port.host_port, port.container_port);
+        }
+    }
+    for container in spec.ephemeral_containers.iter_mut().flatten() {
+        default_ephemeral(container);
+    }
+    for volume in spec.volumes.iter_mut().flatten() {
+        default_volume(volume);
+    }
+    for constraint in spec.topology_spread_constraints.iter_mut().flatten() {
+        or_text(&mut constraint.node_affinity_policy, "Honor");
+        or_text(&mut constraint.node_taints_policy, "Ignore");
+    }
+}
+
+/// `Always` for `latest` or no tag, `IfNotPresent` otherwise.
+fn pull_policy(image: Option<&str>) -> &'static str {
+    let image = image.unwrap_or_default();
+    let name = image.rsplit('/').next().unwrap_or(image);
+    let tag = name.split_once('@').map_or_else(|| name.split_once(':').map(|(_, tag)| tag), |_| Some("@"));
+    if matches!(tag, None | Some("latest")) { "Always" } else { "IfNotPresent" }
+}
+
+fn default_container(container: &mut Container) {
+    let policy = pull_policy(container.image.as_deref());
+    or_text(&mut container.image_pull_policy, policy);
+    or_text(&mut container.termination_message_path, "/dev/termination-log");
+    or_text(&mut container.termination_message_policy, "File");
+    or(&mut container.resources, ResourceRequirements::default());
+    let probes =
+        [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe];
+    probes.into_iter().flatten().for_each(default_probe);
+    if let Some(lifecycle) = &mut container.lifecycle {
+        let handlers = [&mut lifecycle.post_start, &mut lifecycle.pre_stop];
+        for http in handlers.into_iter().flatten().filter_map(|h| h.http_get.as_mut()) {
+            or_text(&mut http.path, "/");
+            or_text(&mut http.scheme, "HTTP");
+        }
+    }
+    default_env(container.env.as_mut());
+}
+
+fn default_ephemeral(container: &mut EphemeralContainer) {
+    let policy = pull_policy(container.image.as_deref());
+    or_text(&mut container.image_pull_policy, policy);
+    or_text(&mut container.termination_message_path, "/dev/termination-log");
+    or_text(&mut container.termination_message_policy, "File");
+    or(&mut container.resources, ResourceRequirements::default());
+    default_env(container.env.as_mut());
+}
+
+fn default_env(env: Option<&mut Vec<k8s_openapi::api::core::v1::EnvVar>>) {
+    for var in env.into_iter().flatten() {
+        if let Some(field) = var.value_from.as_mut().and_then(|v| v.field_ref.as_mut()) {
+            or_text(&mut field.api_version, "v1");
+        }
+        if let Some(field) = var.value_from.as_mut().and_then(|v| v.resource_field_ref.as_mut()) {
+            or(&mut field.divisor, Quantity::ZERO.into());
+        }
+    }
+}
+
+fn default_probe(probe: &mut Probe) {
+    or(&mut probe.timeout_seconds, 1);
+    or(&mut probe.period_seconds, 10);
+    or(&mut probe.success_threshold, 1);
+    or(&mut probe.failure_threshold, 3);
+    if let Some(http) = &mut probe.http_get {
+        or_text(&mut http.path, "/");
+        or_text(&mut http.scheme, "HTTP");
+    }
+    if let Some(grpc) = &mut probe.grpc {
+        or(&mut grpc.service, String::new());
+    }
+}
+
+/// What has a limit and no request requests its limit.
+fn default_requests(resources: &mut Option<ResourceRequirements>) {
+    let Some(resources) = resources else { return };
+    let Some(limits) = &resources.limits else { return };
+    let requests = resources.requests.get_or_insert_default();
+    for (name, limit) in limits {
+        requests.entry(name.clone()).or_insert_with(|| limit.clone());
+    }
+}
+
+fn default_resize_policy(container: &mut Container) {
+    let resources = container.resources.clone().unwrap_or_default();
+    let named = |name: &str| {
+        let has = |map: &Option<BTreeMap<_, _>>| map.as_ref().is_some_and(|m| m.contains_key(name));
+        has(&resources.requests) || has(&resources.limits)
+    };
+    let policies = container.resize_policy.get_or_insert_default();
+    for name in ["cpu", "memory"] {
+        if named(name) && !policies.iter().any(|p| p.resource_name == name) {
+            policies.push(ContainerResizePolicy {
+                resource_name: name.to_owned(),
+                restart_policy: "NotRequired".to_owned(),
+            });
+        }
+    }
+}
+
+fn default_volume(volume: &mut Volume) {
+    const FILE_MODE: i32 = 0o644;
+    if let Some(source) = &mut volume.secret {
+        or(&mut source.default_mode, FILE_MODE);
+    }
+    if let Some(source) = &mut volume.config_map {
+        or(&mut source.default_mode, FILE_MODE);
+    }
+    if let Some(source) = &mut volume.downward_api {
+        or(&mut source.default_mode, FILE_MODE);
+        source
+            .items
+            .iter_mut()
+            .flatten()
+            .filter_map(|i| i.field_ref.as_mut())
+            .for_each(|f| or_text(&mut f.api_version, "v1"));
+    }
+    if let Some(source) = &mut volume.host_path {
+        or(&mut source.type_, String::new());
+    }
+    if let Some(source) = &mut volume.projected {
+        or(&mut source.default_mode, FILE_MODE);
+        for source in source.sources.iter_mut().flatten() {
+            if let Some(token) = &mut source.service_account_token {
+                or(&mut token.expiration_seconds, 3600);
+            }
+            let items = source.downward_api.as_mut().and_then(|d| d.items.as_mut()).into_iter().flatten();
+            items.filter_map(|i| i.field_ref.as_mut()).for_each(|f| or_text(&mut f.api_version, "v1"));
+        }
+    }
+    if let Some(template) = volume.ephemeral.as_mut().and_then(|e| e.volume_claim_template.as_mut()) {
+        or_text(&mut template.spec.volume_mode, "Filesystem");
+    }
+    if let Some(image) = &mut volume.image {
+        let policy = pull_policy(image.reference.as_deref());
+        or_text(&mut image.pull_policy, policy);
+    }
+    let has_source = serde_json::to_value(&*volume).is_ok_and(|v| v.as_object().is_some_and(|m| m.len() > 1));
+    if !has_source {
+        volume.empty_dir = Some(Default::default());
+    }
+}
+
+/// The quality-of-service class of a pod (concept: *Pod Quality of Service Classes*).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QosClass {
+    /// Every container has CPU and memory limits equal to its requests.
+    Guaranteed,
+    /// Some container has a request or a limit.
+    Burstable,
+    /// No container has any.
+    BestEffort,
+}
+
+impl QosClass {
+    /// As in `status.qosClass`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "Guaranteed",
+            Self::Burstable => "Burstable",
+            Self::BestEffort => "BestEffort",
+        }
+    }
+}
+
+/// The class of a pod by the resources of all its containers.
+pub fn qos_class(spec: &PodSpec) -> QosClass {
+    let amount = |map: Option<&BTreeMap<String, _>>, name: &str| -> Option<Quantity> {
+        Quantity::try_from(map?.get(name)?).ok().filter(|q| !q.is_zero())
+    };
+    let (mut any, mut guaranteed) = (false, true);
+    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+        let resources = container.resources.as_ref();
+        let requests = resources.and_then(|r| r.requests.as_ref());
+        let limits = resources.and_then(|r| r.limits.as_ref());
+        for name in ["cpu", "memory"] {
+            let (request, limit) = (amount(requests, name), amount(limits, name));
+            any |= request.is_some() || limit.is_some();
+            guaranteed &= limit.is_some() && (request.is_none() || request == limit);
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => QosClass::BestEffort,
+        (true, true) => QosClass::Guaranteed,
+        (true, false) => QosClass::Burstable,
+    }
+}
+
+/// What a pod requests of a node, by resource: the larger of what its containers (with restartable init
+/// containers) need together and what each init container needs at its turn, plus the overhead (KEP-753).
+pub fn effective_requests(spec: &PodSpec) -> BTreeMap<String, Quantity> {
+    let of = |container: &Container| -> Vec<(String, Quantity)> {
+        let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
+        requests
+            .into_iter()
+            .flatten()
+            .filter_map(|(n, q)| Some((n.clone(), Quantity::try_from(q).ok()?)))
+            .collect()
+    };
+    let mut total: BTreeMap<String, Quantity> = BTreeMap::new();
+    for (name, amount) in spec.containers.iter().flat_map(of) {
+        *total.entry(name).or_default() += amount;
+    }
+    let mut sidecars: BTreeMap<String, Quantity> = BTreeMap::new();
+    let mut peak: BTreeMap<String, Quantity> = BTreeMap::new();
+    for container in spec.init_containers.iter().flatten() {
+        let sidecar = container.restart_policy.as_deref() == Some("Always");
+        for (name, amount) in of(container) {
+            if sidecar {
+                *total.entry(name.clone()).or_default() += amount;
+                *sidecars.entry(name).or_default() += amount;
+            } else {
+                let at_its_turn = amount + sidecars.get(&name).copied().unwrap_or_default();
+                let slot = peak.entry(name).or_default();
+                *slot = (*slot).max(at_its_turn);
+            }
+        }
+    }
+    for (name, amount) in peak.into_iter().chain(sidecars) {
+        let slot = total.entry(name).or_default();
+        *slot = (*slot).max(amount);
+    }
+    for (name, amount) in spec.overhead.iter().flatten() {
+        if let Ok(amount) = Quantity::try_from(amount) {
+            *total.entry(name.clone()).or_default() += amount;
+        }
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::normalized;
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(spec: Value) -> Value {
+        normalized(
+            "",
+            "v1",
+            "pods",
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": spec}),
+        )
+    }
+
+    fn spec(containers: Value) -> PodSpec {
+        serde_json::from_value(json!({ "containers": containers })).unwrap()
+    }
+
+    #[test]
+    fn defaults() {
+        let got = pod(
+            json!({"containers": [{"name": "c", "image": "nginx", "livenessProbe": {"httpGet": {"port": 80}},
+            "resources": {"limits": {"cpu": "1"}}}], "volumes": [{"name": "v"}, {"name": "s", "secret": {"secretName": "x"}}]}),
+        );
+        let c = &got["spec"]["containers"][0];
+        assert_eq!(c["imagePullPolicy"], "Always");
+        assert_eq!(c["resources"]["requests"]["cpu"], "1");
+        assert_eq!(c["livenessProbe"]["httpGet"], json!({"path": "/", "port": 80, "scheme": "HTTP"}));
+        assert_eq!(c["livenessProbe"]["failureThreshold"], 3);
+        assert_eq!(got["spec"]["volumes"][0]["emptyDir"], json!({}));
+        assert_eq!(got["spec"]["volumes"][1]["secret"]["defaultMode"], 420);
+        assert_eq!(got["spec"]["restartPolicy"], "Always");
+        assert_eq!(got["spec"]["enableServiceLinks"], true);
+    }
+
+    #[test]
+    fn pull_policies() {
+        for (image, want) in [
+            ("a", "Always"),
+            ("a:latest", "Always"),
+            ("a:1", "IfNotPresent"),
+            ("h:5000/a", "Always"),
+            ("h:5000/a:1", "IfNotPresent"),
+            ("a@sha256:00", "IfNotPresent"),
+        ] {
+            assert_eq!(pull_policy(Some(image)), want, "{image}");
+        }
+    }
+
+    #[test]
+    fn classes() {
+        let class = |c: Value| qos_class(&spec(json!([c])));
+        assert_eq!(class(json!({"name": "a"})), QosClass::BestEffort);
+        assert_eq!(class(json!({"name": "a", "resources": {"requests": {"cpu": "1"}}})), QosClass::Burstable);
+        assert_eq!(
+            class(json!({"name": "a", "resources": {"limits": {"cpu": "1", "memory": "1Gi"}}})),
+            QosClass::Guaranteed
+        );
+        assert_eq!(
+            class(
+                json!({"name": "a", "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}})
+            ),
+            QosClass::Burstable
+        );
+    }
+
+    #[test]
+    fn requests_count_init_containers_at_their_turn() {
+        let spec: PodSpec = serde_json::from_value(json!({
+            "containers": [{"name": "a", "resources": {"requests": {"cpu": "1"}}}],
+            "initContainers": [
+                {"name": "i", "resources": {"requests": {"cpu": "2", "memory": "1Gi"}}},
+                {"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "500m"}}},
+                {"name": "j", "resources": {"requests": {"cpu": "1800m"}}}],
+            "overhead": {"cpu": "100m"}}))
+        .unwrap();
+        let got = effective_requests(&spec);
+        assert_eq!(got["cpu"], Quantity::from_millis(2400));
+        assert_eq!(got["memory"].to_string(), "1Gi");
+    }
+}

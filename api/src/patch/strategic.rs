@@ -1,0 +1,283 @@
+//! Kubernetes' strategic merge patch: a merge patch that knows the types.
+//!
+//! Lists that are declared mergeable merge by their key; directives (`$patch`, `$retainKeys`,
+//! `$setElementOrder/…`, `$deleteFromPrimitiveList/…`) say what plain values cannot.
+//! See the Kubernetes concept *strategic merge patch*.
+
+use serde_json::{Map, Value};
+
+use super::Error;
+use crate::facts::{Field, Shape, Type};
+
+const PATCH: &str = "$patch";
+const RETAIN_KEYS: &str = "$retainKeys";
+const ELEMENT_ORDER: &str = "$setElementOrder/";
+const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
+
+/// Applies a strategic merge patch to an object of this type.
+///
+/// # Errors
+/// [`Error::Malformed`] for a directive that is none, or an item without its merge key. The target is then
+/// in no defined state and must be dropped.
+pub fn apply_strategic(target: &mut Value, patch: &Value, ty: &Type) -> Result<(), Error> {
+    let Value::Object(patch) = patch else {
+        return Err(Error::Malformed("a strategic merge patch must be an object".to_owned()));
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let map = target.as_object_mut().expect("made an object above");
+    merge_map(map, patch, Some(ty))
+}
+
+fn merge_map(
+    target: &mut Map<String, Value>,
+    patch: &Map<String, Value>,
+    ty: Option<&Type>,
+) -> Result<(), Error> {
+    match patch.get(PATCH).map(|d| d.as_str().unwrap_or_default()) {
+        Some("replace") => {
+            target.clear();
+            let plain = patch.iter().filter(|(key, _)| key.as_str() != PATCH);
+            target.extend(plain.map(|(key, value)| (key.clone(), value.clone())));
+            return Ok(());
+        }
+        Some("delete") => {
+            target.clear();
+            return Ok(());
+        }
+        None | Some("merge") => {}
+        Some(other) => return Err(Error::Malformed(format!("unknown patch type: {other}"))),
+    }
+    if let Some(keys) = patch.get(RETAIN_KEYS) {
+        let keys =
+            keys.as_array().ok_or_else(|| Error::Malformed(format!("{RETAIN_KEYS} must be a list")))?;
+        target.retain(|key, _| keys.iter().any(|k| k == key));
+    }
+    for (key, value) in patch {
+        if let Some(field) = key.strip_prefix(DELETE_FROM) {
+            delete_from(target, field, value)?;
+        } else if !key.starts_with('$') {
+            merge_field(target, key, value, ty)?;
+        }
+    }
+    for (key, order) in patch {
+        if let Some(field) = key.strip_prefix(ELEMENT_ORDER) {
+            let merge_key = ty.and_then(|t| t.fields.get(field)).and_then(|f| f.merge_key);
+            let order = order.as_array().ok_or_else(|| Error::Malformed(format!("{key} must be a list")))?;
+            if let Some(Value::Array(items)) = target.get_mut(field) {
+                reorder(items, order, merge_key);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn delete_from(target: &mut Map<String, Value>, field: &str, values: &Value) -> Result<(), Error> {
+    let values =
+        values.as_array().ok_or_else(|| Error::Malformed(format!("{DELETE_FROM}{field} must be a list")))?;
+    if let Some(Value::Array(items)) = target.get_mut(field) {
+        items.retain(|item| !values.contains(item));
+    }
+    Ok(())
+}
+
+fn merge_field(
+    target: &mut Map<String, Value>,
+    key: &str,
+    value: &Value,
+    ty: Option<&Type>,
+) -> Result<(), Error> {
+    let field = ty.and_then(|t| t.fields.get(key));
+    match value {
+        Value::Null => drop(target.remove(key)),
+        Value::Object(patch) => {
+            let replaced = field.is_some_and(|f| matches!(f.shape.wire(), Shape::Any));
+            if replaced && patch.get(PATCH).is_none() {
+                target.insert(key.to_owned(), value.clone());
+                return Ok(());
+            }
+            let slot = target.entry(key).or_insert(Value::Null);
+            if !slot.is_object() {
+                *slot = Value::Object(Map::new());
+            }
+            let map = slot.as_object_mut().expect("made an object above");
+            merge_map(map, patch, field.and_then(|f| f.shape.resolve()))?;
+            if patch.get(PATCH).is_some_and(|d| d == "delete") {
+                target.remove(key);
+            }
+        }
+        Value::Array(patch) => {
+            let merged = field.filter(|f| f.patch_merge);
+            let slot = target.entry(key).or_insert_with(|| Value::Array(Vec::new()));
+            match (merged, slot.as_array_mut()) {
+                (Some(field), Some(items)) => merge_list(items, patch, field)?,
+                _ => *slot = value.clone(),
+            }
+        }
+        _ => drop(target.insert(key.to_owned(), value.clone())),
+    }
+    Ok(())
+}
+
+fn merge_list(items: &mut Vec<Value>, patch: &[Value], field: &Field) -> Result<(), Error> {
+    let Some(merge_key) = field.merge_key else {
+        for value in patch {
+            if !items.contains(value) {
+                items.push(value.clone());
+            }
+        }
+        return Ok(());
+    };
+    let item_type = match &field.shape {
+        Shape::List(item) => item.resolve(),
+        _ => None,
+    };
+    let replace = patch.iter().any(|p| p.get(PATCH).is_some_and(|d| d == "replace"));
+    if replace {
+        items.clear();
+    }
+    for value in patch {
+        let map = value
+            .as_object()
+            .ok_or_else(|| Error::Malformed(format!("expected an object with the key {merge_key}")))?;
+        if replace && map.len() == 1 && map.contains_key(PATCH) {
+            continue;
+        }
+        let key = map.get(merge_key).ok_or_else(|| {
+            Error::Malformed(format!("map: {value} does not contain declared merge key: {merge_key}"))
+        })?;
+        let at = items.iter().position(|item| item.get(merge_key) == Some(key));
+        if map.get(PATCH).is_some_and(|d| d == "delete") {
+            items.retain(|item| item.get(merge_key) != Some(key));
+            continue;
+        }
+        let slot = match at {
+            Some(at) => &mut items[at],
+            None => {
+                items.push(Value::Object(Map::new()));
+                items.last_mut().expect("pushed above")
+            }
+        };
+        if let Some(target) = slot.as_object_mut() {
+            merge_map(target, map, item_type)?;
+            target.remove(PATCH);
+        }
+    }
+    Ok(())
+}
+
+/// Puts the items into the order that the client gave; items that it does not know stay where they were
+/// relative to their neighbours.
+fn reorder(items: &mut Vec<Value>, order: &[Value], merge_key: Option<&str>) {
+    let same = |item: &Value, wanted: &Value| match merge_key {
+        Some(key) => item.get(key).is_some() && item.get(key) == wanted.get(key),
+        None => item == wanted,
+    };
+    let mut rest: Vec<(usize, Value)> = std::mem::take(items).into_iter().enumerate().collect();
+    let mut known = Vec::new();
+    for wanted in order {
+        if let Some(at) = rest.iter().position(|(_, item)| same(item, wanted)) {
+            known.push(rest.remove(at));
+        }
+    }
+    let mut rest = rest.into_iter().peekable();
+    for (position, item) in known {
+        while rest.peek().is_some_and(|(other, _)| *other < position) {
+            items.extend(rest.next().map(|(_, item)| item));
+        }
+        items.push(item);
+    }
+    items.extend(rest.map(|(_, item)| item));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts;
+    use serde_json::json;
+
+    fn deployment() -> Value {
+        json!({"spec": {"replicas": 1, "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}},
+            "template": {"spec": {"containers": [
+                {"name": "a", "image": "a:1", "env": [{"name": "X", "value": "1"}], "args": ["x"]},
+                {"name": "b", "image": "b:1"}],
+              "volumes": [{"name": "v", "emptyDir": {}}]}}},
+            "metadata": {"labels": {"k": "v"}, "finalizers": ["f1"]}})
+    }
+
+    fn patched(patch: Value) -> Value {
+        let mut target = deployment();
+        apply_strategic(&mut target, &patch, facts::lookup("io.k8s.api.apps.v1.Deployment").unwrap())
+            .unwrap();
+        target
+    }
+
+    #[test]
+    fn containers_merge_by_name() {
+        let got = patched(json!({"spec": {"template": {"spec": {"containers": [
+            {"name": "a", "image": "a:2", "env": [{"name": "Y", "value": "2"}], "args": ["y"]}]}}}}));
+        let containers = &got["spec"]["template"]["spec"]["containers"];
+        assert_eq!(containers[0]["image"], "a:2");
+        assert_eq!(containers[0]["env"].as_array().unwrap().len(), 2);
+        assert_eq!(containers[0]["args"], json!(["y"]));
+        assert_eq!(containers[1]["image"], "b:1");
+    }
+
+    #[test]
+    fn directives() {
+        let got = patched(
+            json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "$patch": "delete"}]}}}}),
+        );
+        assert_eq!(got["spec"]["template"]["spec"]["containers"], json!([{"name": "b", "image": "b:1"}]));
+
+        let got = patched(json!({"spec": {"template": {"spec": {
+            "containers": [{"name": "c"}, {"$patch": "replace"}]}}}}));
+        assert_eq!(got["spec"]["template"]["spec"]["containers"], json!([{"name": "c"}]));
+
+        let got = patched(json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}}));
+        assert_eq!(got["spec"]["strategy"], json!({"type": "Recreate"}));
+
+        let got = patched(json!({"spec": {"template": {"spec": {
+            "volumes": [{"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/"}}]}}}}));
+        assert_eq!(
+            got["spec"]["template"]["spec"]["volumes"],
+            json!([{"name": "v", "hostPath": {"path": "/"}}])
+        );
+
+        let got = patched(json!({"metadata": {"finalizers": ["f2"], "labels": {"k": null, "n": "1"}}}));
+        assert_eq!(got["metadata"], json!({"labels": {"n": "1"}, "finalizers": ["f1", "f2"]}));
+
+        let got = patched(json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["f1"]}}));
+        assert_eq!(got["metadata"]["finalizers"], json!([]));
+
+        let got = patched(json!({"spec": {"template": {"$patch": "replace", "x": 1}}}));
+        assert_eq!(got["spec"]["template"], json!({"x": 1}));
+    }
+
+    #[test]
+    fn order_is_the_clients() {
+        let got = patched(json!({"spec": {"template": {"spec": {
+            "$setElementOrder/containers": [{"name": "c"}, {"name": "a"}],
+            "containers": [{"name": "c", "image": "c:1"}]}}}}));
+        let names: Vec<_> = got["spec"]["template"]["spec"]["containers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| c["name"].clone())
+            .collect();
+        assert_eq!(names, ["b", "c", "a"]);
+    }
+
+    #[test]
+    fn malformed() {
+        let ty = facts::lookup("io.k8s.api.apps.v1.Deployment").unwrap();
+        for patch in [
+            json!([]),
+            json!({"spec": {"$patch": "what"}}),
+            json!({"spec": {"template": {"spec": {"containers": [{"image": "x"}]}}}}),
+        ] {
+            assert!(apply_strategic(&mut deployment(), &patch, ty).is_err(), "{patch}");
+        }
+    }
+}
