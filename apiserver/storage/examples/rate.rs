@@ -28,11 +28,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     result
 }
 
-async fn measure(
-    file: &Path,
-    writers: usize,
-    length: Duration,
-) -> Result<(), Box<dyn std::error::Error>> {
+async fn measure(file: &Path, writers: usize, length: Duration) -> Result<(), Box<dyn std::error::Error>> {
     let store = Arc::new(Embedded::open(file, Options::default())?);
     let start = Instant::now();
     let tasks: Vec<_> = (0..writers)

@@ -5,8 +5,7 @@
 //! compare-and-swap: a blind put does not exist. A watch delivers every revision after the one
 //! it was asked for, in order and once, or it ends with an error that says why.
 //!
-//! What every store upholds is written down as code in [`contract`] (feature `contract`), and each
-//! store runs all of it.
+//! What every store upholds is written down as code in `tests/suite`, and each store runs all of it.
 
 use std::sync::Arc;
 
@@ -14,8 +13,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-#[cfg(feature = "contract")]
-pub mod contract;
 pub mod embedded;
 
 pub use embedded::Embedded;

@@ -7,6 +7,8 @@
 
 mod disk;
 mod hub;
+#[cfg(test)]
+mod power;
 mod snapshot;
 mod writer;
 
