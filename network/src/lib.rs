@@ -1,1 +1,18 @@
-//! placeholder
+//! The network of a node: addresses and links of pods, the service proxy, cluster DNS.
+//!
+//! Each part stands alone and sees the cluster only through the API: [`pod`] makes the data path of one
+//! node, [`proxy`] turns Services and EndpointSlices into nf_tables maps.
+
+mod key;
+mod netlink;
+mod netns;
+pub mod pod;
+mod protocol;
+pub mod proxy;
+mod sysctl;
+mod world;
+
+pub use netlink::Error as NetlinkError;
+pub use netns::{Error as NetnsError, Netns};
+pub use protocol::Protocol;
+pub use sysctl::Error as SysctlError;

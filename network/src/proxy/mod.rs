@@ -1,0 +1,235 @@
+//! The service proxy: Services and EndpointSlices as nf_tables maps.
+//!
+//! [`plan`] is pure and decides; [`ruleset`] knows what differs; [`render`] writes messages; this module
+//! applies them, as one transaction per change.
+//!
+//! What always holds: packets see the rules of before or of after a change. The rules stay when the
+//! process ends, so that traffic goes on without it; the next process replaces them as a whole.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use decapod_client::ObjectKey;
+use decapod_client::clock::Clock;
+use decapod_client::informer::Informers;
+use decapod_client::task::Supervisor;
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use self::ruleset::{Delta, Frontend, Ruleset};
+use crate::netlink::nft::{self, Transaction};
+use crate::netlink::{self, conntrack};
+use crate::netns::{self, Netns};
+use crate::world::{Feed, World};
+
+mod endpoint;
+mod flow;
+mod plan;
+mod render;
+mod ruleset;
+
+#[cfg(test)]
+mod tests;
+
+/// The wait after a failed transaction: the kernel refuses for reasons that do not pass in microseconds.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How the service proxy of a node works.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node's network namespace.
+    pub netns: Netns,
+    /// The name of the nf_tables table.
+    pub table: String,
+    /// The node's name, by which endpoints are local.
+    pub node: String,
+    /// The addresses of all pods: other sources are masqueraded on their way to a Service.
+    pub cluster_cidr: Ipv4Net,
+    /// The addresses of Services: what no Service has there is refused at once.
+    pub service_cidrs: Vec<Ipv4Net>,
+}
+
+impl Options {
+    /// The defaults of a cluster, for the node of that name.
+    pub fn new(node: impl Into<String>) -> Self {
+        Self {
+            netns: Netns::Own,
+            table: "decapod".into(),
+            node: node.into(),
+            cluster_cidr: Ipv4Net::new_assert([10, 244, 0, 0].into(), 16),
+            service_cidrs: vec![Ipv4Net::new_assert([10, 96, 0, 0].into(), 16)],
+        }
+    }
+}
+
+/// Why the rules could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused.
+    #[error("cannot change the service rules")]
+    Kernel(#[from] netlink::Error),
+    /// The node's namespace could not be entered.
+    #[error(transparent)]
+    Netns(#[from] netns::Error),
+}
+
+/// The rules of a node and what they were made from.
+///
+/// [`ServiceProxy::run`] keeps one in step with the cluster; it can be driven by hand as well, by
+/// [`ServiceProxy::service_set`], [`ServiceProxy::slice_set`] and [`ServiceProxy::apply`].
+#[derive(Debug)]
+pub struct ServiceProxy {
+    options: Options,
+    node: plan::Node,
+    world: World,
+    ruleset: Ruleset,
+    dirty: BTreeSet<ObjectKey>,
+    /// The frontends of which flows may be stale.
+    flows: BTreeSet<Frontend>,
+    /// Whether the kernel has what `ruleset` says. If not, the next change replaces everything.
+    installed: bool,
+}
+
+impl ServiceProxy {
+    /// A proxy that knows no Services and has installed nothing yet.
+    pub fn new(options: Options) -> Self {
+        let node = plan::Node { name: options.node.clone(), cluster_cidr: options.cluster_cidr };
+        Self {
+            options,
+            node,
+            world: World::default(),
+            ruleset: Ruleset::default(),
+            dirty: BTreeSet::new(),
+            flows: BTreeSet::new(),
+            installed: false,
+        }
+    }
+
+    /// Follows the cluster until the supervisor shuts down; the rules stay.
+    pub async fn run(options: Options, informers: Informers, supervisor: Supervisor, clock: Arc<dyn Clock>) {
+        let follow = async {
+            let mut proxy = Self::new(options);
+            let mut feed = Feed::synced(&informers).await;
+            feed.pending(&mut proxy.world, &mut proxy.dirty);
+            loop {
+                let (returned, applied) = proxy.apply_elsewhere().await;
+                proxy = returned;
+                if let Err(error) = applied {
+                    tracing::error!(
+                        error = decapod_client::error::chain(&error),
+                        "service rules not applied"
+                    );
+                    clock.sleep(RETRY).await;
+                    continue;
+                }
+                match feed.changed(&mut proxy.world).await {
+                    Some(dirty) => proxy.dirty.extend(dirty),
+                    None => return,
+                }
+            }
+        };
+        let shutdown = supervisor.shutdown_token();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = follow => {}
+        }
+    }
+
+    /// Takes note of a Service, or that it is gone.
+    pub fn service_set(&mut self, key: ObjectKey, service: Option<Arc<Service>>) {
+        self.world.service_set(key.clone(), service);
+        self.dirty.insert(key);
+    }
+
+    /// Takes note of a slice in place of `old`, or that it is gone.
+    pub fn slice_set(&mut self, old: Option<&EndpointSlice>, new: Option<Arc<EndpointSlice>>) {
+        self.dirty.extend(self.world.slice_set(old, new));
+    }
+
+    /// Brings the kernel in step with what was noted. Returns how many messages that took. Blocks for
+    /// milliseconds.
+    ///
+    /// # Errors
+    /// The kernel's refusal, also of a replacement of the whole. The call may be repeated.
+    pub fn apply(&mut self) -> Result<u32, Error> {
+        let mut delta = Delta::default();
+        for key in std::mem::take(&mut self.dirty) {
+            let rules = plan::service(&self.world, &key, &self.node);
+            self.ruleset.service_set(&key, rules, &mut delta);
+        }
+        self.flows.append(&mut delta.flows);
+        let messages = if self.installed { self.apply_delta(&delta)? } else { self.apply_whole()? };
+        if !self.flows.is_empty() {
+            self.flows_forget()?;
+            self.flows.clear();
+        }
+        Ok(messages)
+    }
+
+    /// Removes all rules, whether or not a process serves them.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn remove(options: &Options) -> Result<(), Error> {
+        let mut transaction = Transaction::new(&options.table);
+        transaction.table_delete();
+        options.netns.run(|| transaction.commit(&mut nft::open()?))??;
+        Ok(())
+    }
+
+    /// [`Self::apply`], away from the async runtime.
+    async fn apply_elsewhere(mut self) -> (Self, Result<(), Error>) {
+        let applied = tokio::task::spawn_blocking(move || {
+            let applied = self.apply().map(drop);
+            (self, applied)
+        });
+        match applied.await {
+            Ok(applied) => applied,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime shuts down: nobody is left to notice that this never ends.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn apply_delta(&mut self, delta: &Delta) -> Result<u32, Error> {
+        if delta.is_empty() {
+            return Ok(0);
+        }
+        let mut transaction = Transaction::new(&self.options.table);
+        render::delta(&mut transaction, delta);
+        match self.commit(transaction) {
+            Ok(count) => Ok(count),
+            Err(error) => {
+                // Somebody changed our table, or deleted it.
+                tracing::warn!(error = decapod_client::error::chain(&error), "replacing all service rules");
+                self.installed = false;
+                self.apply_whole()
+            }
+        }
+    }
+
+    fn apply_whole(&mut self) -> Result<u32, Error> {
+        let mut transaction = Transaction::new(&self.options.table);
+        render::base(&mut transaction, &self.options.service_cidrs);
+        render::delta(&mut transaction, &self.ruleset.whole());
+        let count = self.commit(transaction)?;
+        self.installed = true;
+        self.flows.extend(self.ruleset.whole().flows);
+        Ok(count)
+    }
+
+    fn commit(&self, transaction: Transaction<'_>) -> Result<u32, Error> {
+        Ok(self.options.netns.run(|| transaction.commit(&mut nft::open()?))??)
+    }
+
+    fn flows_forget(&self) -> Result<(), Error> {
+        let stale = |flow: &conntrack::Flow| flow::is_stale(flow, &self.flows, &self.ruleset);
+        let count = self.options.netns.run(|| conntrack::forget(stale))??;
+        if count > 0 {
+            tracing::debug!(count, "forgot UDP flows of endpoints that are gone");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! From a Service and its EndpointSlices to the rules that it needs on this node: pure.
+//!
+//! A port of a Service has up to four chains. `svc/…` is for its ClusterIP; `ext/…` for what comes from
+//! outside (NodePort, external and load balancer IPs); `all/…` reaches every endpoint where a traffic
+//! policy narrows the other two; `lb/…` admits the sources that a load balancer's Service names.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use decapod_client::ObjectKey;
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use super::endpoint::Endpoints;
+use super::ruleset::{Frontend, Rule, ServiceRules, Target};
+use crate::protocol::Protocol;
+use crate::world::World;
+
+/// The label of a Service that another proxy serves.
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// How long a client is remembered unless the Service says: three hours.
+const AFFINITY_SECONDS: u32 = 10_800;
+
+/// What the rules depend on besides Services and their endpoints.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    /// The node's name, by which endpoints are local.
+    pub(crate) name: String,
+    /// The addresses of all pods.
+    pub(crate) cluster_cidr: Ipv4Net,
+}
+
+/// The rules of the Service `key`: none if it does not exist or has no address.
+pub(crate) fn service(world: &World, key: &ObjectKey, node: &Node) -> ServiceRules {
+    let mut rules = ServiceRules::default();
+    let Some(service) = world.service(key) else { return rules };
+    let Some(spec) = service.spec.as_ref().filter(|_| is_ours(service)) else { return rules };
+    let slices: Vec<_> = world.slices(key).collect();
+    for port in spec.ports.iter().flatten() {
+        if let Some(plan) = Plan::of(key, service, spec, port, &slices, node) {
+            plan.write(&mut rules);
+        }
+    }
+    rules
+}
+
+fn is_ours(service: &Service) -> bool {
+    let labelled = service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(PROXY_NAME));
+    let spec = service.spec.as_ref();
+    let external_name = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
+    let address = spec.and_then(|spec| spec.cluster_ip.as_deref()).unwrap_or_default();
+    !labelled && !external_name && !matches!(address, "" | "None")
+}
+
+/// One port of a Service.
+struct Plan<'a> {
+    spec: &'a ServiceSpec,
+    node: &'a Node,
+    port: u16,
+    node_port: Option<u16>,
+    protocol: Protocol,
+    /// What the names of its chains end in.
+    suffix: String,
+    /// Endpoints for traffic from anywhere, and those of them on this node.
+    cluster: Vec<Target>,
+    local: Vec<Target>,
+    load_balancer: Vec<Ipv4Addr>,
+}
+
+impl<'a> Plan<'a> {
+    fn of(
+        key: &ObjectKey,
+        service: &Service,
+        spec: &'a ServiceSpec,
+        port: &ServicePort,
+        slices: &[&EndpointSlice],
+        node: &'a Node,
+    ) -> Option<Self> {
+        let protocol = Protocol::parse(port.protocol.as_deref())?;
+        let number = u16::try_from(port.port).ok()?;
+        let name = port.name.as_deref().unwrap_or_default();
+        let endpoints = Endpoints::of(slices.iter().copied(), name, protocol, &node.name);
+        Some(Self {
+            spec,
+            node,
+            port: number,
+            node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
+            protocol,
+            suffix: format!("{}/{}/{protocol}/{number}", key.namespace, key.name),
+            cluster: endpoints.cluster(),
+            local: endpoints.local(),
+            load_balancer: load_balancer_ips(service),
+        })
+    }
+
+    fn write(&self, rules: &mut ServiceRules) {
+        let affinity = self.affinity();
+        if let Some((name, seconds)) = &affinity {
+            rules.affinities.insert(name.clone(), *seconds);
+        }
+        let affinity = affinity.map(|(name, _)| name);
+        let internal = self.spec.internal_traffic_policy.as_deref() != Some("Local");
+        let inside = if internal { &self.cluster } else { &self.local };
+        let masquerade = Rule::MasqueradeUnlessFrom(self.node.cluster_cidr);
+        let svc = self.chain("svc");
+        rules.chains.insert(svc.clone(), self.balance(vec![masquerade.clone()], inside, &affinity));
+        for address in ipv4(self.spec.cluster_ips.iter().flatten().chain(&self.spec.cluster_ip)) {
+            self.lead(rules, Frontend::Ip(address, self.protocol, self.port), &svc);
+        }
+        if self.has_outside() {
+            let all = if internal { svc } else { self.chain("all") };
+            self.write_outside(rules, &all, &affinity);
+            if !internal && self.is_outside_local() {
+                rules.chains.insert(all, self.balance(vec![masquerade], &self.cluster, &affinity));
+            }
+        }
+        rules.hairpins.extend(self.local.iter().map(|target| target.address));
+    }
+
+    /// The chains and frontends for what comes from outside of the cluster.
+    fn write_outside(&self, rules: &mut ServiceRules, all: &str, affinity: &Option<String>) {
+        let chain = if self.cluster.is_empty() {
+            vec![Rule::Reject]
+        } else if self.is_outside_local() {
+            // The policy is for clients outside: the cluster itself reaches every endpoint.
+            let exceptions = vec![
+                Rule::GotoFrom(self.node.cluster_cidr, all.to_owned()),
+                Rule::GotoFromLocal(all.to_owned()),
+            ];
+            self.balance(exceptions, &self.local, affinity)
+        } else {
+            self.balance(vec![Rule::Masquerade], &self.cluster, affinity)
+        };
+        let ext = self.chain("ext");
+        rules.chains.insert(ext.clone(), chain);
+        if let Some(port) = self.node_port {
+            self.lead(rules, Frontend::Port(self.protocol, port), &ext);
+        }
+        for address in ipv4(self.spec.external_ips.iter().flatten()) {
+            self.lead(rules, Frontend::Ip(address, self.protocol, self.port), &ext);
+        }
+        let admitted = self.admitted(&ext);
+        let lb = if admitted.is_empty() { ext } else { self.chain("lb") };
+        for address in &self.load_balancer {
+            self.lead(rules, Frontend::Ip(*address, self.protocol, self.port), &lb);
+        }
+        if !admitted.is_empty() && !self.load_balancer.is_empty() {
+            rules.chains.insert(lb, admitted);
+        }
+    }
+
+    /// The rules that admit the named sources of a load balancer; empty if all are welcome.
+    fn admitted(&self, ext: &str) -> Vec<Rule> {
+        let ranges = self.spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+        let nets: BTreeSet<Ipv4Net> = ranges.iter().filter_map(|range| range.trim().parse().ok()).collect();
+        let admit = nets.into_iter().map(|net| Rule::GotoFrom(net, ext.to_owned()));
+        let others = (!ranges.is_empty()).then_some(Rule::Drop);
+        admit.chain(others).collect()
+    }
+
+    fn balance(&self, mut rules: Vec<Rule>, targets: &[Target], affinity: &Option<String>) -> Vec<Rule> {
+        if !targets.is_empty() {
+            rules.push(Rule::Balance { targets: targets.to_vec(), affinity: affinity.clone() });
+        } else if self.cluster.is_empty() {
+            return vec![Rule::Reject];
+        } else {
+            rules.retain(|rule| !matches!(rule, Rule::Masquerade | Rule::MasqueradeUnlessFrom(_)));
+            rules.push(Rule::Drop);
+        }
+        rules
+    }
+
+    fn lead(&self, rules: &mut ServiceRules, frontend: Frontend, chain: &str) {
+        rules.frontends.insert(frontend, chain.to_owned());
+        if self.protocol == Protocol::Udp {
+            let targets = self.cluster.iter().chain(&self.local).copied().collect();
+            rules.flows.insert(frontend, targets);
+        }
+    }
+
+    fn has_outside(&self) -> bool {
+        let external = self.spec.external_ips.iter().flatten().next().is_some();
+        external || self.node_port.is_some() || !self.load_balancer.is_empty()
+    }
+
+    fn is_outside_local(&self) -> bool {
+        self.spec.external_traffic_policy.as_deref() == Some("Local")
+    }
+
+    fn affinity(&self) -> Option<(String, u32)> {
+        if self.spec.session_affinity.as_deref() != Some("ClientIP") {
+            return None;
+        }
+        let config = self.spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+        let seconds = config.and_then(|config| u32::try_from(config.timeout_seconds?).ok());
+        let seconds = seconds.unwrap_or(AFFINITY_SECONDS);
+        // The timeout is part of the name: a map's timeout cannot be changed.
+        Some((format!("{}/{seconds}", self.chain("aff")), seconds))
+    }
+
+    fn chain(&self, kind: &str) -> String {
+        format!("{kind}/{}", self.suffix)
+    }
+}
+
+/// The addresses that a load balancer hands on without changing them.
+fn load_balancer_ips(service: &Service) -> Vec<Ipv4Addr> {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
+    let direct = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+    ipv4(direct.filter_map(|ingress| ingress.ip.as_ref())).collect()
+}
+
+fn ipv4<'s>(texts: impl Iterator<Item = &'s String>) -> impl Iterator<Item = Ipv4Addr> {
+    texts.filter_map(|text| text.parse().ok())
+}
+
+/// The rules of all Services.
+#[cfg(test)]
+pub(crate) fn all(world: &World, node: &Node) -> Vec<(ObjectKey, ServiceRules)> {
+    world.keys().map(|key| (key.clone(), service(world, key, node))).collect()
+}
