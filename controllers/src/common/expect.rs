@@ -1,0 +1,127 @@
+//! Reading one's own writes. A controller plans from a cache that lags behind the API server; were it to
+//! plan before the cache shows the pods that it has just created, it would create them twice.
+//!
+//! So each write is noted under the key that was reconciled, and the next reconciliation of that key
+//! waits until the cache has seen it. Deletions need no waiting: what was deleted is left out of the view.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use decapod_client::ObjectKey;
+use decapod_client::clock::{self, Clock};
+use decapod_client::informer::Informer;
+use kube::Resource;
+
+use super::{Error, Result};
+
+/// How long a cache may lag before the reconciliation is put off: far longer than a watch takes, and
+/// short enough not to hold a worker while the API server is away.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The writes that the cache may not show yet, by the key whose reconciliation made them.
+#[derive(Debug, Default)]
+pub(crate) struct Expectations {
+    pending: Mutex<HashMap<ObjectKey, Pending>>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    /// The revision of the newest write; opaque but comparable as a number.
+    revision: String,
+    /// The uids that were deleted and that the cache may still show as if they were not.
+    gone: HashSet<String>,
+}
+
+impl Expectations {
+    /// Notes that reconciling `key` wrote `object`.
+    pub(crate) fn wrote<K: Resource>(&self, key: &ObjectKey, object: &K) {
+        let Some(revision) = &object.meta().resource_version else { return };
+        let mut pending = self.lock();
+        let pending = pending.entry(key.clone()).or_default();
+        if number(revision) >= number(&pending.revision) {
+            pending.revision.clone_from(revision);
+        }
+    }
+
+    /// Notes that reconciling `key` deleted the object of this uid.
+    pub(crate) fn deleted(&self, key: &ObjectKey, uid: &str) {
+        self.lock().entry(key.clone()).or_default().gone.insert(uid.to_owned());
+    }
+
+    /// Waits until `informer` shows what reconciling `key` wrote.
+    ///
+    /// # Errors
+    /// [`Error::StaleCache`] when it does not in time.
+    pub(crate) async fn settled<K>(
+        &self,
+        key: &ObjectKey,
+        informer: &Informer<K>,
+        clock: &dyn Clock,
+    ) -> Result<()>
+    where
+        K: Resource + Send + Sync + 'static,
+    {
+        let revision = self.lock().get(key).map(|pending| pending.revision.clone());
+        let Some(revision) = revision.filter(|revision| !revision.is_empty()) else { return Ok(()) };
+        clock::timeout(clock, PATIENCE, informer.reached(&revision)).await.ok_or(Error::StaleCache)
+    }
+
+    /// The objects of `cached` without those that reconciling `key` has deleted.
+    pub(crate) fn without_deleted<K: Resource>(&self, key: &ObjectKey, cached: Vec<Arc<K>>) -> Vec<Arc<K>> {
+        let mut pending = self.lock();
+        let Some(pending) = pending.get_mut(key) else { return cached };
+        let awaited = |object: &Arc<K>| {
+            let meta = object.meta();
+            let uid = meta.uid.as_ref().filter(|uid| pending.gone.contains(*uid));
+            uid.filter(|_| meta.deletion_timestamp.is_none()).cloned()
+        };
+        // What the cache no longer shows, or shows as being deleted, need not be remembered.
+        let still: HashSet<String> = cached.iter().filter_map(awaited).collect();
+        let is_left = |object: &Arc<K>| object.meta().uid.as_ref().is_none_or(|uid| !still.contains(uid));
+        let left = cached.into_iter().filter(is_left).collect();
+        pending.gone = still;
+        left
+    }
+
+    /// Forgets `key`, whose object is gone.
+    pub(crate) fn forget(&self, key: &ObjectKey) {
+        self.lock().remove(key);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ObjectKey, Pending>> {
+        // Nothing panics while the lock is held, so the map is whole even if the lock is poisoned.
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn number(revision: &str) -> u64 {
+    revision.parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    fn pod(uid: &str) -> Arc<Pod> {
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some(uid.into());
+        Arc::new(pod)
+    }
+
+    #[test]
+    fn deleted_pods_are_left_out_until_the_cache_knows() {
+        let (expectations, key) = (Expectations::default(), ObjectKey::new("ns", "set"));
+        expectations.deleted(&key, "1");
+        let left = expectations.without_deleted(&key, vec![pod("1"), pod("2")]);
+        assert_eq!(left.iter().map(|pod| pod.metadata.uid.clone().unwrap()).collect::<Vec<_>>(), ["2"]);
+        let mut deleting = Pod::clone(&pod("1"));
+        deleting.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+        let left = expectations.without_deleted(&key, vec![Arc::new(deleting), pod("2")]);
+        assert_eq!(left.len(), 2, "shown as being deleted: the view is true again");
+        assert!(expectations.lock()[&key].gone.is_empty());
+    }
+}

@@ -1,0 +1,208 @@
+//! Revisions: which ReplicaSet stands for the present template, which for earlier ones, how a template
+//! is named by its hash, and the annotations that `kubectl rollout` reads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+
+use crate::common::claim;
+
+/// The label that tells apart the pods of a Deployment's ReplicaSets.
+pub(super) const HASH_LABEL: &str = "pod-template-hash";
+/// The revision of a ReplicaSet, and the present one of its Deployment.
+pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
+/// Earlier revisions of a ReplicaSet that became current again.
+const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
+/// What the Deployment asked for when the ReplicaSet was scaled last, without and with surge: tells a
+/// scaling apart from a rollout, and gives the shares of a proportional scaling.
+pub(super) const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
+pub(super) const MAX: &str = "deployment.kubernetes.io/max-replicas";
+
+/// Annotations of a Deployment that its ReplicaSets do not inherit.
+const OWN: [&str; 6] = [
+    "kubectl.kubernetes.io/last-applied-configuration",
+    REVISION,
+    REVISION_HISTORY,
+    DESIRED,
+    MAX,
+    "deprecated.deployment.rollback.to",
+];
+
+/// The longest history that an annotation keeps, in bytes.
+const HISTORY_LIMIT: usize = 2000;
+
+/// The letters and digits of generated names: no vowels, so that no words come out.
+const SAFE: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// Whether two templates are the same but for the hash label.
+pub(super) fn same_template(one: &PodTemplateSpec, other: &PodTemplateSpec) -> bool {
+    bare(one) == bare(other)
+}
+
+fn bare(template: &PodTemplateSpec) -> PodTemplateSpec {
+    let mut template = template.clone();
+    let meta = template.metadata.get_or_insert_default();
+    let labels = meta.labels.get_or_insert_default();
+    labels.remove(HASH_LABEL);
+    meta.annotations.get_or_insert_default();
+    meta.creation_timestamp = None;
+    template
+}
+
+/// The ReplicaSet of the present template (the oldest, should there be several), and all others from old
+/// to young.
+pub(super) fn partition(
+    deployment: &Deployment,
+    mut sets: Vec<Arc<ReplicaSet>>,
+) -> (Option<Arc<ReplicaSet>>, Vec<Arc<ReplicaSet>>) {
+    sets.sort_by_key(|set| (set.metadata.creation_timestamp.clone(), set.metadata.name.clone()));
+    let wanted = deployment.spec.as_ref().map(|spec| &spec.template);
+    let is_new = |set: &Arc<ReplicaSet>| {
+        let template = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+        template.zip(wanted).is_some_and(|(template, wanted)| same_template(template, wanted))
+    };
+    let position = sets.iter().position(is_new);
+    let new = position.map(|position| sets.remove(position));
+    (new, sets)
+}
+
+/// The revision of a ReplicaSet; 0 if it has none.
+pub(super) fn of(set: &ReplicaSet) -> i64 {
+    set.annotations().get(REVISION).and_then(|revision| revision.parse().ok()).unwrap_or(0)
+}
+
+/// The annotations that the ReplicaSet of the present template must gain.
+pub(super) fn annotations(
+    deployment: &Deployment,
+    set: &BTreeMap<String, String>,
+    revision: i64,
+) -> BTreeMap<String, String> {
+    let inherited = deployment.annotations().iter().filter(|(key, _)| !OWN.contains(&key.as_str()));
+    let mut gained: BTreeMap<String, String> = inherited
+        .filter(|(key, value)| set.get(*key) != Some(*value))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    let old = set.get(REVISION);
+    if old.and_then(|old| old.parse::<i64>().ok()).is_none_or(|old| old < revision) {
+        gained.insert(REVISION.to_owned(), revision.to_string());
+        if let Some(old) = old {
+            gained.insert(REVISION_HISTORY.to_owned(), history(set.get(REVISION_HISTORY), old));
+        }
+    }
+    gained
+}
+
+/// The history with one more revision; the oldest are dropped where it would grow too long.
+fn history(before: Option<&String>, revision: &str) -> String {
+    let mut revisions: Vec<&str> = before.map(|before| before.split(',').collect()).unwrap_or_default();
+    revisions.retain(|known| !known.is_empty());
+    revisions.push(revision);
+    while revisions.len() > 1 && revisions.join(",").len() > HISTORY_LIMIT {
+        revisions.remove(0);
+    }
+    revisions.join(",")
+}
+
+/// The ReplicaSet for the Deployment's present template.
+pub(super) fn replica_set(deployment: &Deployment, replicas: i32, revision: i64, max: i32) -> ReplicaSet {
+    let spec = deployment.spec.clone().unwrap_or_default();
+    let collisions = deployment.status.as_ref().and_then(|status| status.collision_count);
+    let hash = template_hash(&spec.template, collisions);
+    let with_hash = |labels: Option<BTreeMap<String, String>>| {
+        let mut labels = labels.unwrap_or_default();
+        labels.insert(HASH_LABEL.to_owned(), hash.clone());
+        Some(labels)
+    };
+    let mut template = spec.template;
+    let meta = template.metadata.get_or_insert_default();
+    meta.labels = with_hash(meta.labels.take());
+    let labels = meta.labels.clone();
+    let mut selector = spec.selector;
+    selector.match_labels = with_hash(selector.match_labels);
+    let mut annotations = annotations(deployment, &BTreeMap::new(), revision);
+    annotations.insert(DESIRED.to_owned(), spec.replicas.unwrap_or(1).to_string());
+    annotations.insert(MAX.to_owned(), max.to_string());
+    ReplicaSet {
+        metadata: ObjectMeta {
+            name: Some(format!("{}-{hash}", deployment.name_any())),
+            namespace: deployment.namespace(),
+            labels,
+            annotations: Some(annotations),
+            owner_references: Some(vec![claim::controller_reference(deployment)]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ReplicaSetSpec {
+            replicas: Some(replicas),
+            min_ready_seconds: spec.min_ready_seconds,
+            selector,
+            template: Some(template),
+        }),
+        status: None,
+    }
+}
+
+/// A short name of a template: the same template has the same name, as long as nobody else took it
+/// (`collisions` makes another one then).
+fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
+    let mut text = serde_json::to_vec(template).expect("a template has string keys only");
+    text.extend(collisions.unwrap_or(0).to_le_bytes().iter().filter(|_| collisions.is_some()));
+    // FNV-1a with 32 bits, as short as Kubernetes' own.
+    let hash =
+        text.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    let digits = hash.to_string();
+    digits.bytes().map(|digit| char::from(SAFE[usize::from(digit) % SAFE.len()])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(label: &str) -> PodTemplateSpec {
+        let labels = [("app".to_owned(), label.to_owned())].into();
+        PodTemplateSpec {
+            metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+            spec: None,
+        }
+    }
+
+    #[test]
+    fn the_hash_label_makes_no_difference() {
+        let mut labelled = template("web");
+        let labels = labelled.metadata.as_mut().unwrap().labels.as_mut().unwrap();
+        labels.insert(HASH_LABEL.to_owned(), "abc".to_owned());
+        assert!(same_template(&labelled, &template("web")));
+        assert!(!same_template(&labelled, &template("other")));
+    }
+
+    #[test]
+    fn a_hash_is_stable_safe_and_changes_with_a_collision() {
+        let hash = template_hash(&template("web"), None);
+        assert_eq!(hash, template_hash(&template("web"), None));
+        assert_ne!(hash, template_hash(&template("web"), Some(1)));
+        assert_ne!(hash, template_hash(&template("other"), None));
+        assert!(hash.bytes().all(|letter| SAFE.contains(&letter)));
+    }
+
+    #[test]
+    fn a_revision_that_becomes_current_again_keeps_its_history() {
+        let deployment = Deployment::default();
+        let mut set: BTreeMap<_, _> = [(REVISION.to_owned(), "1".to_owned())].into();
+        set.extend(annotations(&deployment, &set, 3));
+        set.extend(annotations(&deployment, &set, 5));
+        assert_eq!((set[REVISION].as_str(), set[REVISION_HISTORY].as_str()), ("5", "1,3"));
+        assert!(annotations(&deployment, &set, 5).is_empty());
+    }
+
+    #[test]
+    fn annotations_are_inherited_but_for_kubectls() {
+        let mut deployment = Deployment::default();
+        let annotations_of = [("team".to_owned(), "a".to_owned()), (OWN[0].to_owned(), "{}".to_owned())];
+        deployment.metadata.annotations = Some(annotations_of.into());
+        let gained = annotations(&deployment, &BTreeMap::new(), 1);
+        assert_eq!(gained.keys().collect::<Vec<_>>(), [REVISION, "team"]);
+    }
+}
