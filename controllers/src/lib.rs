@@ -7,7 +7,10 @@
 
 mod common;
 mod deployment;
+pub mod nodeipam;
 mod replicaset;
+mod rootca;
+mod serviceaccount;
 
 use std::sync::Arc;
 
@@ -23,11 +26,15 @@ use common::Context;
 pub struct Options {
     /// Objects of one kind that a controller works on at a time.
     pub workers: usize,
+    /// The certificate bundle in PEM that is published to all namespaces; nothing is published without.
+    pub root_ca: Option<String>,
+    /// How the pod network is divided among the nodes; `None` where something else does that.
+    pub node_ipam: Option<nodeipam::Options>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: 5 }
+        Self { workers: 5, root_ca: None, node_ipam: Some(nodeipam::Options::default()) }
     }
 }
 
@@ -43,4 +50,11 @@ pub fn run(
     let context = Context { client, informers, supervisor, clock };
     deployment::start(&context, options.workers);
     replicaset::start(&context, options.workers);
+    serviceaccount::start(&context);
+    if let Some(certificate) = &options.root_ca {
+        rootca::start(&context, certificate.clone());
+    }
+    if let Some(ipam) = options.node_ipam {
+        nodeipam::start(&context, ipam);
+    }
 }

@@ -5,6 +5,7 @@ pub(crate) mod claim;
 pub(crate) mod condition;
 pub(crate) mod error;
 pub(crate) mod expect;
+pub(crate) mod namespaces;
 pub(crate) mod pods;
 
 use std::sync::Arc;
