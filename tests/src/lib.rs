@@ -1,1 +1,9 @@
-//! placeholder
+//! What the end-to-end tests share: a real cluster, real clients, real images, and the search for what
+//! a test leaves behind.
+
+pub mod cluster;
+pub mod images;
+pub mod leaks;
+pub mod poll;
+pub mod suite;
+pub mod tools;

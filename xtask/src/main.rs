@@ -1,2 +1,43 @@
-//! placeholder
-fn main() {}
+//! What developers run: `cargo xtask tidy`, `cargo xtask bench`.
+
+mod clones;
+mod graph;
+mod sizes;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
+    match std::env::args().nth(1).as_deref() {
+        Some("tidy") => tidy(root),
+        other => {
+            eprintln!("xtask: {}: expected tidy", other.unwrap_or("no command"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Checks what no compiler checks: sizes of files and functions, clones, the crate graph.
+fn tidy(root: &Path) -> ExitCode {
+    let report = || -> anyhow::Result<Vec<String>> {
+        let files = sizes::sources(root)?;
+        let mut wrong = sizes::check(&files);
+        wrong.extend(clones::check(&files));
+        wrong.extend(graph::check(root)?);
+        Ok(wrong)
+    };
+    match report() {
+        Ok(wrong) if wrong.is_empty() => ExitCode::SUCCESS,
+        Ok(wrong) => {
+            for line in wrong {
+                eprintln!("tidy: {line}");
+            }
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("tidy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

