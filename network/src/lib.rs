@@ -1,8 +1,9 @@
 //! The network of a node: addresses and links of pods, the service proxy, cluster DNS.
 //!
 //! Each part stands alone and sees the cluster only through the API: [`pod`] makes the data path of one
-//! node, [`proxy`] turns Services and EndpointSlices into nf_tables maps.
+//! node, [`proxy`] turns Services and EndpointSlices into nf_tables maps, [`dns`] answers for their names.
 
+pub mod dns;
 mod key;
 mod netlink;
 mod netns;

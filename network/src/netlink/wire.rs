@@ -121,8 +121,6 @@ impl Encoder {
 pub(crate) struct Message<'a> {
     /// `nlmsg_type`.
     pub(crate) kind: u16,
-    /// `nlmsg_flags`.
-    pub(crate) flags: u16,
     /// `nlmsg_seq`.
     pub(crate) sequence: u32,
     /// What follows the header.
@@ -134,12 +132,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
         let payload = bytes.get(HEADER..length)?;
-        let message = Message {
-            kind: u16_at(bytes, 4)?,
-            flags: u16_at(bytes, 6)?,
-            sequence: u32_at(bytes, 8)?,
-            payload,
-        };
+        let message = Message { kind: u16_at(bytes, 4)?, sequence: u32_at(bytes, 8)?, payload };
         bytes = bytes.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
         Some(message)
     })
@@ -188,7 +181,7 @@ mod tests {
         });
         encoder.message(8, 0, 43, |m| m.attr_u8(1, 1));
         let read: Vec<_> = messages(encoder.bytes()).collect();
-        assert_eq!((read.len(), read[0].kind, read[0].flags, read[0].sequence), (2, 7, 5, 42));
+        assert_eq!((read.len(), read[0].kind, read[0].sequence), (2, 7, 42));
         let attrs = &read[0].payload[4..];
         assert_eq!(attribute(attrs, 1).and_then(text), Some("lo"));
         assert_eq!(attribute(attribute(attrs, 2).unwrap(), 3), Some([0, 0, 0, 9].as_slice()));

@@ -127,11 +127,6 @@ impl Ruleset {
         }
     }
 
-    /// The keys of the Services that have rules.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.services.keys()
-    }
-
     /// The difference from nothing to this rule set.
     pub(crate) fn whole(&self) -> Delta {
         let mut delta = Delta::default();

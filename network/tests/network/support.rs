@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,10 +12,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// How long a client waits for an answer that must come.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a client waits for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 /// How often servers look whether they are to stop.
@@ -62,14 +64,14 @@ impl Namespace {
     /// Serves on `port` over TCP: answers with `name` and the client's address as the server saw it.
     pub(crate) fn tcp_serve(&self, name: &'static str, port: u16) -> Server {
         let listener = self.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        Server::new(move || match listener.accept() {
-            Ok((mut stream, peer)) => {
-                stream.set_nonblocking(false).unwrap();
+        Server::new(move || {
+            let turn = u16::try_from(TURN.as_millis()).unwrap();
+            let ready = poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], turn);
+            if ready == Ok(1) {
+                let (mut stream, peer) = listener.accept().unwrap();
                 // The client may have gone.
                 stream.write_all(format!("{name} {}", peer.ip()).as_bytes()).ok();
             }
-            Err(_) => std::thread::sleep(TURN),
         })
     }
 

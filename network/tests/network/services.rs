@@ -1,19 +1,21 @@
 //! The service proxy against the real kernel: two pods on a node made for the test.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use crate::api::Api;
+use crate::support::{Namespace, PATIENCE, Server, udp_exchange};
 use decapod_client::ObjectKey;
+use decapod_client::clock::SystemClock;
+use decapod_client::informer::Informers;
+use decapod_client::task::Supervisor;
 use decapod_network::Netns;
 use decapod_network::pod::{self, PodNetwork};
 use decapod_network::proxy::{Options, ServiceProxy};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
-use support::{Namespace, Server, udp_exchange};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const GATEWAY: [u8; 4] = [10, 244, 0, 1];
@@ -84,8 +86,13 @@ impl Node {
     }
 
     /// Which servers answer 40 connections, and from whom they think these come.
+    #[track_caller]
     fn answers(&self, client: &Namespace, address: [u8; 4], port: u16) -> BTreeSet<String> {
-        (0..40).map(|_| client.tcp_ask(address, port).unwrap()).collect()
+        let mut answers = BTreeSet::new();
+        for _ in 0..40 {
+            answers.insert(client.tcp_ask(address, port).unwrap());
+        }
+        answers
     }
 }
 
@@ -177,8 +184,8 @@ async fn local_policies_keep_the_source_and_stay_on_the_node() {
     node.apply();
     assert_eq!(node.answers(&node.a, CLUSTER_IP, 80), set(["b 10.244.0.2"]));
     assert_eq!(
-        node.answers(&node.a, GATEWAY, 30080),
-        set(["a 10.244.0.1", "b 10.244.0.2"]),
+        node.answers(&node.b, GATEWAY, 30080),
+        set(["a 10.244.0.3", "b 10.244.0.1"]),
         "from the cluster"
     );
     assert_eq!(node.answers(&node.namespace, LOCALHOST, 30080).len(), 2, "from the node");
@@ -291,4 +298,38 @@ async fn the_next_process_replaces_the_rules_of_the_last() {
     assert_eq!(node.b.tcp_ask(CLUSTER_IP, 80).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     let here: Ipv4Addr = A.parse().unwrap();
     assert!(node.b.tcp_ask(here, 8080).is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rules_follow_the_cluster() {
+    let node = node().await;
+    let api = Api::new();
+    let (supervisor, clock) = (Supervisor::new(), Arc::new(SystemClock::new()));
+    let informers = Informers::new(api.client(), supervisor.clone(), clock.clone());
+    let run = ServiceProxy::run(node.options.clone(), informers, supervisor.clone(), clock);
+    supervisor.spawn("proxy", run);
+    let spec = json!({"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": ports(0)});
+    api.put("services", "default", "web", &json!({"spec": spec}));
+    let endpoints = |address: &str| {
+        json!({"metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+            "endpoints": [{"addresses": [address]}], "ports": [{"name": "tcp", "port": 8080, "protocol": "TCP"}]})
+    };
+    for (address, answer) in [(A, "a 10.244.0.1"), (B, "b 10.244.0.1")] {
+        api.put("endpointslices", "default", "web-1", &endpoints(address));
+        until(|| node.namespace.tcp_ask(CLUSTER_IP, 80).is_ok_and(|found| found == answer)).await;
+    }
+    api.delete("services", "default", "web");
+    until(|| node.namespace.tcp_ask(CLUSTER_IP, 80).is_err()).await;
+    assert!(supervisor.shutdown(PATIENCE).await.is_empty());
+}
+
+/// Waits until something is so, for a bounded time.
+async fn until(mut so: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if so() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("it is not so yet");
 }

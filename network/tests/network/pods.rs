@@ -1,13 +1,11 @@
 //! The pod network against the real kernel, in a node namespace made for the test.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
+use crate::support::Namespace;
 use decapod_network::pod::{HostPort, Options, PodNetwork};
 use decapod_network::{Netns, Protocol};
-use support::Namespace;
 
 /// A node with a pod network.
 struct Node {
