@@ -1,0 +1,3 @@
+//! End-to-end tests on one real cluster.
+
+fn main() {}
