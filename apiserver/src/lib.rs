@@ -1,1 +1,29 @@
-//! placeholder
+//! The Kubernetes API server: the only owner of persisted state.
+//!
+//! Requests pass `server::filter` (authentication, authorization, limits), are routed by
+//! `endpoint`, and read or written by `registry` over the store. [`Server::start`] puts it
+//! together; [`Handle::service_as`] is how components of the same process speak to it.
+
+mod admission;
+mod auth;
+mod clock;
+mod discovery;
+mod endpoint;
+mod http;
+mod metrics;
+mod nodeproxy;
+mod openapi;
+mod registry;
+mod server;
+mod table;
+mod version;
+
+pub mod pki;
+
+pub use auth::UserInfo;
+pub use auth::token_file::Error as TokenFileError;
+pub use clock::{Clock, SystemClock};
+pub use self::http::Body;
+pub use registry::allocate::Cidr;
+pub use server::{Handle, InProcess, Options, Server, StartError};
+pub use version::git_version;

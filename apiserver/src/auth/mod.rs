@@ -1,0 +1,199 @@
+//! Who asks, and may they: authentication and authorization.
+//!
+//! **Invariant**: nothing but the health endpoints is answered before both have been passed.
+
+mod bearer;
+pub(crate) mod bootstrap;
+pub(crate) mod node;
+pub(crate) mod rbac;
+pub(crate) mod service_account;
+pub(crate) mod token_file;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+pub(crate) use bearer::Authenticator;
+
+/// Members of this group are every request that was authenticated.
+pub(crate) const AUTHENTICATED: &str = "system:authenticated";
+/// All service accounts are members of this group.
+pub(crate) const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
+
+/// Who makes a request (Kubernetes' `authentication.k8s.io` `UserInfo`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserInfo {
+    /// The name: of a person, a component, or `system:serviceaccount:<namespace>:<name>`.
+    pub username: String,
+    /// The unique id, if the authenticator knows one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// The groups the user is a member of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// What else the authenticator says, such as the pod a token is bound to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl UserInfo {
+    /// A user that was authenticated by other means than the request's: a component in this
+    /// process. `system:authenticated` is added to the groups.
+    pub fn new(username: impl Into<String>, groups: &[&str]) -> Self {
+        let mut user = Self {
+            username: username.into(),
+            groups: groups.iter().map(|&g| g.to_owned()).collect(),
+            ..Self::default()
+        };
+        user.mark_authenticated();
+        user
+    }
+
+    pub(crate) fn mark_authenticated(&mut self) {
+        if !self.in_group(AUTHENTICATED) {
+            self.groups.push(AUTHENTICATED.to_owned());
+        }
+    }
+
+    pub(crate) fn in_group(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+
+    /// The user that a client certificate names: common name and organizations. The certificate
+    /// itself was verified by TLS.
+    pub(crate) fn from_certificate(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let subject = certificate.subject();
+        let text = |a: &x509_parser::x509::AttributeTypeAndValue<'_>| a.as_str().ok().map(str::to_owned);
+        let username = subject.iter_common_name().next().and_then(text)?;
+        let mut user = Self {
+            username,
+            groups: subject.iter_organization().filter_map(text).collect(),
+            ..Self::default()
+        };
+        user.mark_authenticated();
+        Some(user)
+    }
+}
+
+/// What is asked to be done, as authorizers see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Attributes {
+    /// `get`, `list`, `create`, …; the lower-case HTTP method for other paths than resources.
+    pub(crate) verb: String,
+    /// The API group, empty for the core.
+    pub(crate) group: String,
+    /// The API version.
+    pub(crate) version: String,
+    /// The plural resource name; empty if the request is for a plain path.
+    pub(crate) resource: String,
+    /// The subresource, if any.
+    pub(crate) subresource: String,
+    /// The namespace, if any.
+    pub(crate) namespace: String,
+    /// The object's name, if any.
+    pub(crate) name: String,
+    /// The path of a request that is not for a resource.
+    pub(crate) path: String,
+}
+
+impl Attributes {
+    pub(crate) fn is_resource(&self) -> bool {
+        !self.resource.is_empty()
+    }
+
+    /// `resource` or `resource/subresource`, as RBAC rules write it.
+    pub(crate) fn combined_resource(&self) -> String {
+        if self.subresource.is_empty() {
+            self.resource.clone()
+        } else {
+            format!("{}/{}", self.resource, self.subresource)
+        }
+    }
+}
+
+/// What an authorizer says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// May do it; with the reason.
+    Allow(String),
+    /// This authorizer has no opinion; with what it found.
+    NoOpinion(String),
+}
+
+impl Decision {
+    pub(crate) fn allowed(&self) -> bool {
+        matches!(self, Self::Allow(_))
+    }
+
+    pub(crate) fn reason(&self) -> &str {
+        match self {
+            Self::Allow(reason) | Self::NoOpinion(reason) => reason,
+        }
+    }
+}
+
+/// Decides whether a user may do something.
+#[async_trait]
+pub(crate) trait Authorizer: Send + Sync + 'static {
+    /// The decision; an error inside is a reason not to allow, never to allow.
+    async fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision;
+}
+
+/// Asks several authorizers in turn: the first that allows decides.
+pub(crate) struct Union(pub(crate) Vec<Arc<dyn Authorizer>>);
+
+#[async_trait]
+impl Authorizer for Union {
+    async fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision {
+        let mut found = Vec::new();
+        for authorizer in &self.0 {
+            match authorizer.authorize(user, attributes).await {
+                Decision::NoOpinion(reason) if reason.is_empty() => {}
+                Decision::NoOpinion(reason) => found.push(reason),
+                allow => return allow,
+            }
+        }
+        Decision::NoOpinion(found.join(", "))
+    }
+}
+
+/// Allows all to members of `system:masters`.
+pub(crate) struct Masters;
+
+#[async_trait]
+impl Authorizer for Masters {
+    async fn authorize(&self, user: &UserInfo, _: &Attributes) -> Decision {
+        if user.in_group(crate::pki::MASTERS) {
+            Decision::Allow("member of system:masters".to_owned())
+        } else {
+            Decision::NoOpinion(String::new())
+        }
+    }
+}
+
+/// What the API server answers to a request that is not allowed, in Kubernetes' words.
+pub(crate) fn forbidden_message(user: &UserInfo, attributes: &Attributes, reason: &str) -> String {
+    let suffix = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    if !attributes.is_resource() {
+        return format!(
+            "User \"{}\" cannot {} path \"{}\"{suffix}",
+            user.username, attributes.verb, attributes.path
+        );
+    }
+    let scope = if attributes.namespace.is_empty() {
+        "at the cluster scope".to_owned()
+    } else {
+        format!("in the namespace \"{}\"", attributes.namespace)
+    };
+    format!(
+        "User \"{}\" cannot {} resource \"{}\" in API group \"{}\" {scope}{suffix}",
+        user.username,
+        attributes.verb,
+        attributes.combined_resource(),
+        attributes.group
+    )
+}

@@ -1,0 +1,192 @@
+//! One row at one revision, as persistent ordered maps: a clone shares everything with its origin, so
+//! readers and watchers work on a state of their own while the next one is made.
+//!
+//! There is one map of what lives and one of the last events, the window. An older revision is the
+//! newest with the events since undone.
+//!
+//! **Invariant:** `window` holds every event of the row after `oldest`.
+
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use decapod_storage::Revision;
+use imbl::OrdMap;
+use tokio::time::Instant;
+
+use super::Error;
+use super::event::Event;
+use super::object::Object;
+
+/// Objects by key.
+pub(super) type Live = OrdMap<Arc<str>, Arc<Object>>;
+
+/// Events that a row keeps at most. As many as the store keeps for all rows would be too: one that
+/// changes so fast needs nearly all of them.
+const WINDOW_EVENTS: usize = 8_192;
+/// Bytes of objects and frames that a row's window keeps at most: with three rows that change fast
+/// a sixth of what a large cluster may take in all.
+const WINDOW_BYTES: usize = 16 << 20;
+/// For how long: Kubernetes promises clients five minutes to take up where they were.
+const WINDOW_AGE: Duration = Duration::from_secs(300);
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    live: Live,
+    window: OrdMap<Revision, Arc<Event>>,
+    /// That of the last event; the row is what it is at every later one that the cache has reached.
+    pub(super) revision: Revision,
+    /// The oldest revision that can be read or watched from.
+    pub(super) oldest: Revision,
+    bytes: usize,
+}
+
+impl State {
+    pub(super) fn starting_at(revision: Revision, objects: impl IntoIterator<Item = Object>) -> Self {
+        let entry = |object: Object| (Arc::clone(object.key()), Arc::new(object));
+        let live = objects.into_iter().map(entry).collect();
+        Self { live, revision, oldest: revision, ..Self::default() }
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Arc<Object>> {
+        self.live.get(key)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    /// What lives now.
+    pub(super) fn live(&self) -> &Live {
+        &self.live
+    }
+
+    /// Whether the row can be read and watched from this revision.
+    pub(super) fn check(&self, requested: Revision) -> Result<(), Error> {
+        if requested < self.oldest {
+            return Err(Error::Expired { requested, oldest: self.oldest });
+        }
+        Ok(())
+    }
+
+    /// What lived under the prefix at a revision; other keys are as they may be.
+    pub(super) fn live_at(&self, revision: Revision, prefix: &str) -> Result<Live, Error> {
+        self.check(revision)?;
+        let mut live = self.live.clone();
+        for event in self.after(revision).rev() {
+            let key = event.key();
+            if !key.starts_with(prefix) {
+                continue;
+            }
+            match &event.previous {
+                Some(previous) => live.insert(Arc::clone(key), Arc::clone(previous)),
+                None => live.remove(key),
+            };
+        }
+        Ok(live)
+    }
+
+    /// The events after a revision.
+    pub(super) fn after(&self, revision: Revision) -> impl DoubleEndedIterator<Item = &Arc<Event>> {
+        let since = (Bound::Excluded(revision), Bound::Unbounded);
+        self.window.range(since).map(|(_, event)| event)
+    }
+
+    pub(super) fn apply(&mut self, event: Arc<Event>) {
+        match &event.current {
+            Some(object) => self.live.insert(Arc::clone(event.key()), Arc::clone(object)),
+            None => self.live.remove(event.key()),
+        };
+        self.revision = event.revision;
+        self.bytes += event.size();
+        self.window.insert(event.revision, event);
+    }
+
+    /// Forgets the oldest events until the window is within its bounds.
+    pub(super) fn trim(&mut self, now: Instant) {
+        while let Some((revision, first)) = self.window.get_min() {
+            let old = now.saturating_duration_since(first.at) > WINDOW_AGE;
+            if !old && self.window.len() <= WINDOW_EVENTS && self.bytes <= WINDOW_BYTES {
+                return;
+            }
+            self.oldest = *revision;
+            self.bytes -= first.size();
+            self.window.remove(&self.oldest);
+        }
+    }
+}
+
+/// The objects of a map under a prefix, after a key if one is given, by key.
+pub(super) fn under<'a>(
+    live: &'a Live,
+    prefix: &'a str,
+    after: Option<&str>,
+) -> impl Iterator<Item = &'a Arc<Object>> {
+    let start = match after {
+        Some(after) if after >= prefix => Bound::Excluded(after),
+        _ => Bound::Included(prefix),
+    };
+    live.range::<_, str>((start, Bound::Unbounded))
+        .take_while(move |(key, _)| key.starts_with(prefix))
+        .map(|(_, object)| object)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use decapod_storage::Entry;
+
+    use super::super::decode::AsStored;
+    use super::*;
+
+    fn object(key: &str, modified: Revision, size: usize) -> Arc<Object> {
+        let value = Bytes::from(format!(r#"{{"metadata":{{}},"x":"{}"}}"#, "x".repeat(size)));
+        let entry = Arc::new(Entry { key: key.into(), value, created: 1, modified });
+        Arc::new(Object::new(entry, 1, &AsStored::default()))
+    }
+
+    fn put(state: &mut State, key: &str, revision: Revision, size: usize, at: Instant) {
+        let previous = state.get(key).cloned();
+        let current = Some(object(key, revision, size));
+        state.apply(Arc::new(Event::new(revision, at, key.into(), current, previous)));
+        state.trim(at);
+    }
+
+    fn listed(state: &State, revision: Revision) -> Vec<(String, Revision)> {
+        let live = state.live_at(revision, "/").unwrap();
+        under(&live, "/", None).map(|object| (object.key().to_string(), object.revision())).collect()
+    }
+
+    #[tokio::test]
+    async fn older_revisions_are_the_newest_with_events_undone() {
+        let now = Instant::now();
+        let mut state = State::starting_at(10, [object("/a", 3, 0).as_ref().clone()]);
+        put(&mut state, "/a", 12, 0, now);
+        put(&mut state, "/b", 15, 0, now);
+        let previous = state.get("/a").cloned();
+        state.apply(Arc::new(Event::new(20, now, "/a".into(), None, previous)));
+        assert_eq!(listed(&state, 11), [("/a".to_owned(), 3)]);
+        assert_eq!(listed(&state, 14), [("/a".to_owned(), 12)]);
+        assert_eq!(listed(&state, 19), [("/a".to_owned(), 12), ("/b".to_owned(), 15)]);
+        assert_eq!(listed(&state, 25), [("/b".to_owned(), 15)]);
+        assert!(matches!(state.live_at(9, "/"), Err(Error::Expired { requested: 9, oldest: 10 })));
+    }
+
+    #[tokio::test]
+    async fn the_window_is_bounded_by_count_size_and_age() {
+        let start = Instant::now();
+        let mut state = State::default();
+        for revision in 1..=WINDOW_EVENTS as Revision + 7 {
+            put(&mut state, "/a", revision, 0, start);
+        }
+        assert_eq!((state.window.len(), state.oldest), (WINDOW_EVENTS, 7));
+        let mut state = State::default();
+        for revision in 1..=40 {
+            put(&mut state, "/a", revision, 1 << 20, start);
+        }
+        assert!((4..16).contains(&state.window.len()), "{}", state.window.len());
+        assert!(state.bytes <= WINDOW_BYTES);
+        put(&mut state, "/a", 41, 0, start + WINDOW_AGE * 2);
+        assert_eq!((state.window.len(), state.oldest), (1, 40));
+    }
+}

@@ -1,0 +1,185 @@
+//! One running watch of a selection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use decapod_storage::Revision;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::event::{Change, Delivery};
+use super::row::{Look, WatchSlot};
+use super::select::Selection;
+use super::state::{self, State};
+use super::{At, Error};
+
+/// How many deliveries are handed out together: one chunk of an HTTP body.
+const BATCH: usize = 100;
+/// Events that are looked at before other tasks get their turn.
+/// How often a watcher that wants bookmarks gets one; as from kube-apiserver.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+
+/// Where a watch starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Start {
+    /// With what changed after this revision.
+    After(Revision),
+    /// With all that is there, as `ADDED`.
+    Initial {
+        /// Which state that is; `Exact` counts as `NotOlderThan`.
+        at: At,
+        /// Whether a bookmark ends the initial events.
+        bookmark: bool,
+    },
+}
+
+/// A running watch. It ends with an error or when it is dropped; one that does not keep up is ended
+/// as expired, because what it has yet to see is gone.
+pub(crate) struct Watching {
+    slot: WatchSlot,
+    wake: Arc<Notify>,
+    selection: Selection,
+    /// Everything up to this revision was delivered, once the initial events were.
+    seen: Revision,
+    initial: Option<Initial>,
+    bookmarks: bool,
+    bookmark_at: Instant,
+    ended: bool,
+}
+
+/// The initial events that were not delivered yet.
+struct Initial {
+    state: Arc<State>,
+    after: Option<Arc<str>>,
+    bookmark: bool,
+}
+
+type Batch = Vec<Delivery>;
+
+impl Watching {
+    pub(super) fn new(
+        slot: WatchSlot,
+        wake: Arc<Notify>,
+        selection: Selection,
+        start: Start,
+        (state, seen): (Arc<State>, Revision),
+        bookmarks: bool,
+    ) -> Self {
+        let initial = match start {
+            Start::After(_) => None,
+            Start::Initial { bookmark, .. } => Some(Initial { state, after: None, bookmark }),
+        };
+        let bookmark_at = Instant::now() + BOOKMARK_EVERY;
+        Self { slot, wake, selection, seen, initial, bookmarks, bookmark_at, ended: false }
+    }
+
+    /// What is there to deliver, all that is ready up to a bound; never empty. Waits if there is
+    /// nothing. `None` after an error. Dropping the future loses nothing.
+    pub(crate) async fn next(&mut self) -> Option<Result<Batch, Error>> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            match self.ready() {
+                Ok(batch) if batch.is_empty() => self.wait().await,
+                Ok(batch) => return Some(Ok(batch)),
+                Err(error) => {
+                    self.ended = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Waits until there may be something. A wake-up that is lost with this future is not missed:
+    /// the note is what counts, and is looked at first.
+    async fn wait(&self) {
+        let bookmark = async {
+            match self.bookmarks {
+                true => tokio::time::sleep_until(self.bookmark_at).await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.wake.notified() => {}
+            () = bookmark => {}
+        }
+    }
+
+    fn ready(&mut self) -> Result<Batch, Error> {
+        if let Some(initial) = self.initial.take() {
+            return self.initial(initial);
+        }
+        loop {
+            match self.slot.look() {
+                Look::Ended => return Err(Error::Ended),
+                Look::Events(state, after) => {
+                    // Nothing before the noted revision concerns this watcher.
+                    self.seen = self.seen.max(after);
+                    let batch = self.events(&state)?;
+                    if !batch.is_empty() {
+                        return Ok(batch);
+                    }
+                }
+                Look::Nothing(revision) => {
+                    self.seen = self.seen.max(revision);
+                    return Ok(self.bookmark_if_due().into_iter().collect());
+                }
+            }
+        }
+    }
+
+    fn initial(&mut self, mut initial: Initial) -> Result<Batch, Error> {
+        let mut batch = Vec::new();
+        let all = state::under(initial.state.live(), &self.selection.prefix, initial.after.as_deref());
+        let mut selected = all.filter(|object| self.selection.selects(object));
+        for object in selected.by_ref().take(BATCH) {
+            object.readable()?;
+            batch.push(Delivery::Initial(Arc::clone(object)));
+        }
+        let last =
+            batch.last().and_then(|delivery| delivery.object()).map(|(_, last)| Arc::clone(last.key()));
+        drop(selected);
+        if batch.len() == BATCH {
+            initial.after = last;
+            self.initial = Some(initial);
+            return Ok(batch);
+        }
+        if initial.bookmark {
+            batch.push(Delivery::Bookmark { revision: self.seen, initial_end: true });
+        }
+        if batch.is_empty() {
+            return self.ready();
+        }
+        Ok(batch)
+    }
+
+    /// The next events that concern this watcher, in one state.
+    fn events(&mut self, state: &State) -> Result<Batch, Error> {
+        state.check(self.seen)?;
+        let mut batch = Vec::new();
+        for event in state.after(self.seen) {
+            if batch.len() == BATCH {
+                self.slot.note(self.seen + 1);
+                return Ok(batch);
+            }
+            if let Some(kind) = event.seen_by(&self.selection) {
+                let change = Change::new(kind, Arc::clone(event));
+                change.object().readable()?;
+                batch.push(Delivery::Change(change));
+            }
+            self.seen = event.revision;
+        }
+        self.seen = self.seen.max(state.revision);
+        Ok(batch)
+    }
+
+    fn bookmark_if_due(&mut self) -> Option<Delivery> {
+        let now = Instant::now();
+        if !self.bookmarks || now < self.bookmark_at {
+            return None;
+        }
+        self.bookmark_at = now + BOOKMARK_EVERY;
+        Some(Delivery::Bookmark { revision: self.seen, initial_end: false })
+    }
+}

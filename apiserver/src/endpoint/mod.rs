@@ -1,0 +1,124 @@
+//! The routes: from a request that passed authentication and authorization to the registry, and
+//! back to a response.
+//!
+//! There is one route per verb and subresource, not per kind. **Invariant**: a verb that a row does
+//! not name is refused here, so discovery and routing cannot differ.
+
+mod object;
+mod read;
+pub(crate) mod render;
+mod review;
+mod subresource;
+mod token;
+
+use bytes::Bytes;
+use decapod_api::resource::{self, Resource, Storage};
+use decapod_api::status::Error;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Response};
+
+use crate::auth::UserInfo;
+use crate::http::{Body, RequestInfo, body};
+use crate::registry::Call;
+use crate::registry::options::WriteOptions;
+use crate::server::Core;
+
+/// A request on its way to the registry.
+pub(crate) struct Request<'a> {
+    pub(crate) core: &'a Core,
+    pub(crate) info: &'a RequestInfo,
+    pub(crate) user: &'a UserInfo,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) resource: &'static Resource,
+}
+
+impl Request<'_> {
+    /// The call that the path describes.
+    pub(crate) fn call(&self) -> Result<Call, Error> {
+        let a = &self.info.attributes;
+        // The name that a field selector gives is for authorization only.
+        let name = if matches!(a.verb.as_str(), "list" | "watch" | "deletecollection") && !self.named() {
+            ""
+        } else {
+            &a.name
+        };
+        let mut call = Call::new(self.user.clone(), self.resource, &a.namespace, name);
+        call.subresource.clone_from(&a.subresource);
+        call.options = WriteOptions::parse(&self.info.query)?;
+        Ok(call)
+    }
+
+    /// Whether the path itself names an object.
+    fn named(&self) -> bool {
+        let last = self.info.attributes.path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        crate::http::query::percent_decode(last) != self.resource.plural
+    }
+
+    pub(crate) fn content_type(&self) -> &str {
+        self.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default()
+    }
+
+    fn unsupported(&self) -> Error {
+        let a = &self.info.attributes;
+        Error::MethodNotSupported { resource: self.resource.qualified(), verb: a.verb.clone() }
+    }
+}
+
+/// Answers a request for a resource.
+pub(crate) async fn resource(
+    core: &Core,
+    info: &RequestInfo,
+    user: &UserInfo,
+    request: http::Request<Body>,
+) -> Result<Response<Body>, Error> {
+    let a = &info.attributes;
+    let row = resource::find(&a.group, &a.version, &a.resource).ok_or(Error::UnknownPath)?;
+    let (mut parts, incoming) = request.into_parts();
+    let headers = std::mem::take(&mut parts.headers);
+    let request = Request { core, info, user, headers: &headers, resource: row };
+    check_route(&request)?;
+    if subresource::is_connection(&a.subresource) {
+        return crate::nodeproxy::connect(&request, http::Request::from_parts(parts, incoming), &headers).await;
+    }
+    let body = match a.verb.as_str() {
+        "get" | "list" | "watch" => Bytes::new(),
+        _ => body::read(incoming).await.map_err(unreadable)?,
+    };
+    match (row.storage, a.subresource.as_str()) {
+        (Storage::Virtual, "") => review::answer(&request, &body).await,
+        (_, "") => object::answer(&request, &body).await,
+        _ => subresource::answer(&request, &body).await,
+    }
+}
+
+fn unreadable(error: body::ReadError) -> Error {
+    match error {
+        body::ReadError::TooLarge => Error::TooLarge { limit: body::MAX_REQUEST },
+        body::ReadError::Broken(why) => Error::BadRequest(format!("cannot read the body: {why}")),
+    }
+}
+
+/// Whether the row serves the verb here.
+fn check_route(request: &Request<'_>) -> Result<(), Error> {
+    let (a, row) = (&request.info.attributes, request.resource);
+    let verb = a.verb.as_str();
+    if !a.subresource.is_empty() {
+        let sub = row.subresource(&a.subresource).ok_or(Error::UnknownPath)?;
+        return if sub.verbs.contains(&verb) { Ok(()) } else { Err(request.unsupported()) };
+    }
+    if !row.verbs.contains(&verb) {
+        return Err(request.unsupported());
+    }
+    if !row.namespaced() && !a.namespace.is_empty() && row.plural != "namespaces" {
+        return Err(Error::UnknownPath);
+    }
+    let across = matches!(verb, "list" | "watch");
+    if row.namespaced() && a.namespace.is_empty() && !across {
+        return Err(request.unsupported());
+    }
+    let named = !a.name.is_empty();
+    if verb == "create" && named {
+        return Err(request.unsupported());
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Objects as a client asked for them: whole, as rows of a table, or their metadata.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use decapod_api::resource::Resource;
+use decapod_api::status::Error;
+use http::{HeaderMap, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::http::accept::{self, Form};
+use crate::http::query::Query;
+use crate::http::{Body, reply};
+use crate::registry::list::Listed;
+use crate::registry::reads::Cached;
+use crate::table::{self, Include};
+
+/// A client's wishes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) form: Form,
+    pub(crate) include: Include,
+}
+
+impl Wanted {
+    pub(crate) fn of(headers: &HeaderMap, query: &Query) -> Result<Self, Error> {
+        let include = match query.get("includeObject") {
+            None | Some("Metadata") => Include::Metadata,
+            Some("None") => Include::None,
+            Some("Object") => Include::Object,
+            Some(other) => return Err(Error::BadRequest(format!("unrecognized includeObject value: \"{other}\""))),
+        };
+        Ok(Self { form: accept::form(headers)?, include })
+    }
+
+    /// One object.
+    pub(crate) fn object(&self, resource: &Resource, object: &Value) -> Value {
+        match self.form {
+            Form::Object => object.clone(),
+            Form::Metadata => metadata(object),
+            Form::Table => table::table(resource, std::slice::from_ref(object), self.include, true, now()),
+        }
+    }
+
+    /// One event's object; a table has its columns in the first one only.
+    pub(crate) fn event(&self, resource: &Resource, object: &Cached, first: bool) -> Result<Bytes, Error> {
+        match self.form {
+            Form::Object => Ok(object.bytes.clone()),
+            Form::Metadata => Ok(metadata(&parse(object)?).to_string().into()),
+            Form::Table => {
+                let object = parse(object)?;
+                Ok(table::table(resource, &[object], self.include, first, now()).to_string().into())
+            }
+        }
+    }
+
+    /// A list.
+    pub(crate) fn list(&self, resource: &Resource, list: &Listed) -> Result<Bytes, Error> {
+        let mut meta = json!({"resourceVersion": list.view.revision.to_string()});
+        if let Some(token) = &list.continue_token {
+            meta["continue"] = token.as_str().into();
+        }
+        if let Some(remaining) = list.remaining {
+            meta["remainingItemCount"] = remaining.into();
+        }
+        match self.form {
+            Form::Object => Ok(concatenated(resource, &meta, &list.view.items)),
+            Form::Metadata => {
+                let items = list.view.items.iter().map(|o| parse(o).map(|o| metadata(&o)));
+                let items = items.collect::<Result<Vec<_>, _>>()?;
+                let kind = "PartialObjectMetadataList";
+                let whole = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items});
+                Ok(whole.to_string().into())
+            }
+            Form::Table => {
+                let objects = list.view.items.iter().map(|o| parse(o)).collect::<Result<Vec<_>, _>>()?;
+                let mut whole = table::table(resource, &objects, self.include, true, now());
+                whole["metadata"] = meta;
+                Ok(whole.to_string().into())
+            }
+        }
+    }
+}
+
+// The age of an object is that at which it is shown, whatever clock its timestamps are from.
+fn now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}
+
+fn parse(object: &Cached) -> Result<Value, Error> {
+    serde_json::from_slice(&object.bytes).map_err(|e| Error::Internal(format!("{}: {e}", object.key)))
+}
+
+fn metadata(object: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+}
+
+fn concatenated(resource: &Resource, meta: &Value, items: &[std::sync::Arc<Cached>]) -> Bytes {
+    let head = format!(
+        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
+        resource.list_kind(),
+        resource.api_version()
+    );
+    let size = head.len() + 2 + items.iter().map(|i| i.bytes.len() + 1).sum::<usize>();
+    let mut bytes = BytesMut::with_capacity(size);
+    bytes.put_slice(head.as_bytes());
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            bytes.put_u8(b',');
+        }
+        bytes.put_slice(&item.bytes);
+    }
+    bytes.put_slice(b"]}");
+    bytes.freeze()
+}
+
+/// The response to a write.
+pub(crate) fn written(
+    request: &super::Request<'_>,
+    status: StatusCode,
+    object: &Value,
+    warnings: &[String],
+) -> Result<Response<Body>, Error> {
+    let wanted = Wanted::of(request.headers, &request.info.query)?;
+    let mut response = reply::json(status, &wanted.object(request.resource, object));
+    reply::warn(&mut response, warnings);
+    Ok(response)
+}

@@ -1,0 +1,187 @@
+//! The cluster's keys and certificates, made at the first start and kept under `<data-dir>/pki`.
+//!
+//! One certificate authority signs everything (API server, kubelets, clients), and one ES256 key
+//! signs service account tokens. Only the authority, its key and the token key lie on disk; the
+//! server certificate is issued anew at each start and renewed while the process runs, so that no
+//! restart is ever needed because of an expired certificate.
+//!
+//! **Invariant**: private keys are written with mode 0600 and moved into place as a whole, so a
+//! crash at any point leaves either no authority or a complete one.
+
+mod issue;
+mod renew;
+
+pub use issue::{CertificateRequest, Pair};
+pub(crate) use renew::Renewing;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rcgen::{Issuer, KeyPair};
+
+/// The user that may do everything: member of [`MASTERS`].
+pub const ADMIN_USER: &str = "system:admin";
+/// The group whose members no authorizer refuses.
+pub const MASTERS: &str = "system:masters";
+
+const CA_CERT: &str = "ca.crt";
+const CA_KEY: &str = "ca.key";
+const TOKEN_KEY: &str = "sa.key";
+
+/// Why a key or certificate could not be made, read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the PKI could not be read or written.
+    #[error("cannot use {path}")]
+    File {
+        /// The file in question.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A key or certificate could not be made or parsed.
+    #[error("cannot make or parse a key or certificate")]
+    Certificate(#[from] rcgen::Error),
+    /// Only one half of the authority lies on disk.
+    #[error("{} exists but {} does not: restore it, or remove both to make a new authority", .present.display(), .missing.display())]
+    Incomplete {
+        /// What is there.
+        present: PathBuf,
+        /// What is not.
+        missing: PathBuf,
+    },
+    /// rustls refused what was issued.
+    #[error("cannot set up TLS")]
+    Tls(#[from] rustls::Error),
+    /// A PEM file held something else than expected.
+    #[error("cannot read PEM")]
+    Pem(#[from] rustls_pki_types::pem::Error),
+}
+
+/// The certificate authority of the cluster and the key that signs service account tokens.
+pub struct Pki {
+    certificate_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+    token_key: KeyPair,
+}
+
+impl std::fmt::Debug for Pki {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pki").finish_non_exhaustive()
+    }
+}
+
+impl Pki {
+    /// Reads the PKI under `dir`, or makes it there if `dir` holds none. `now` starts the
+    /// validity of a new authority.
+    ///
+    /// # Errors
+    /// If files cannot be read or written, are damaged, or only half of the authority exists.
+    pub fn open(dir: &Path, now: Timestamp) -> Result<Self, Error> {
+        let file = |source| Error::File { path: dir.to_owned(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(file)?;
+        let (cert_path, key_path) = (dir.join(CA_CERT), dir.join(CA_KEY));
+        if !key_path.exists() && !cert_path.exists() {
+            let key = KeyPair::generate()?;
+            let certificate = issue::authority(&key, now)?;
+            // The key first: without its certificate it is harmless and is refused below.
+            write_private(&key_path, &key.serialize_pem())?;
+            write_private(&cert_path, &certificate)?;
+        }
+        match (cert_path.exists(), key_path.exists()) {
+            (true, false) => return Err(Error::Incomplete { present: cert_path, missing: key_path }),
+            (false, true) => {
+                // The first start was cut off between the two: nothing was ever signed with this key.
+                let key = KeyPair::from_pem(&read(&key_path)?)?;
+                write_private(&cert_path, &issue::authority(&key, now)?)?;
+            }
+            _ => {}
+        }
+        let certificate_pem = read(&cert_path)?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, KeyPair::from_pem(&read(&key_path)?)?)?;
+        let token_path = dir.join(TOKEN_KEY);
+        if !token_path.exists() {
+            write_private(&token_path, &KeyPair::generate()?.serialize_pem())?;
+        }
+        let token_key = KeyPair::from_pem(&read(&token_path)?)?;
+        Ok(Self { certificate_pem, issuer, token_key })
+    }
+
+    /// The certificate of the authority, as PEM: what clients trust, and what
+    /// `kube-root-ca.crt` holds.
+    pub fn ca_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// Issues a certificate with a new key.
+    ///
+    /// # Errors
+    /// If a name in the request cannot be put in a certificate.
+    pub fn issue(&self, request: &CertificateRequest, now: Timestamp) -> Result<Pair, Error> {
+        issue::leaf(&self.issuer, request, now)
+    }
+
+    /// The key that signs service account tokens (ECDSA P-256).
+    pub(crate) fn token_key(&self) -> &KeyPair {
+        &self.token_key
+    }
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })
+}
+
+/// Writes a file that only its owner may read: whole, synced, then renamed into place.
+fn write_private(path: &Path, text: &str) -> Result<(), Error> {
+    let temporary = path.with_extension("new");
+    let write = || {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().map_err(|source| Error::File { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authority_survives_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Timestamp::now();
+        let first = Pki::open(dir.path(), now).unwrap();
+        let second = Pki::open(dir.path(), now).unwrap();
+        assert_eq!(first.ca_pem(), second.ca_pem());
+        assert_eq!(first.token_key().public_key_raw(), second.token_key().public_key_raw());
+    }
+
+    #[test]
+    fn half_an_authority_is_refused_and_a_lone_key_is_completed() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Timestamp::now();
+        Pki::open(dir.path(), now).unwrap();
+        fs::remove_file(dir.path().join(CA_CERT)).unwrap();
+        assert!(Pki::open(dir.path(), now).is_ok());
+        fs::remove_file(dir.path().join(CA_KEY)).unwrap();
+        assert!(matches!(Pki::open(dir.path(), now), Err(Error::Incomplete { .. })));
+    }
+
+    #[test]
+    fn private_keys_are_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        Pki::open(dir.path(), Timestamp::now()).unwrap();
+        for file in [CA_KEY, TOKEN_KEY] {
+            let mode = fs::metadata(dir.path().join(file)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
+    }
+}

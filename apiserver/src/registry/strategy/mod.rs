@@ -1,0 +1,181 @@
+//! What a kind does differently from the others when it is stored.
+//!
+//! Defaulting and validation over a kind's type live in `decapod-api`; a strategy is what needs
+//! to know that this is a create or an update, who asks, or what else is stored.
+
+mod job;
+mod namespace;
+mod pod;
+pub(crate) mod service;
+
+use async_trait::async_trait;
+use decapod_api::field;
+use decapod_api::resource::Resource;
+use decapod_api::status::Error;
+use serde_json::{Value, json};
+
+use super::allocate::Claim;
+use super::object::{copy_field, set_meta};
+use super::{Call, Registry};
+
+/// A kind's own behaviour; the defaults are right for most.
+#[async_trait]
+pub(crate) trait Strategy: Send + Sync {
+    /// Whether status is written by the `status` subresource only.
+    fn has_status(&self, resource: &Resource) -> bool {
+        resource.subresource("status").is_some()
+    }
+
+    /// Whether a PUT makes what is not there.
+    fn create_on_update(&self) -> bool {
+        false
+    }
+
+    /// Completes a new object.
+    fn prepare_create(&self, call: &Call, object: &mut Value) {
+        if self.has_status(call.resource) {
+            object["status"] = json!({});
+        }
+    }
+
+    /// Completes an object that replaces another; status was put back already.
+    fn prepare_update(&self, _new: &mut Value, _old: &Value) {}
+
+    /// Completes an object of which only the status is to be changed.
+    fn prepare_status(&self, resource: &Resource, new: &mut Value, old: &Value) {
+        only_status(resource, new, old);
+    }
+
+    /// What an update must not do, besides what the kind's validation says.
+    fn validate_update(&self, _new: &Value, _old: &Value) -> Vec<field::Error> {
+        Vec::new()
+    }
+
+    /// Takes what a write needs besides its own key. Called last, once all else is valid.
+    async fn claim(
+        &self,
+        _registry: &Registry,
+        _call: &Call,
+        _new: &mut Value,
+        _old: Option<&Value>,
+    ) -> Result<Claim, Error> {
+        Ok(Claim::default())
+    }
+
+    /// The object is gone: gives back what it held.
+    async fn released(&self, _registry: &Registry, _old: &Value) {}
+
+    /// The grace period of a deletion in seconds, given what was asked for.
+    fn grace(&self, _object: &Value, _asked: Option<i64>) -> i64 {
+        0
+    }
+
+    /// Whether an object without finalizers may go.
+    fn may_go(&self, _object: &Value) -> bool {
+        true
+    }
+
+    /// The deletion begins.
+    fn deletion_begins(&self, _object: &mut Value) {}
+
+    /// Whether a deletion answers with the object rather than with a `Status`.
+    fn returns_deleted(&self) -> bool {
+        false
+    }
+}
+
+/// Everything but the status stays; annotations and finalizers may change with it.
+pub(crate) fn only_status(resource: &Resource, new: &mut Value, old: &Value) {
+    let fields: Vec<String> =
+        new.as_object().into_iter().chain(old.as_object()).flatten().map(|(k, _)| k.clone()).collect();
+    for field in fields.iter().filter(|f| !matches!(f.as_str(), "metadata" | "status")) {
+        copy_field(new, old, field);
+    }
+    if matches!(resource.group, "apps" | "batch") {
+        set_meta(new, "labels", old["metadata"]["labels"].clone());
+    }
+    set_meta(new, "ownerReferences", old["metadata"]["ownerReferences"].clone());
+}
+
+/// The kinds without behaviour of their own.
+struct Plain;
+
+impl Strategy for Plain {}
+
+/// Kinds that a PUT may create, as Kubernetes allows it.
+struct Upsert;
+
+impl Strategy for Upsert {
+    fn create_on_update(&self) -> bool {
+        true
+    }
+}
+
+/// Nodes register with their status.
+struct Node;
+
+impl Strategy for Node {
+    fn prepare_create(&self, _call: &Call, _object: &mut Value) {}
+}
+
+/// Volumes and claims start out pending.
+struct Volume;
+
+impl Strategy for Volume {
+    fn prepare_create(&self, _call: &Call, object: &mut Value) {
+        object["status"] = json!({"phase": "Pending"});
+    }
+
+    fn returns_deleted(&self) -> bool {
+        true
+    }
+}
+
+/// Certificate signing requests carry who made them.
+struct SigningRequest;
+
+impl Strategy for SigningRequest {
+    fn prepare_create(&self, call: &Call, object: &mut Value) {
+        object["status"] = json!({});
+        let user = serde_json::to_value(&call.user).expect("a user is a plain JSON tree");
+        for field in ["username", "uid", "groups", "extra"] {
+            let spec = super::object::map_mut(object, "spec");
+            match user.get(field) {
+                Some(value) => drop(spec.insert(field.to_owned(), value.clone())),
+                None => drop(spec.remove(field)),
+            }
+        }
+    }
+
+    fn prepare_update(&self, new: &mut Value, old: &Value) {
+        copy_field(new, old, "spec");
+    }
+}
+
+/// The kinds whose deletion answers with the object.
+struct Returning;
+
+impl Strategy for Returning {
+    fn returns_deleted(&self) -> bool {
+        true
+    }
+}
+
+/// The strategy of a kind.
+pub(crate) fn of(resource: &Resource) -> &'static dyn Strategy {
+    match (resource.group, resource.plural) {
+        ("", "pods") => &pod::Pod,
+        ("", "services") => &service::Service,
+        ("", "namespaces") => &namespace::Namespace,
+        ("", "nodes") => &Node,
+        ("", "persistentvolumes" | "persistentvolumeclaims") => &Volume,
+        ("batch", "jobs") => &job::Job,
+        ("certificates.k8s.io", _) => &SigningRequest,
+        ("", "endpoints" | "events" | "limitranges")
+        | ("events.k8s.io", _)
+        | ("coordination.k8s.io", "leases")
+        | ("rbac.authorization.k8s.io", _) => &Upsert,
+        ("", "serviceaccounts" | "resourcequotas" | "podtemplates") => &Returning,
+        _ => &Plain,
+    }
+}

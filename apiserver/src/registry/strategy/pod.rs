@@ -1,0 +1,82 @@
+//! Pods: they start out pending, and are deleted gracefully once they have a node.
+
+use decapod_api::field;
+use decapod_api::kinds::qos_class;
+use k8s_openapi::api::core::v1::PodSpec;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Call, Strategy, only_status};
+use decapod_api::resource::Resource;
+
+/// What a pod gets that does not say how long its end may take.
+const DEFAULT_GRACE: i64 = 30;
+
+pub(super) struct Pod;
+
+impl Strategy for Pod {
+    fn prepare_create(&self, _call: &Call, object: &mut Value) {
+        let mut status = json!({"phase": "Pending"});
+        if let Ok(spec) = PodSpec::deserialize(&object["spec"]) {
+            status["qosClass"] = qos_class(&spec).as_str().into();
+        }
+        let gated = object["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty());
+        if gated {
+            status["conditions"] = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates"}]);
+        }
+        object["status"] = status;
+    }
+
+    fn prepare_status(&self, resource: &Resource, new: &mut Value, old: &Value) {
+        only_status(resource, new, old);
+        let kept = &old["status"]["qosClass"];
+        if kept.is_string() && new["status"].is_object() {
+            new["status"]["qosClass"] = kept.clone();
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value) -> Vec<field::Error> {
+        let mut errors = Vec::new();
+        let spec = field::Path::new("spec");
+        if new["spec"]["nodeName"] != old["spec"]["nodeName"] {
+            let why = "pod updates may not change spec.nodeName: it is set by the binding subresource";
+            errors.push(field::Error::forbidden(&spec, why));
+        }
+        if new["spec"]["ephemeralContainers"] != old["spec"]["ephemeralContainers"] {
+            let path = spec.child("ephemeralContainers");
+            errors.push(field::Error::forbidden(&path, "cannot be changed by an update of the pod: use the ephemeralcontainers subresource"));
+        }
+        let resources = |pod: &Value| -> Vec<Value> {
+            pod["spec"]["containers"].as_array().into_iter().flatten().map(|c| c["resources"].clone()).collect()
+        };
+        if resources(new) != resources(old) {
+            errors.push(field::Error::forbidden(&spec, "pod updates may not change resources: use the resize subresource"));
+        }
+        let gates = |pod: &Value| -> Vec<String> {
+            let gates = pod["spec"]["schedulingGates"].as_array().into_iter().flatten();
+            gates.filter_map(|g| g["name"].as_str().map(str::to_owned)).collect()
+        };
+        let before = gates(old);
+        if gates(new).iter().any(|gate| !before.contains(gate)) {
+            let path = spec.child("schedulingGates");
+            errors.push(field::Error::forbidden(&path, "only deletion is allowed, but found new scheduling gate"));
+        }
+        errors
+    }
+
+    fn grace(&self, object: &Value, asked: Option<i64>) -> i64 {
+        let spec = &object["spec"];
+        let phase = object["status"]["phase"].as_str().unwrap_or_default();
+        // Nothing runs yet, or nothing any more.
+        if spec["nodeName"].as_str().unwrap_or_default().is_empty() || matches!(phase, "Succeeded" | "Failed") {
+            return 0;
+        }
+        let grace = asked.or(spec["terminationGracePeriodSeconds"].as_i64()).unwrap_or(DEFAULT_GRACE);
+        if grace < 0 { 1 } else { grace }
+    }
+
+    fn returns_deleted(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,144 @@
+//! The objects that every cluster has, made at each start where they are missing.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use decapod_api::meta;
+use decapod_api::resource::Resource;
+use decapod_api::status::Error;
+use serde_json::{Value, json};
+use tokio_util::task::TaskTracker;
+
+use super::{Core, Options};
+use crate::auth::bootstrap as rbac;
+use crate::auth::service_account::Lookup;
+use crate::registry::update::Part;
+use crate::registry::{Call, Registry, core, row};
+
+/// How often leaked addresses and ports are looked for.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(10 * 60);
+
+/// Writes what is missing, in an order in which each can be written.
+pub(super) async fn objects(registry: &Registry, options: &Options, port: u16) -> Result<(), Error> {
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        ensure(registry, core("namespaces"), "", name, json!({})).await?;
+    }
+    for (name, value, description) in [
+        ("system-cluster-critical", 2_000_000_000_i64, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."),
+        ("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
+    ] {
+        let class = json!({"value": value, "description": description});
+        ensure(registry, row("scheduling.k8s.io", "v1", "priorityclasses"), "", name, class).await?;
+    }
+    let cidr = json!({"spec": {"cidrs": [options.service_cidr.to_string()]}});
+    ensure(registry, row("networking.k8s.io", "v1", "servicecidrs"), "", "kubernetes", cidr).await?;
+    policy(registry).await?;
+    kubernetes_service(registry, options, port).await
+}
+
+async fn ensure(
+    registry: &Registry,
+    resource: &'static Resource,
+    namespace: &str,
+    name: &str,
+    mut object: Value,
+) -> Result<(), Error> {
+    let call = Call::own(resource, namespace, name);
+    if registry.current(&call).await?.is_some() {
+        return Ok(());
+    }
+    object["metadata"]["name"] = name.into();
+    match registry.create(&call, object, &[]).await {
+        Ok(_) | Err(Error::AlreadyExists { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn policy(registry: &Registry) -> Result<(), Error> {
+    for wanted in rbac::objects() {
+        let resource = row(crate::auth::rbac::GROUP, "v1", wanted.resource);
+        let (namespace, name) = (meta::namespace(&wanted.object), meta::name(&wanted.object));
+        let call = Call::own(resource, namespace, name);
+        match registry.current(&call).await? {
+            None => ensure(registry, resource, namespace, name, wanted.object.clone()).await?,
+            Some((existing, _)) if rbac::reconciled(&existing, &wanted.object).is_some() => {
+                let change = |old: &Value| Ok(rbac::reconciled(old, &wanted.object).unwrap_or_else(|| old.clone()));
+                registry.modify(&call, Part::Main, change).await?;
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The `kubernetes` Service in `default`, by which pods find the API server.
+async fn kubernetes_service(registry: &Registry, options: &Options, port: u16) -> Result<(), Error> {
+    let address = options.service_cidr.nth(1).map(|ip| ip.to_string()).unwrap_or_default();
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let service = json!({"metadata": {"labels": labels}, "spec": {
+        "clusterIP": address, "type": "ClusterIP", "sessionAffinity": "None",
+        "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]}});
+    ensure(registry, core("services"), "default", "kubernetes", service).await?;
+    let ports = json!([{"name": "https", "port": port, "protocol": "TCP"}]);
+    let endpoints = json!({
+        "metadata": {"labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": options.advertise.to_string()}], "ports": ports}]});
+    put(registry, core("endpoints"), endpoints).await?;
+    let family = match options.advertise {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    };
+    let slice = json!({
+        "metadata": {"labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": family, "ports": ports,
+        "endpoints": [{"addresses": [options.advertise.to_string()], "conditions": {"ready": true}}]});
+    put(registry, row("discovery.k8s.io", "v1", "endpointslices"), slice).await
+}
+
+/// Makes `default/kubernetes` of a kind say this, whatever it says now: the address may have
+/// changed since the last start.
+async fn put(registry: &Registry, resource: &'static Resource, object: Value) -> Result<(), Error> {
+    ensure(registry, resource, "default", "kubernetes", object.clone()).await?;
+    let call = Call::own(resource, "default", "kubernetes");
+    let change = |old: &Value| {
+        let mut new = old.clone();
+        for (field, value) in object.as_object().into_iter().flatten().filter(|(f, _)| *f != "metadata") {
+            new[field] = value.clone();
+        }
+        Ok(new)
+    };
+    registry.modify(&call, Part::Main, change).await.map(drop)
+}
+
+/// What the server does by itself from then on.
+pub(super) fn keep(core: &Arc<Core>, tasks: &TaskTracker) {
+    let core = core.clone();
+    tasks.spawn(async move {
+        let stop = core.stopping.clone();
+        loop {
+            if let Err(error) = core.registry.repair_allocations().await {
+                tracing::warn!(%error, "cannot look for leaked Service addresses and ports");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(REPAIR_INTERVAL) => {}
+            }
+        }
+    });
+}
+
+#[async_trait]
+impl Lookup for Registry {
+    async fn uid(&self, resource: &str, namespace: &str, name: &str) -> Option<String> {
+        let resource = decapod_api::resource::find("", "v1", resource)?;
+        match self.find(resource, namespace, name).await {
+            Ok(object) => object.map(|object| meta::uid(&object).to_owned()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot look up what a token is bound to: the token is refused");
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What every request passes on its way to its route: identification, authentication,
+//! authorization, limits, and the recording of what came of it.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use decapod_api::status::Error;
+use futures::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+
+use super::{Core, Peer, health};
+use crate::auth::{Decision, UserInfo, forbidden_message};
+use crate::http::body::{self, BoxError};
+use crate::http::{Body, RequestInfo, reply};
+use crate::metrics::Labels;
+use crate::{discovery, endpoint, openapi};
+
+/// A request that is not a watch or stream is answered by then, Kubernetes' default.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The router with its filters.
+#[derive(Clone)]
+pub(crate) struct Service(pub(crate) Arc<Core>);
+
+impl Service {
+    /// Answers a request; never fails, whatever happens inside.
+    pub(crate) async fn handle<B>(&self, request: Request<B>, peer: Peer) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let request = request.map(body::erase);
+        let started = Instant::now();
+        let method = request.method().clone();
+        let info = RequestInfo::parse(&method, request.uri().path(), request.uri().query());
+        let audit_id = audit_id(&request);
+        let answer = AssertUnwindSafe(self.answer(&info, request, &peer)).catch_unwind().await;
+        let mut response = answer.unwrap_or_else(|panic| {
+            tracing::error!(path = info.attributes.path, panic = words(&*panic), "a request handler panicked");
+            reply::error(&Error::Internal("the request could not be handled".to_owned()))
+        });
+        response.headers_mut().insert(HeaderName::from_static("audit-id"), audit_id);
+        if method == Method::HEAD {
+            *response.body_mut() = body::empty();
+        }
+        self.record(&info, &response, started.elapsed());
+        response
+    }
+
+    async fn answer(&self, info: &RequestInfo, request: Request<Body>, peer: &Peer) -> Response<Body> {
+        let core = &*self.0;
+        if health::is_path(&info.attributes.path) && matches!(*request.method(), Method::GET | Method::HEAD) {
+            return core.health.answer(&core.registry, &info.attributes.path, &info.query).await;
+        }
+        let user = match self.authenticate(request.headers(), peer).await {
+            Ok(user) => user,
+            Err(error) => return reply::error(&error),
+        };
+        let long = long_running(info);
+        let _slot = if long { None } else {
+            let slot = core.metrics.slot(info.attributes.verb.as_str());
+            match slot {
+                Some(slot) => Some(slot),
+                None => {
+                    let message = "The server has received too many requests and has asked us to try again later".to_owned();
+                    return reply::error(&Error::TooManyRequests { message, retry_after_seconds: 1 });
+                }
+            }
+        };
+        let work = self.authorized(info, request, &user);
+        let result = if long { work.await } else {
+            tokio::time::timeout(TIMEOUT, work).await.unwrap_or_else(|_| {
+                Err(Error::Timeout("request did not complete within the allotted timeout".to_owned()))
+            })
+        };
+        result.unwrap_or_else(|error| reply::error(&error))
+    }
+
+    async fn authenticate(&self, headers: &HeaderMap, peer: &Peer) -> Result<UserInfo, Error> {
+        let certificate = peer.user.as_deref();
+        if let (true, Some(user)) = (peer.trusted, certificate) {
+            return Ok(user.clone());
+        }
+        let core = &*self.0;
+        let user = core.authenticator.authenticate(headers, certificate, core.clock.now()).await;
+        let user = user.ok_or(Error::Unauthorized)?;
+        // Acting as another is not served yet; ignoring the wish would act as oneself.
+        if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
+            let why = format!("user \"{}\" cannot impersonate: impersonation is not served by this version", user.username);
+            return Err(Error::Forbidden { resource: String::new(), name: String::new(), why });
+        }
+        Ok(user)
+    }
+
+    async fn authorized(
+        &self,
+        info: &RequestInfo,
+        request: Request<Body>,
+        user: &UserInfo,
+    ) -> Result<Response<Body>, Error> {
+        let core = &*self.0;
+        let a = &info.attributes;
+        if let Decision::NoOpinion(reason) = core.authorizer.authorize(user, a).await {
+            let resource = if a.group.is_empty() || a.resource.is_empty() {
+                a.resource.clone()
+            } else {
+                format!("{}.{}", a.resource, a.group)
+            };
+            let why = forbidden_message(user, a, &reason);
+            return Err(Error::Forbidden { resource, name: a.name.clone(), why });
+        }
+        if a.is_resource() {
+            return endpoint::resource(core, info, user, request).await;
+        }
+        self.path(info, &request)
+    }
+
+    /// What is served beside resources.
+    fn path(&self, info: &RequestInfo, request: &Request<Body>) -> Result<Response<Body>, Error> {
+        let path = info.attributes.path.as_str();
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Err(Error::MethodNotSupported { resource: path.to_owned(), verb: info.attributes.verb.clone() });
+        }
+        if let Some(response) = discovery::answer(path, request.headers()) {
+            return Ok(response);
+        }
+        if let Some(response) = openapi::answer(path, &info.query, request.headers()) {
+            return Ok(response);
+        }
+        match path.trim_end_matches('/') {
+            "" => Ok(reply::json(StatusCode::OK, &serde_json::json!({"paths": paths()}))),
+            "/version" => Ok(reply::json(StatusCode::OK, &crate::version::info())),
+            "/metrics" => Ok(self.0.metrics.answer()),
+            "/openid/v1/jwks" => Ok(reply::json(StatusCode::OK, &self.0.tokens.jwks())),
+            "/.well-known/openid-configuration" => Ok(reply::json(StatusCode::OK, &crate::version::openid())),
+            _ => Err(Error::UnknownPath),
+        }
+    }
+
+    fn record(&self, info: &RequestInfo, response: &Response<Body>, took: Duration) {
+        let a = &info.attributes;
+        let code = response.status().as_u16();
+        self.0.metrics.request(Labels::of(info, code), took);
+        let seconds = took.as_secs_f64();
+        if code >= 500 {
+            tracing::warn!(verb = a.verb, path = a.path, code, seconds, "request failed");
+        } else {
+            tracing::debug!(verb = a.verb, path = a.path, code, seconds, "request");
+        }
+    }
+}
+
+/// Every path beside resources that is served to authenticated users.
+pub(crate) fn paths() -> Vec<String> {
+    let mut paths = discovery::paths();
+    let more = [
+        "/.well-known/openid-configuration",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ];
+    paths.extend(more.into_iter().map(str::to_owned));
+    paths.sort();
+    paths
+}
+
+fn long_running(info: &RequestInfo) -> bool {
+    let a = &info.attributes;
+    a.verb == "watch" || matches!(a.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy")
+}
+
+fn audit_id(request: &Request<Body>) -> HeaderValue {
+    if let Some(given) = request.headers().get("audit-id").filter(|v| v.len() <= 64) {
+        return given.clone();
+    }
+    HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("a uuid is ASCII")
+}
+
+fn words(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}

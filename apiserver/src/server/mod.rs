@@ -1,0 +1,249 @@
+//! The API server as a whole: what it is made of, how it starts, and the handle to it.
+//!
+//! **Invariant**: the router that answers on the socket and the one that answers in this process
+//! are the same; only authentication differs.
+
+mod bootstrap;
+mod filter;
+mod health;
+mod inprocess;
+pub(crate) mod limits;
+mod mirror;
+mod tls;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use decapod_storage::Store;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::node::NodeAuthorizer;
+use crate::auth::rbac::Rbac;
+use crate::auth::service_account::Tokens;
+use crate::auth::token_file::{self, TokenFile};
+use crate::auth::{Authenticator, Authorizer, Masters, Union, UserInfo};
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::nodeproxy::Kubelets;
+use crate::pki::{self, CertificateRequest, Pki, Renewing};
+use crate::registry::Registry;
+use crate::registry::allocate::{Cidr, Network};
+pub(crate) use filter::Service;
+pub use inprocess::InProcess;
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to listen; port 0 takes any that is free.
+    pub listen: SocketAddr,
+    /// The address under which clients and pods reach this server: the endpoint of the
+    /// `kubernetes` Service. A loopback address is for tests only.
+    pub advertise: IpAddr,
+    /// Further host names and addresses that the server's certificate is to be good for.
+    pub hosts: Vec<String>,
+    /// What Services get their cluster addresses from.
+    pub service_cidr: Cidr,
+    /// What Services get their node ports from.
+    pub node_ports: RangeInclusive<u16>,
+    /// The cluster's DNS domain.
+    pub cluster_domain: String,
+    /// A file of static bearer tokens.
+    pub token_file: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 6443)),
+            advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            hosts: Vec::new(),
+            service_cidr: "10.96.0.0/16".parse().expect("a constant range"),
+            node_ports: 30000..=32767,
+            cluster_domain: "cluster.local".to_owned(),
+            token_file: None,
+        }
+    }
+}
+
+/// Why the server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address is taken, or not this machine's.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where it was tried.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No certificate could be made.
+    #[error("cannot set up the certificates")]
+    Pki(#[from] pki::Error),
+    /// The token file is of no use.
+    #[error("cannot use the token file")]
+    Tokens(#[from] token_file::Error),
+    /// The objects that every cluster has could not be written.
+    #[error("cannot write the objects that every cluster has: {0}")]
+    Bootstrap(decapod_api::status::Error),
+}
+
+/// What all requests share.
+pub(crate) struct Core {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) rbac: Rbac,
+    pub(crate) tokens: Arc<Tokens>,
+    pub(crate) kubelets: Kubelets,
+    pub(crate) metrics: Metrics,
+    pub(crate) health: health::Health,
+    pub(crate) stopping: CancellationToken,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Peer {
+    pub(crate) address: Option<SocketAddr>,
+    /// The user of the client certificate.
+    pub(crate) user: Option<Arc<UserInfo>>,
+    /// The request comes from this very process, as `user`.
+    pub(crate) trusted: bool,
+}
+
+/// The running API server.
+#[derive(Clone)]
+pub struct Handle {
+    service: Service,
+    address: SocketAddr,
+    pki: Arc<Pki>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// The API server.
+#[derive(Debug)]
+pub struct Server;
+
+impl Server {
+    /// Starts serving the objects in `store`. Returns once requests are answered and the objects
+    /// are there that every cluster has.
+    ///
+    /// # Errors
+    /// If the address is taken, or certificates or the first objects cannot be made.
+    pub async fn start(
+        options: Options,
+        store: Arc<dyn Store>,
+        pki: Arc<Pki>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Handle, StartError> {
+        let listener = TcpListener::bind(options.listen)
+            .await
+            .map_err(|source| StartError::Listen { address: options.listen, source })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| StartError::Listen { address: options.listen, source })?;
+        let certificate = Renewing::new(pki.clone(), serving_request(&options), clock.clone())?;
+        let tls = tls::config(&pki, Arc::new(certificate))?;
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let core = Arc::new(make_core(&options, store, &pki, clock, stop.clone())?);
+        bootstrap::objects(&core.registry, &options, address.port()).await.map_err(StartError::Bootstrap)?;
+        mirror::policy(&core, &tasks).await.map_err(StartError::Bootstrap)?;
+        bootstrap::keep(&core, &tasks);
+        core.health.bootstrapped();
+        let service = Service(core);
+        tasks.spawn(tls::serve(listener, tls, service.clone(), stop.clone()));
+        tracing::info!(%address, "serving the Kubernetes API");
+        Ok(Handle { service, address, pki, stop, tasks })
+    }
+}
+
+fn make_core(
+    options: &Options,
+    store: Arc<dyn Store>,
+    pki: &Arc<Pki>,
+    clock: Arc<dyn Clock>,
+    stopping: CancellationToken,
+) -> Result<Core, StartError> {
+    let network = Network { services: options.service_cidr, node_ports: options.node_ports.clone() };
+    let registry = Arc::new(Registry::new(store, clock.clone(), network));
+    let tokens = Arc::new(Tokens::new(pki, registry.clone()));
+    let file = options.token_file.as_deref().map(TokenFile::read).transpose()?.unwrap_or_default();
+    let rbac = Rbac::default();
+    let authorizers: Vec<Arc<dyn Authorizer>> =
+        vec![Arc::new(Masters), Arc::new(NodeAuthorizer::new(registry.clone())), Arc::new(rbac.clone())];
+    Ok(Core {
+        kubelets: Kubelets::new(pki, clock.clone())?,
+        authenticator: Authenticator { tokens: tokens.clone(), file },
+        authorizer: Arc::new(Union(authorizers)),
+        health: health::Health::default(),
+        metrics: Metrics::default(),
+        registry,
+        clock,
+        rbac,
+        tokens,
+        stopping,
+    })
+}
+
+/// The certificate that clients meet: good for all names and addresses of the API server.
+fn serving_request(options: &Options) -> CertificateRequest {
+    let domain = &options.cluster_domain;
+    let mut hosts: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    hosts.push(format!("kubernetes.default.svc.{domain}"));
+    hosts.extend(["127.0.0.1".to_owned(), "::1".to_owned(), options.advertise.to_string()]);
+    hosts.extend(options.service_cidr.nth(1).map(|ip| ip.to_string()));
+    if !options.listen.ip().is_unspecified() {
+        hosts.push(options.listen.ip().to_string());
+    }
+    hosts.extend(options.hosts.iter().cloned());
+    hosts.sort();
+    hosts.dedup();
+    CertificateRequest::server("kube-apiserver", hosts)
+}
+
+impl Handle {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The keys and certificates of the cluster.
+    pub fn pki(&self) -> &Arc<Pki> {
+        &self.pki
+    }
+
+    /// The router as a service in this process, every request being `user`'s. Authorization and
+    /// admission apply as to any request. Hand it to `kube::Client::new`.
+    pub fn service_as(&self, user: UserInfo) -> InProcess {
+        InProcess::new(self.service.clone(), user)
+    }
+
+    /// Whether `/readyz` says ok.
+    pub async fn ready(&self) -> bool {
+        self.service.0.health.ready(&self.service.0.registry).await.is_ok()
+    }
+
+    /// Stops: watches end, open requests get a few seconds.
+    pub async fn shutdown(&self) {
+        self.service.0.health.stopping();
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
