@@ -1,1 +1,62 @@
-//! placeholder
+//! The scheduler: finds a node for each pod that has none.
+//!
+//! The core is pure: it decides from a snapshot that is kept up to date change by change. The shell
+//! around it feeds the snapshot and the queue, and writes bindings, conditions and Events through the API.
+
+mod binding;
+mod core;
+mod queue;
+mod shell;
+
+use std::sync::Arc;
+
+use decapod_client::clock::Clock;
+use decapod_client::event::Recorder;
+use decapod_client::informer::Informers;
+use decapod_client::task::Supervisor;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::Client;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use binding::Writer;
+use shell::Shell;
+
+/// How the scheduler runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Pods whose `spec.schedulerName` is this are scheduled; it is also the source of the Events.
+    pub scheduler_name: String,
+    /// Decides among equally good nodes; the same seed and the same changes give the same decisions.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    /// Kubernetes' default scheduler, with chance from the machine.
+    fn default() -> Self {
+        Self { scheduler_name: "default-scheduler".to_owned(), seed: rand::random() }
+    }
+}
+
+/// Starts the scheduler as a task of `supervisor`. It works as long as that does; `informers` may be
+/// shared with other components of the process.
+pub fn run(
+    options: Options,
+    client: Client,
+    informers: &Informers,
+    supervisor: &Supervisor,
+    clock: Arc<dyn Clock>,
+) {
+    let recorder =
+        Recorder::new(client.clone(), options.scheduler_name.clone(), "", supervisor, clock.clone());
+    let writer = Writer { client, recorder, clock };
+    let chance = StdRng::seed_from_u64(options.seed);
+    let (pods, nodes) = (informers.of::<Pod>(), informers.of::<Node>());
+    let shell = Shell::new(options.scheduler_name, chance, writer, supervisor.clone());
+    supervisor.spawn_until_shutdown("scheduler", async move {
+        // Before all bound pods are known every node looks empty.
+        nodes.synced().await;
+        pods.synced().await;
+        shell.run(pods.subscribe(), nodes.subscribe()).await;
+    });
+}

@@ -1,0 +1,137 @@
+//! What the scheduler writes: a binding for a pod that found its node, a condition and an Event for one
+//! that did not.
+
+use std::sync::Arc;
+
+use decapod_client::clock::Clock;
+use decapod_client::error::ErrorExt;
+use decapod_client::event::Recorder;
+use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::response::Status;
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+
+/// Why a decision could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The API server refused the binding or did not answer.
+    #[error("cannot bind the pod")]
+    Bind(#[source] Box<kube::Error>),
+}
+
+/// How a binding ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bound {
+    /// The pod is bound.
+    Yes,
+    /// The pod is gone, or another is in its place, or it is bound already: nothing is left to do, what
+    /// became of it comes as a change.
+    Moot,
+}
+
+/// Writes in the scheduler's name.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    pub(crate) client: Client,
+    pub(crate) recorder: Recorder,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+impl Writer {
+    /// Binds `pod` to the node `node`.
+    ///
+    /// # Errors
+    /// When the API server refused or did not answer: the pod has to be tried again.
+    pub(crate) async fn bind(&self, pod: &Pod, node: &str) -> Result<Bound, Error> {
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let binding = Binding {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(namespace.clone()),
+                uid: pod.uid(),
+                ..ObjectMeta::default()
+            },
+            target: ObjectReference {
+                kind: Some("Node".to_owned()),
+                name: Some(node.to_owned()),
+                ..ObjectReference::default()
+            },
+        };
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let answer: kube::Result<Status> =
+            api.create_subresource("binding", &name, &PostParams::default(), &binding).await;
+        match answer {
+            Ok(_) => {
+                let message = format!("Successfully assigned {namespace}/{name} to {node}");
+                self.recorder.normal(pod, "Scheduled", message);
+                Ok(Bound::Yes)
+            }
+            Err(error) if error.is_not_found() || error.is_conflict() => {
+                tracing::debug!(pod = name, namespace, node, %error, "the binding is moot");
+                Ok(Bound::Moot)
+            }
+            Err(error) => {
+                let message = format!("running Bind plugin \"DefaultBinder\": {}", words(&error));
+                self.recorder.warning(pod, "FailedScheduling", message.clone());
+                self.note(pod, "SchedulerError", &message).await;
+                Err(Error::Bind(Box::new(error)))
+            }
+        }
+    }
+
+    /// Tells why `pod` found no node.
+    pub(crate) async fn tell_unschedulable(&self, pod: &Pod, message: &str) {
+        self.recorder.warning(pod, "FailedScheduling", message);
+        self.note(pod, "Unschedulable", message).await;
+    }
+
+    /// Tells that `pod` is held back by its scheduling gates.
+    pub(crate) async fn tell_gated(&self, pod: &Pod) {
+        self.note(pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates").await;
+    }
+
+    /// Sets the condition `PodScheduled` to false. It is a help for people: should it fail, the next try
+    /// writes it again.
+    async fn note(&self, pod: &Pod, reason: &str, message: &str) {
+        let known = pod.status.as_ref().and_then(|status| {
+            status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled")
+        });
+        let is_same = |known: &PodCondition| {
+            known.status == "False"
+                && known.reason.as_deref() == Some(reason)
+                && known.message.as_deref() == Some(message)
+        };
+        if known.is_some_and(is_same) {
+            return;
+        }
+        let since = known.filter(|known| known.status == "False");
+        let since = since.and_then(|known| known.last_transition_time.clone());
+        let condition = PodCondition {
+            type_: "PodScheduled".to_owned(),
+            status: "False".to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            last_transition_time: Some(since.unwrap_or_else(|| Time(self.clock.now()))),
+            observed_generation: pod.metadata.generation,
+            last_probe_time: None,
+        };
+        let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [condition]}});
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let patched =
+            api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await;
+        if let Err(error) = patched {
+            let error = decapod_client::error::chain(&error);
+            tracing::debug!(pod = pod.name_any(), error, "cannot write the condition PodScheduled");
+        }
+    }
+}
+
+/// The API server's own words where it answered.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => decapod_client::error::chain(other),
+    }
+}

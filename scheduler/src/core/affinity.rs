@@ -1,0 +1,137 @@
+//! Node selectors and node affinity: which nodes a pod must or would rather run on, by their labels.
+
+use std::collections::BTreeMap;
+
+use decapod_api::labels::{Operator, Requirement, Selector};
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
+
+/// What a node must be like: the selector and, if there are terms, at least one of them.
+#[derive(Debug, Default)]
+pub(crate) struct NodeTerms {
+    selector: Option<Selector>,
+    terms: Option<Vec<Term>>,
+}
+
+impl NodeTerms {
+    /// Whether a node of this name and these labels will do.
+    pub(crate) fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.selector.as_ref().is_none_or(|selector| selector.matches(labels))
+            && self.terms.as_ref().is_none_or(|terms| terms.iter().any(|term| term.matches(name, labels)))
+    }
+}
+
+/// A preference and what it counts.
+#[derive(Debug)]
+pub(crate) struct Preference {
+    term: Term,
+    pub(crate) weight: i32,
+}
+
+impl Preference {
+    pub(crate) fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.term.matches(name, labels)
+    }
+}
+
+/// Requirements on labels and on fields (of which there is only the name), all of which must hold. A term
+/// without any, or with one that makes no sense, matches no node.
+#[derive(Debug)]
+struct Term {
+    labels: Vec<Requirement>,
+    names: Vec<Requirement>,
+    valid: bool,
+}
+
+impl Term {
+    fn new(term: &NodeSelectorTerm) -> Self {
+        let labels = term.match_expressions.iter().flatten();
+        let names = term.match_fields.iter().flatten();
+        let count = labels.clone().count() + names.clone().count();
+        let names_valid = names.clone().all(|field| field.key == "metadata.name");
+        let labels: Vec<_> = labels.filter_map(requirement).collect();
+        let names: Vec<_> = names.filter_map(requirement).collect();
+        let valid = count > 0 && names_valid && labels.len() + names.len() == count;
+        Self { labels, names, valid }
+    }
+
+    fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.valid
+            && self.labels.iter().all(|one| one.matches(labels.get(&one.key).map(String::as_str)))
+            && self.names.iter().all(|one| one.matches(Some(name)))
+    }
+}
+
+fn requirement(requirement: &NodeSelectorRequirement) -> Option<Requirement> {
+    let values = requirement.values.clone().unwrap_or_default();
+    let number = || values.first().filter(|_| values.len() == 1)?.parse().ok();
+    let operator = match requirement.operator.as_str() {
+        "In" => Operator::In(values),
+        "NotIn" => Operator::NotIn(values),
+        "Exists" => Operator::Exists,
+        "DoesNotExist" => Operator::DoesNotExist,
+        "Gt" => Operator::GreaterThan(number()?),
+        "Lt" => Operator::LessThan(number()?),
+        _ => return None,
+    };
+    Some(Requirement { key: requirement.key.clone(), operator })
+}
+
+/// What the pod requires of its node.
+pub(crate) fn required(spec: &PodSpec) -> NodeTerms {
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required =
+        affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    NodeTerms {
+        selector: spec.node_selector.as_ref().map(Selector::from_map),
+        terms: required.map(|required| required.node_selector_terms.iter().map(Term::new).collect()),
+    }
+}
+
+/// What the pod prefers of its node.
+pub(crate) fn preferred(spec: &PodSpec) -> Vec<Preference> {
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let preferred =
+        affinity.and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let preferences = preferred.into_iter().flatten();
+    preferences.map(|one| Preference { term: Term::new(&one.preference), weight: one.weight }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn matches(affinity: Value, labels: &[(&str, &str)]) -> bool {
+        let terms = json!({"nodeAffinity":
+            {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": affinity}}});
+        let spec: PodSpec = serde_json::from_value(json!({"containers": [], "affinity": terms})).unwrap();
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        required(&spec).matches("n1", &labels)
+    }
+
+    fn expression(operator: &str, values: Value) -> Value {
+        json!([{"matchExpressions": [{"key": "disk", "operator": operator, "values": values}]}])
+    }
+
+    #[test]
+    fn operators() {
+        assert!(matches(expression("In", json!(["ssd", "nvme"])), &[("disk", "ssd")]));
+        assert!(!matches(expression("In", json!(["ssd"])), &[]));
+        assert!(matches(expression("NotIn", json!(["hdd"])), &[]));
+        assert!(matches(expression("Exists", json!(null)), &[("disk", "x")]));
+        assert!(matches(expression("DoesNotExist", json!(null)), &[]));
+        assert!(matches(expression("Gt", json!(["4"])), &[("disk", "5")]));
+        assert!(!matches(expression("Gt", json!(["4"])), &[("disk", "many")]));
+        assert!(!matches(expression("Lt", json!(["4"])), &[("disk", "5")]));
+        assert!(!matches(expression("Gt", json!(["x"])), &[("disk", "5")]), "no number: matches nothing");
+    }
+
+    #[test]
+    fn one_of_the_terms_is_enough_and_an_empty_one_matches_nothing() {
+        let name = |name: &str| json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]});
+        assert!(matches(json!([name("n2"), name("n1")]), &[]));
+        assert!(!matches(json!([name("n2")]), &[]));
+        assert!(!matches(json!([{}]), &[]));
+    }
+}

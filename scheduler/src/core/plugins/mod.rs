@@ -1,0 +1,114 @@
+//! The plugins: each knows one reason why a pod cannot, or would rather, run on a node. They carry the
+//! names that they have in Kubernetes.
+
+mod images;
+mod resources;
+mod taints;
+
+use std::borrow::Cow;
+
+use super::node::NodeInfo;
+use super::pod::PodInfo;
+use super::snapshot::Snapshot;
+
+/// Why a node will not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rejection {
+    /// The plugin that says so.
+    pub(crate) plugin: &'static str,
+    /// Its reasons, in Kubernetes' words.
+    pub(crate) reasons: Vec<Cow<'static, str>>,
+    /// Whether removing other pods from the node might help.
+    pub(crate) resolvable: bool,
+}
+
+impl Rejection {
+    fn lasting(plugin: &'static str, reason: &'static str) -> Self {
+        Self { plugin, reasons: vec![reason.into()], resolvable: false }
+    }
+}
+
+/// Runs all filters on one node, the cheapest and most lasting first; the first that rejects has the word.
+pub(crate) fn filter(pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+    node_unschedulable(pod, node)?;
+    node_name(pod, node)?;
+    taints::filter(pod, node)?;
+    node_affinity(pod, node)?;
+    node_ports(pod, node)?;
+    resources::fit(pod, node)
+}
+
+/// What cordons a node, for the toleration of it.
+const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+fn node_unschedulable(pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+    let tolerated = || taints::tolerates(&pod.tolerations, UNSCHEDULABLE, "", "NoSchedule");
+    if node.unschedulable && !tolerated() {
+        return Err(Rejection::lasting("NodeUnschedulable", "node(s) were unschedulable"));
+    }
+    Ok(())
+}
+
+fn node_name(pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+    let wanted = pod.node_name();
+    if wanted.is_empty() || wanted == node.name {
+        return Ok(());
+    }
+    Err(Rejection::lasting("NodeName", "node(s) didn't match the requested node name"))
+}
+
+fn node_affinity(pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+    if pod.required.matches(&node.name, &node.labels) {
+        return Ok(());
+    }
+    Err(Rejection::lasting("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"))
+}
+
+fn node_ports(pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+    let taken =
+        |wanted| node.pods.values().any(|other| other.ports.iter().any(|port| port.conflicts(wanted)));
+    if pod.ports.iter().any(taken) {
+        let reason = "node(s) didn't have free ports for the requested pod ports";
+        return Err(Rejection { resolvable: true, ..Rejection::lasting("NodePorts", reason) });
+    }
+    Ok(())
+}
+
+/// The best score that a plugin gives.
+const MAX_SCORE: i64 = 100;
+
+/// Kubernetes' weights of the plugins.
+const TAINTS_WEIGHT: i64 = 3;
+const AFFINITY_WEIGHT: i64 = 2;
+
+/// Scores the nodes that passed the filters: more is better, and comparable among these nodes only.
+pub(crate) fn score(pod: &PodInfo, nodes: &[&NodeInfo], snapshot: &Snapshot) -> Vec<i64> {
+    let scores = nodes.iter().map(|node| {
+        resources::least_allocated(pod, node)
+            + resources::balanced_allocation(pod, node)
+            + images::score(pod, node, snapshot)
+    });
+    let mut scores: Vec<i64> = scores.collect();
+    let untolerated = nodes.iter().map(|node| taints::untolerated_preferences(pod, node)).collect();
+    add(&mut scores, normalize(untolerated, true), TAINTS_WEIGHT);
+    let preferred = nodes.iter().map(|node| {
+        let matching = pod.preferred.iter().filter(|one| one.matches(&node.name, &node.labels));
+        matching.map(|one| i64::from(one.weight)).sum()
+    });
+    add(&mut scores, normalize(preferred.collect(), false), AFFINITY_WEIGHT);
+    scores
+}
+
+fn add(scores: &mut [i64], more: Vec<i64>, weight: i64) {
+    scores.iter_mut().zip(more).for_each(|(score, more)| *score += more * weight);
+}
+
+/// Scales scores so that the largest becomes the best (or, reversed, the worst) score.
+fn normalize(mut scores: Vec<i64>, reverse: bool) -> Vec<i64> {
+    let max = scores.iter().copied().max().unwrap_or(0);
+    for score in &mut scores {
+        let scaled = if max == 0 { 0 } else { *score * MAX_SCORE / max };
+        *score = if reverse { MAX_SCORE - scaled } else { scaled };
+    }
+    scores
+}

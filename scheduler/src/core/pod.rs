@@ -1,0 +1,219 @@
+//! What the scheduler needs to know of a pod, worked out once when the pod is seen.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Toleration};
+use kube::ResourceExt;
+
+use super::affinity::{self, NodeTerms, Preference};
+use super::resources::Resources;
+
+/// What a container without requests counts as when nodes are compared (never when they are filtered), so
+/// that pods without requests spread as well: a tenth of a CPU and 200 MB, as Kubernetes assumes.
+const ASSUMED_CPU: i64 = 100;
+const ASSUMED_MEMORY: i64 = 200 * 1024 * 1024;
+
+/// A port of the node that a pod wants for itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct HostPort {
+    pub(crate) protocol: String,
+    /// `0.0.0.0` for all addresses of the node.
+    pub(crate) address: String,
+    pub(crate) port: i32,
+}
+
+impl HostPort {
+    /// Whether both cannot be held on one node.
+    pub(crate) fn conflicts(&self, other: &Self) -> bool {
+        let any = |port: &Self| port.address == "0.0.0.0";
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.address == other.address || any(self) || any(other))
+    }
+}
+
+/// A pod, as decisions see it.
+#[derive(Debug)]
+pub(crate) struct PodInfo {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) uid: String,
+    pub(crate) priority: i32,
+    /// What the pod is granted on a node.
+    pub(crate) requests: Resources,
+    /// CPU and memory with assumptions for containers that request none.
+    pub(crate) weight: (i64, i64),
+    pub(crate) ports: Vec<HostPort>,
+    pub(crate) tolerations: Vec<Toleration>,
+    /// Where it must run, by `nodeSelector` and required node affinity.
+    pub(crate) required: NodeTerms,
+    /// Where it would rather run.
+    pub(crate) preferred: Vec<Preference>,
+    /// The images of its containers, under their full names.
+    pub(crate) images: Vec<String>,
+    pub(crate) never_preempts: bool,
+}
+
+impl PodInfo {
+    pub(crate) fn new(pod: Arc<Pod>) -> Self {
+        let empty = PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&empty);
+        let containers = || spec.init_containers.iter().flatten().chain(&spec.containers);
+        Self {
+            uid: pod.uid().unwrap_or_default(),
+            priority: spec.priority.unwrap_or(0),
+            requests: requests(spec),
+            weight: weight(spec),
+            ports: host_ports(spec),
+            tolerations: spec.tolerations.clone().unwrap_or_default(),
+            required: affinity::required(spec),
+            preferred: affinity::preferred(spec),
+            images: containers().filter_map(|one| one.image.as_deref()).map(full_image_name).collect(),
+            never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
+            pod: pod.clone(),
+        }
+    }
+
+    /// The node that the pod is bound to; empty if none.
+    pub(crate) fn node_name(&self) -> &str {
+        self.pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+    }
+}
+
+/// What a pod requests: what its containers request together, or what the largest init container requests
+/// beside the sidecars started before it, whichever is more; and its overhead.
+fn requests(spec: &PodSpec) -> Resources {
+    let of = |container: &Container| {
+        let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+        requests.map(Resources::parse).unwrap_or_default()
+    };
+    let mut running = Resources::default();
+    for container in &spec.containers {
+        running += &of(container);
+    }
+    let mut sidecars = Resources::default();
+    let mut starting = Resources::default();
+    for container in spec.init_containers.iter().flatten() {
+        let mut now = of(container);
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars += &now;
+            now = sidecars.clone();
+        } else {
+            now += &sidecars;
+        }
+        starting = starting.max(&now);
+    }
+    running += &sidecars;
+    let mut total = running.max(&starting);
+    let whole = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    if let Some(whole) = whole {
+        let whole_pod = Resources::parse(whole);
+        if whole.contains_key("cpu") {
+            total.cpu = whole_pod.cpu;
+        }
+        if whole.contains_key("memory") {
+            total.memory = whole_pod.memory;
+        }
+        total.scalar.extend(whole_pod.scalar);
+    }
+    if let Some(overhead) = &spec.overhead {
+        total += &Resources::parse(overhead);
+    }
+    total
+}
+
+/// CPU and memory as they count when nodes are compared.
+fn weight(spec: &PodSpec) -> (i64, i64) {
+    let of = |container: &Container| {
+        let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+        let amounts = requests.map(Resources::parse).unwrap_or_default();
+        let named = |name: &str| requests.is_some_and(|requests| requests.contains_key(name));
+        let cpu = if named("cpu") { amounts.cpu } else { ASSUMED_CPU };
+        let memory = if named("memory") { amounts.memory } else { ASSUMED_MEMORY };
+        (cpu, memory)
+    };
+    let sum =
+        |one: (i64, i64), other: (i64, i64)| (one.0.saturating_add(other.0), one.1.saturating_add(other.1));
+    let running = spec.containers.iter().map(of).fold((0, 0), sum);
+    let starting = spec.init_containers.iter().flatten().map(of);
+    starting.fold(running, |most, one| (most.0.max(one.0), most.1.max(one.1)))
+}
+
+fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+    let sidecars = spec.init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|one| one.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    let wanted = ports.filter_map(|port| {
+        let number = port.host_port.filter(|number| *number > 0)?;
+        let address = port.host_ip.clone().filter(|address| !address.is_empty());
+        Some(HostPort {
+            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+            address: address.unwrap_or_else(|| "0.0.0.0".to_owned()),
+            port: number,
+        })
+    });
+    wanted.collect()
+}
+
+/// An image's name with its tag, as nodes report it.
+pub(crate) fn full_image_name(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    if last.contains(':') || name.contains('@') { name.to_owned() } else { format!("{name}:latest") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(value: serde_json::Value) -> PodSpec {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn container(cpu: &str) -> serde_json::Value {
+        json!({"name": "c", "resources": {"requests": {"cpu": cpu, "memory": "1Mi"}}})
+    }
+
+    #[test]
+    fn init_containers_count_with_the_sidecars_before_them() {
+        let mut sidecar = container("200m");
+        sidecar["restartPolicy"] = json!("Always");
+        let both = spec(json!({
+            "containers": [container("100m"), container("100m")],
+            "initContainers": [container("250m"), sidecar, container("300m")],
+        }));
+        assert_eq!(requests(&both).cpu, 500, "the sidecar beside the last init container");
+        let large = spec(json!({"containers": [container("2")], "initContainers": [container("300m")],
+            "overhead": {"cpu": "50m"}}));
+        assert_eq!(requests(&large).cpu, 2050);
+    }
+
+    #[test]
+    fn requests_of_the_whole_pod_prevail() {
+        let whole = spec(json!({"containers": [container("100m")], "resources": {"requests": {"cpu": "1"}}}));
+        let requests = requests(&whole);
+        assert_eq!((requests.cpu, requests.memory), (1000, 1024 * 1024));
+    }
+
+    #[test]
+    fn pods_without_requests_weigh_something() {
+        let none = spec(json!({"containers": [{"name": "a"}, {"name": "b"}]}));
+        assert_eq!(requests(&none), Resources::default());
+        assert_eq!(weight(&none), (200, 400 * 1024 * 1024));
+    }
+
+    #[test]
+    fn ports_conflict_on_the_same_address_or_on_all() {
+        let port = |address: &str| HostPort { protocol: "TCP".into(), address: address.into(), port: 80 };
+        assert!(port("0.0.0.0").conflicts(&port("10.0.0.1")));
+        assert!(port("10.0.0.1").conflicts(&port("10.0.0.1")));
+        assert!(!port("10.0.0.1").conflicts(&port("10.0.0.2")));
+    }
+
+    #[test]
+    fn images_have_a_tag() {
+        assert_eq!(full_image_name("nginx"), "nginx:latest");
+        assert_eq!(full_image_name("host:5000/nginx"), "host:5000/nginx:latest");
+        assert_eq!(full_image_name("nginx:1.29"), "nginx:1.29");
+    }
+}

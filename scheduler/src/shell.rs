@@ -1,0 +1,261 @@
+//! The loop around the core. One task owns the snapshot and the queue: it applies changes, decides pod by
+//! pod, and hands the writing to tasks whose outcomes come back to it. So no decision ever races with a
+//! change, and there is nothing to lock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use decapod_client::informer::{Change, Changes};
+use decapod_client::task::Supervisor;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt;
+use rand::Rng;
+use tokio::sync::mpsc;
+
+use crate::binding::{Bound, Error, Writer};
+use crate::core::decide::Scheduler;
+use crate::core::plugins;
+use crate::core::pod::PodInfo;
+use crate::core::snapshot::{Snapshot, is_terminal};
+use crate::queue::{Queue, Waiting};
+
+/// Bindings and conditions that are being written at a time: enough to hide their latency, few enough to
+/// leave the API server room.
+const WRITES: usize = 64;
+
+/// Decisions between two looks at what has changed meanwhile: a change is never older than these.
+const BATCH: usize = 32;
+
+/// How a write ended.
+struct Written {
+    uid: String,
+    /// The outcome of a binding; `None` for a condition.
+    bound: Option<Result<Bound, Error>>,
+}
+
+pub(crate) struct Shell<R> {
+    scheduler_name: String,
+    scheduler: Scheduler<R>,
+    snapshot: Snapshot,
+    queue: Queue,
+    writer: Writer,
+    supervisor: Supervisor,
+    written: (mpsc::UnboundedSender<Written>, mpsc::UnboundedReceiver<Written>),
+    writing: usize,
+}
+
+impl<R: Rng + Send> Shell<R> {
+    pub(crate) fn new(scheduler_name: String, chance: R, writer: Writer, supervisor: Supervisor) -> Self {
+        Self {
+            scheduler_name,
+            scheduler: Scheduler::new(chance),
+            snapshot: Snapshot::default(),
+            queue: Queue::default(),
+            writer,
+            supervisor,
+            // Bounded by `WRITES`: there are never more outcomes than writes under way.
+            written: mpsc::unbounded_channel(),
+            writing: 0,
+        }
+    }
+
+    /// Schedules until the changes end.
+    pub(crate) async fn run(mut self, mut pods: Changes<Pod>, mut nodes: Changes<Node>) {
+        loop {
+            self.take_in(&mut pods, &mut nodes);
+            if self.decide_some() {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let now = self.now();
+            let due = self.queue.next_due().map(|due| due.saturating_sub(now));
+            let clock = self.writer.clock.clone();
+            let timer = async move {
+                match due {
+                    Some(due) => clock.sleep(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                change = pods.next() => match change {
+                    Some(change) => self.pod_changed(&change),
+                    None => return,
+                },
+                change = nodes.next() => match change {
+                    Some(change) => self.node_changed(&change),
+                    None => return,
+                },
+                Some(written) = self.written.1.recv() => self.write_ended(written),
+                () = timer => {}
+            }
+        }
+    }
+
+    /// Applies everything that has happened.
+    fn take_in(&mut self, pods: &mut Changes<Pod>, nodes: &mut Changes<Node>) {
+        while let Some(change) = nodes.try_next() {
+            self.node_changed(&change);
+        }
+        while let Some(change) = pods.try_next() {
+            self.pod_changed(&change);
+        }
+        while let Ok(written) = self.written.1.try_recv() {
+            self.write_ended(written);
+        }
+    }
+
+    /// Decides for the next few pods; whether there may be more at once.
+    fn decide_some(&mut self) -> bool {
+        for _ in 0..BATCH {
+            if self.writing >= WRITES {
+                return false;
+            }
+            let Some(waiting) = self.queue.pop(self.now()) else { return false };
+            self.decide(&waiting);
+        }
+        true
+    }
+
+    fn decide(&mut self, waiting: &Waiting) {
+        let info = &waiting.info;
+        let (pod, uid) = (info.pod.clone(), info.uid.clone());
+        match self.scheduler.decide(info, &self.snapshot) {
+            Ok(node) => {
+                tracing::debug!(pod = pod.name_any(), node, attempts = waiting.attempts, "decided");
+                self.snapshot.assume(info.clone(), &node);
+                let writer = self.writer.clone();
+                self.write(uid, async move { Some(writer.bind(&pod, &node).await) });
+            }
+            Err(error) => {
+                self.queue.reject(&uid, self.now());
+                let counts = self.queue.counts();
+                tracing::debug!(pod = pod.name_any(), %error, plugins = ?error.plugins, ?counts, "no node");
+                let (writer, message) = (self.writer.clone(), error.to_string());
+                self.write(uid, async move {
+                    writer.tell_unschedulable(&pod, &message).await;
+                    None
+                });
+            }
+        }
+    }
+
+    fn write(
+        &mut self,
+        uid: String,
+        future: impl Future<Output = Option<Result<Bound, Error>>> + Send + 'static,
+    ) {
+        self.writing += 1;
+        let written = self.written.0.clone();
+        self.supervisor.spawn("scheduler-write", async move {
+            let bound = future.await;
+            // The loop is gone at a shutdown; then nobody needs to know.
+            written.send(Written { uid, bound }).ok();
+        });
+    }
+
+    fn write_ended(&mut self, written: Written) {
+        self.writing = self.writing.saturating_sub(1);
+        let uid = &written.uid;
+        match written.bound {
+            None | Some(Ok(Bound::Yes)) => {}
+            Some(Ok(Bound::Moot)) => {
+                // If the pod still waits it is tried again; else its change removes it.
+                self.release(uid);
+                self.queue.retry(uid, self.now());
+            }
+            Some(Err(error)) => {
+                tracing::warn!(uid, error = decapod_client::error::chain(&error), "a pod was not bound");
+                self.release(uid);
+                self.queue.retry(uid, self.now());
+            }
+        }
+    }
+
+    /// Gives back what was assumed for a pod.
+    fn release(&mut self, uid: &str) {
+        if let Some(node) = self.snapshot.forget(uid) {
+            self.wake_for(&node);
+        }
+    }
+
+    fn pod_changed(&mut self, change: &Change<Pod>) {
+        let old_uid = change.old.as_ref().and_then(|pod| pod.uid());
+        let new_uid = change.new.as_ref().and_then(|pod| pod.uid());
+        if let Some(uid) = old_uid.filter(|uid| Some(uid) != new_uid.as_ref()) {
+            self.pod_gone(&uid);
+        }
+        let Some(pod) = &change.new else { return };
+        let info = Arc::new(PodInfo::new(pod.clone()));
+        if is_terminal(pod) {
+            return self.pod_gone(&info.uid);
+        }
+        self.snapshot.pod_put(&info);
+        if !self.is_ours(pod) {
+            return self.queue.remove(&info.uid);
+        }
+        let gated = pod
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()));
+        if gated {
+            let (writer, pod) = (self.writer.clone(), pod.clone());
+            self.write(info.uid.clone(), async move {
+                writer.tell_gated(&pod).await;
+                None
+            });
+        }
+        self.queue.put(info, self.now());
+    }
+
+    fn pod_gone(&mut self, uid: &str) {
+        self.queue.remove(uid);
+        if let Some(node) = self.snapshot.pod_remove(uid) {
+            self.wake_for(&node);
+        }
+    }
+
+    /// Whether this scheduler has to find a node for the pod.
+    fn is_ours(&self, pod: &Pod) -> bool {
+        let Some(spec) = &pod.spec else { return false };
+        let scheduler = spec.scheduler_name.as_deref().unwrap_or("default-scheduler");
+        spec.node_name.as_deref().unwrap_or_default().is_empty()
+            && pod.metadata.deletion_timestamp.is_none()
+            && scheduler == self.scheduler_name
+    }
+
+    fn node_changed(&mut self, change: &Change<Node>) {
+        match &change.new {
+            Some(node) => {
+                self.snapshot.node_put(node.clone());
+                // Most changes of a node are heartbeats, which help nobody.
+                let matters = change.old.as_ref().is_none_or(|old| {
+                    let offers = |node: &Node| {
+                        let allocatable = node.status.as_ref().and_then(|status| status.allocatable.clone());
+                        (allocatable, node.spec.clone(), node.metadata.labels.clone())
+                    };
+                    offers(old) != offers(node)
+                });
+                if matters {
+                    self.wake_for(&change.key.name);
+                }
+            }
+            None => self.snapshot.node_remove(&change.key.name),
+        }
+    }
+
+    /// Something became free or better on a node: the unschedulable pods that would fit there now are
+    /// tried again.
+    fn wake_for(&mut self, node: &str) {
+        if !self.queue.has_unschedulable() {
+            return;
+        }
+        let now = self.now();
+        if let Some(node) = self.snapshot.node(node).filter(|node| node.node.is_some()) {
+            self.queue.wake(now, |info| plugins::filter(info, node).is_ok());
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.writer.clock.monotonic()
+    }
+}
