@@ -10,6 +10,8 @@ pub(crate) mod route;
 mod socket;
 mod wire;
 
+pub(crate) use socket::Socket;
+
 /// Why the kernel's network configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

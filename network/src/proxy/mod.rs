@@ -20,7 +20,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use self::ruleset::{Delta, Frontend, Ruleset};
 use crate::netlink::nft::{self, Transaction};
-use crate::netlink::{self, conntrack};
+use crate::netlink::{self, Socket, conntrack};
 use crate::netns::{self, Netns};
 use crate::world::{Feed, World};
 
@@ -88,6 +88,9 @@ pub struct ServiceProxy {
     dirty: BTreeSet<ObjectKey>,
     /// The frontends of which flows may be stale.
     flows: BTreeSet<Frontend>,
+    /// Kept open: the kernel frees what a transaction removed when its socket is closed, and makes the
+    /// closing wait for that.
+    socket: Option<Socket>,
     /// Whether the kernel has what `ruleset` says. If not, the next change replaces everything.
     installed: bool,
 }
@@ -103,6 +106,7 @@ impl ServiceProxy {
             ruleset: Ruleset::default(),
             dirty: BTreeSet::new(),
             flows: BTreeSet::new(),
+            socket: None,
             installed: false,
         }
     }
@@ -199,7 +203,7 @@ impl ServiceProxy {
         }
         let mut transaction = Transaction::new(&self.options.table);
         render::delta(&mut transaction, delta);
-        match self.commit(transaction) {
+        match Self::commit(&mut self.socket, &self.options.netns, transaction) {
             Ok(count) => Ok(count),
             Err(error) => {
                 // Somebody changed our table, or deleted it.
@@ -214,14 +218,25 @@ impl ServiceProxy {
         let mut transaction = Transaction::new(&self.options.table);
         render::base(&mut transaction, &self.options.service_cidrs);
         render::delta(&mut transaction, &self.ruleset.whole());
-        let count = self.commit(transaction)?;
+        let count = Self::commit(&mut self.socket, &self.options.netns, transaction)?;
         self.installed = true;
         self.flows.extend(self.ruleset.whole().flows);
         Ok(count)
     }
 
-    fn commit(&self, transaction: Transaction<'_>) -> Result<u32, Error> {
-        Ok(self.options.netns.run(|| transaction.commit(&mut nft::open()?))??)
+    fn commit(
+        socket: &mut Option<Socket>,
+        netns: &Netns,
+        transaction: Transaction<'_>,
+    ) -> Result<u32, Error> {
+        let mut open = match socket.take() {
+            Some(open) => open,
+            None => netns.run(nft::open)??,
+        };
+        // After an error the socket is dropped: it may hold answers that nobody read.
+        let count = transaction.commit(&mut open)?;
+        *socket = Some(open);
+        Ok(count)
     }
 
     fn flows_forget(&self) -> Result<(), Error> {
