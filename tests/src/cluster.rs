@@ -22,8 +22,16 @@ pub struct Cluster {
 
 /// How the test cluster differs from the default one.
 const FLAGS: &[&str] = &[
-    "--name", "dcptest", "--listen", "127.0.0.1:26443", "--pod-cidr", "10.117.0.0/16", "--service-cidr",
-    "10.118.0.0/16", "--kubelet-port", "20250",
+    "--name",
+    "dcptest",
+    "--listen",
+    "127.0.0.1:26443",
+    "--pod-cidr",
+    "10.117.0.0/16",
+    "--service-cidr",
+    "10.118.0.0/16",
+    "--kubelet-port",
+    "20250",
 ];
 /// The address of cluster DNS in it.
 pub const DNS: &str = "10.118.0.10";
@@ -120,7 +128,10 @@ impl Cluster {
     pub fn import(&self, recipe: &Recipe) -> Result<()> {
         let archive = images::archive(recipe)?;
         let mut command = Command::new(&self.decapod);
-        run(command.args(["image", "import", "--name", "dcptest", "--data-dir"]).arg(self.data()).arg(archive))?;
+        run(command
+            .args(["image", "import", "--name", "dcptest", "--data-dir"])
+            .arg(self.data())
+            .arg(archive))?;
         Ok(())
     }
 
@@ -132,7 +143,10 @@ impl Cluster {
         self.k(&["create", "namespace", name])?;
         let result = test(name);
         if result.is_err() {
-            for arguments in [&["get", "pods,deployments,replicasets,services,endpointslices", "-o", "wide", "-n", name][..], &["get", "events", "-n", name]] {
+            for arguments in [
+                &["get", "pods,deployments,replicasets,services,endpointslices", "-o", "wide", "-n", name][..],
+                &["get", "events", "-n", name],
+            ] {
                 eprintln!("{}", self.k(arguments).unwrap_or_else(|e| e.to_string()));
             }
         }

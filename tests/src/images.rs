@@ -46,7 +46,8 @@ pub const NGINX_2: Recipe = Recipe {
 
 const PASSWD: (&str, &str) = ("etc/passwd", "root:x:0:0::/:/bin/sh\nwww-data:x:33:33::/:/bin/false\n");
 const GROUP: (&str, &str) = ("etc/group", "root:x:0:\nwww-data:x:33:\n");
-const NGINX_PACKAGES: &[&str] = &["nginx", "libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g", "busybox-static"];
+const NGINX_PACKAGES: &[&str] =
+    &["nginx", "libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g", "busybox-static"];
 /// The host name is the pod's: the answer tells which pod it was.
 const NGINX_COMMAND: &[&str] = &[
     "/bin/sh",
@@ -93,7 +94,8 @@ fn unpack(package: &str, rootfs: &Path) -> Result<()> {
     fs::create_dir_all(&folder)?;
     let find = || -> Result<Option<PathBuf>> {
         let prefix = format!("{package}_");
-        let found = fs::read_dir(&folder)?.flatten().find(|e| e.file_name().to_string_lossy().starts_with(&prefix));
+        let found =
+            fs::read_dir(&folder)?.flatten().find(|e| e.file_name().to_string_lossy().starts_with(&prefix));
         Ok(found.map(|e| e.path()))
     };
     if find()?.is_none() {
@@ -139,7 +141,11 @@ fn docker_archive(recipe: &Recipe, rootfs: &Path, file: &Path) -> Result<()> {
     let config_name = format!("{}.json", sha256(&config));
     let manifest = json!([{"Config": config_name, "RepoTags": [recipe.name], "Layers": ["layer.tar"]}]);
     let mut archive = tar::Builder::new(fs::File::create(file)?);
-    for (name, content) in [(config_name.as_str(), &config), ("layer.tar", &layer), ("manifest.json", &manifest.to_string().into_bytes())] {
+    for (name, content) in [
+        (config_name.as_str(), &config),
+        ("layer.tar", &layer),
+        ("manifest.json", &manifest.to_string().into_bytes()),
+    ] {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o644);

@@ -21,7 +21,9 @@ impl Inventory {
             lines.insert(format!("interface {}", entry?.file_name().to_string_lossy()));
         }
         if let Ok(entries) = fs::read_dir("/run/netns") {
-            lines.extend(entries.flatten().map(|e| format!("network namespace {}", e.file_name().to_string_lossy())));
+            lines.extend(
+                entries.flatten().map(|e| format!("network namespace {}", e.file_name().to_string_lossy())),
+            );
         }
         for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
             lines.insert(format!("mount {}", line.split(' ').nth(4).unwrap_or_default()));

@@ -11,7 +11,11 @@ const STEP: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// What was waited for and the last answer, when it did not come within `limit`.
-pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Result<T, String>>) -> Result<T> {
+pub fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<Result<T, String>>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         let last = match look()? {
@@ -29,7 +33,12 @@ pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Re
 ///
 /// # Errors
 /// As [`until`].
-pub fn text(what: &str, limit: Duration, mut look: impl FnMut() -> Result<String>, holds: impl Fn(&str) -> bool) -> Result<String> {
+pub fn text(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<String>,
+    holds: impl Fn(&str) -> bool,
+) -> Result<String> {
     until(what, limit, || {
         let text = look()?;
         Ok(if holds(&text) { Ok(text) } else { Err(text) })

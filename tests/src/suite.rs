@@ -22,7 +22,10 @@ pub fn run<C>(tests: &[Test<C>], shared: C, after: impl FnOnce(C) -> Result<()>)
         }
         Err(error) => {
             failed += 1;
-            println!("test {name} ... FAILED ({:.1} s)\n---- {name}\n{error:?}\n----", start.elapsed().as_secs_f64());
+            println!(
+                "test {name} ... FAILED ({:.1} s)\n---- {name}\n{error:?}\n----",
+                start.elapsed().as_secs_f64()
+            );
         }
     };
     for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
@@ -33,6 +36,8 @@ pub fn run<C>(tests: &[Test<C>], shared: C, after: impl FnOnce(C) -> Result<()>)
     let start = Instant::now();
     report("nothing_is_left", start, after(shared));
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
-    println!("\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out");
+    println!(
+        "\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out"
+    );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -59,7 +59,8 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// That it succeeded.
 pub fn fails(command: &mut Command) -> Result<String> {
     let output = output(command)?;
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if output.status.success() {
         bail!("{command:?} succeeded, and should have failed:\n{text}");
     }

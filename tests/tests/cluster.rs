@@ -1,3 +1,0 @@
-//! End-to-end tests on one real cluster.
-
-fn main() {}

@@ -1,0 +1,48 @@
+//! Our own command line, verb by verb.
+
+use anyhow::{Result, ensure};
+use decapod_tests::cluster::Cluster;
+use decapod_tests::tools::{fails, root, run};
+
+pub(crate) fn the_verbs_of_decapod(cluster: &Cluster) -> Result<()> {
+    cluster.in_namespace("verbs", |ns| {
+        let d = |arguments: &[&str]| run(cluster.decapod(arguments).args(["-n", ns]));
+        let file = root().join("deploy/samples/web.yaml").display().to_string();
+        let applied = d(&["apply", "-f", &file])?;
+        ensure!(
+            applied.contains("deployment.apps/web created") && applied.contains("service/web created"),
+            "{applied}"
+        );
+        let rolled = d(&["rollout", "status", "deployment/web", "--timeout", "60s"])?;
+        ensure!(rolled.contains("successfully rolled out"), "{rolled}");
+        let applied = d(&["apply", "-f", &file])?;
+        ensure!(applied.lines().all(|l| l.ends_with("unchanged")), "{applied}");
+        let table = d(&["get", "deploy,svc"])?;
+        ensure!(table.contains("deployment.apps/web   3/3") && table.contains("NodePort"), "{table}");
+        ensure!(d(&["get", "deploy", "web", "-o", "name"])? == "deployment.apps/web\n");
+        let yaml = d(&["get", "deploy", "web", "-o", "yaml"])?;
+        ensure!(yaml.contains("kind: Deployment"), "{yaml}");
+        let described = d(&["describe", "deployment/web"])?;
+        ensure!(described.contains("Name:") && described.contains("ScalingReplicaSet"), "{described}");
+        d(&["scale", "deployment/web", "--replicas", "1"])?;
+        d(&["rollout", "status", "deployment/web", "--timeout", "60s"])?;
+        let greeting =
+            run(cluster.decapod(&["exec", "deploy/web", "-n", ns, "--", "cat", "/etc/web/greeting.txt"]))?;
+        ensure!(greeting == "Hello from a ConfigMap\n", "{greeting}");
+        let code = cluster
+            .decapod(&["exec", "deploy/web", "-n", ns, "--", "sh", "-c", "exit 5"])
+            .output()?
+            .status
+            .code();
+        ensure!(code == Some(5), "{code:?}");
+        let logs = d(&["logs", "deploy/web", "--tail", "5"])?;
+        ensure!(logs.contains("/healthz"), "{logs}");
+        let unknown = fails(cluster.decapod(&["get", "podz", "-n", ns]).arg("--no-headers"))?;
+        ensure!(unknown.contains("doesn't have a resource type \"podz\""), "{unknown}");
+        let missing = fails(cluster.decapod(&["get", "pod", "nobody", "-n", ns]).arg("--no-headers"))?;
+        ensure!(missing.contains("pods \"nobody\" not found"), "{missing}");
+        let deleted = d(&["delete", "-f", &file])?;
+        ensure!(deleted.contains("deployment.apps \"web\" deleted"), "{deleted}");
+        Ok(())
+    })
+}

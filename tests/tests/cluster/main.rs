@@ -1,0 +1,81 @@
+//! End-to-end tests on one real cluster, with real containers and kubectl 1.36.
+//!
+//! They run in order, on one cluster: first what a new user does, at the end the loss of every process but
+//! the shims, and `down`, after which nothing may be left on the machine.
+
+mod application;
+mod bad_input;
+mod command_line;
+mod durability;
+mod healing;
+mod lifecycle;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use decapod_tests::cluster::Cluster;
+use decapod_tests::leaks::Inventory;
+use decapod_tests::suite::{self, Test};
+use decapod_tests::{images, poll};
+
+const TESTS: &[Test<Cluster>] = &[
+    ("lifecycle::no_cluster_is_said_plainly", lifecycle::no_cluster_is_said_plainly),
+    ("lifecycle::a_taken_port_is_said_plainly", lifecycle::a_taken_port_is_said_plainly),
+    ("lifecycle::up_makes_a_ready_node_and_dns", lifecycle::up_makes_a_ready_node_and_dns),
+    ("lifecycle::up_again_restarts_nothing", lifecycle::up_again_restarts_nothing),
+    ("lifecycle::other_settings_are_refused", lifecycle::other_settings_are_refused),
+    ("application::rolls_out_and_answers", application::rolls_out_and_answers),
+    ("application::pods_see_their_configuration", application::pods_see_their_configuration),
+    ("application::kubectl_follows", application::kubectl_follows),
+    ("application::set_image_loses_no_request", application::set_image_loses_no_request),
+    ("application::scale_and_undo", application::scale_and_undo),
+    ("healing::a_killed_process_is_restarted", healing::a_killed_process_is_restarted),
+    ("healing::a_deleted_pod_is_replaced", healing::a_deleted_pod_is_replaced),
+    ("healing::a_failing_liveness_probe_restarts", healing::a_failing_liveness_probe_restarts),
+    (
+        "healing::a_failing_readiness_probe_leaves_the_service",
+        healing::a_failing_readiness_probe_leaves_the_service,
+    ),
+    ("healing::memory_above_the_limit_is_oom_killed", healing::memory_above_the_limit_is_oom_killed),
+    ("healing::a_deleted_namespace_takes_everything", healing::a_deleted_namespace_takes_everything),
+    ("command_line::the_verbs_of_decapod", command_line::the_verbs_of_decapod),
+    ("bad_input::manifests", bad_input::manifests),
+    ("bad_input::a_missing_image", bad_input::a_missing_image),
+    ("bad_input::an_unschedulable_pod", bad_input::an_unschedulable_pod),
+    ("bad_input::a_corrupt_archive", bad_input::a_corrupt_archive),
+    ("bad_input::nobody_is_let_in_without_credentials", bad_input::nobody_is_let_in_without_credentials),
+    ("bad_input::not_root", bad_input::not_root),
+    ("durability::containers_outlive_the_server", durability::containers_outlive_the_server),
+    (
+        "durability::repeated_kills_lose_nothing_acknowledged",
+        durability::repeated_kills_lose_nothing_acknowledged,
+    ),
+];
+
+fn main() -> ExitCode {
+    // Images first: what fails there fails for want of a package, not of the cluster.
+    let prepared = || -> Result<(Inventory, Cluster)> {
+        for recipe in [&images::BUSYBOX, &images::NGINX, &images::NGINX_2] {
+            images::archive(recipe)?;
+        }
+        Ok((Inventory::take()?, Cluster::prepare()?))
+    };
+    match prepared() {
+        Ok((before, cluster)) => suite::run(TESTS, cluster, |cluster| nothing_is_left(&before, cluster)),
+        Err(error) => {
+            eprintln!("the tests cannot run: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `down` leaves no process, namespace, mount, interface, rule or cgroup.
+fn nothing_is_left(before: &Inventory, cluster: Cluster) -> Result<()> {
+    println!("{}", cluster.down()?);
+    ensure!(!cluster.data().exists(), "{} is still there", cluster.data().display());
+    // The kernel takes namespaces and cgroups down a moment after their last process.
+    poll::until("the machine to be as it was", std::time::Duration::from_secs(10), || {
+        let left = Inventory::take()?.since(before);
+        Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) })
+    })
+}
