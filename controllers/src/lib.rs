@@ -7,6 +7,7 @@
 
 mod common;
 mod deployment;
+mod endpoints;
 pub mod nodeipam;
 mod replicaset;
 mod rootca;
@@ -49,6 +50,7 @@ pub fn run(
 ) {
     let context = Context { client, informers, supervisor, clock };
     deployment::start(&context, options.workers);
+    endpoints::start(&context, options.workers);
     replicaset::start(&context, options.workers);
     serviceaccount::start(&context);
     if let Some(certificate) = &options.root_ca {
