@@ -25,3 +25,20 @@ pub(crate) fn target(address: Ipv4Addr, port: u16) -> Vec<u8> {
 pub(crate) fn itself(address: Ipv4Addr) -> Vec<u8> {
     [address.octets(), address.octets()].concat()
 }
+
+/// A chain's name in eight bytes (FNV-1a). That two of a node's chains share them is as likely as a
+/// disk error that nobody notices: one in 10^11 for 10,000 chains.
+pub(crate) fn chain_id(chain: &str) -> [u8; 8] {
+    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    chain.bytes().fold(0xcbf2_9ce4_8422_2325, mix).to_be_bytes()
+}
+
+/// (chain . number), the number in the machine's order
+pub(crate) fn slot(chain: &str, number: u32) -> Vec<u8> {
+    [chain_id(chain).as_slice(), &number.to_ne_bytes()].concat()
+}
+
+/// (chain . address . port)
+pub(crate) fn member(chain: &str, address: Ipv4Addr, port: u16) -> Vec<u8> {
+    [chain_id(chain).as_slice(), &target(address, port)].concat()
+}

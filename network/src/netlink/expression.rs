@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::nft::{AnonymousMap, Verdict};
+use super::nft::Verdict;
 use super::wire::Encoder;
 
 const ELEMENT: u16 = 1;
@@ -50,6 +50,8 @@ impl Register {
     pub(crate) const KEY: Self = Self(8);
     /// Where a target (address and port) is put together.
     pub(crate) const TARGET: Self = Self(16);
+    /// The two registers before the target: a chain's id and the target are one key.
+    const MEMBER: Self = Self(14);
 
     const fn plus(self, words: u32) -> Self {
         Self(self.0 + words)
@@ -176,38 +178,33 @@ impl Rule<'_> {
 
     /// Takes the verdict that the map `set` has for [`Register::KEY`].
     pub(crate) fn lookup_verdict(&mut self, set: &str) -> &mut Self {
-        self.lookup(set, None, Register::KEY, Some(Register(0)))
+        self.lookup(set, Register::KEY, Some(Register(0)))
     }
 
     /// Goes on if the set has [`Register::KEY`].
     pub(crate) fn lookup_member(&mut self, set: &str) -> &mut Self {
-        self.lookup(set, None, Register::KEY, None)
+        self.lookup(set, Register::KEY, None)
     }
 
     /// Loads what the map `set` has for [`Register::KEY`] into [`Register::TARGET`].
     pub(crate) fn lookup_target(&mut self, set: &str) -> &mut Self {
-        self.lookup(set, None, Register::KEY, Some(Register::TARGET))
+        self.lookup(set, Register::KEY, Some(Register::TARGET))
     }
 
-    /// Goes on if [`Register::TARGET`] is in an unnamed set.
-    pub(crate) fn target_member(&mut self, set: AnonymousMap) -> &mut Self {
-        self.lookup(set.name(), Some(set), Register::TARGET, None)
+    /// Goes on if the set has (`chain` . [`Register::TARGET`]).
+    pub(crate) fn member_target(&mut self, chain: [u8; 8], set: &str) -> &mut Self {
+        self.immediate(Register::MEMBER, &chain).lookup(set, Register::MEMBER, None)
     }
 
-    /// Loads one of `count` targets at random from an unnamed map into [`Register::TARGET`].
-    pub(crate) fn choose_target(&mut self, map: AnonymousMap, count: u32) -> &mut Self {
-        self.expression("numgen", |e| {
-            e.attr_be32(1, Register::TARGET.0);
-            e.attr_be32(2, count);
-            e.attr_be32(3, 1);
-        });
-        self.lookup(map.name(), Some(map), Register::TARGET, Some(Register::TARGET))
-    }
-
-    /// Loads a fixed target into [`Register::TARGET`].
-    pub(crate) fn load_target(&mut self, address: Ipv4Addr, port: u16) -> &mut Self {
-        self.immediate(Register::TARGET, &address.octets());
-        self.immediate(Register::TARGET.plus(1), &port.to_be_bytes())
+    /// Loads one of `count` targets of a chain at random from the map `set` into [`Register::TARGET`].
+    pub(crate) fn choose_target(&mut self, chain: [u8; 8], count: u32, set: &str) -> &mut Self {
+        self.immediate(Register::KEY, &chain)
+            .expression("numgen", |e| {
+                e.attr_be32(1, Register::KEY.plus(2).0);
+                e.attr_be32(2, count);
+                e.attr_be32(3, 1);
+            })
+            .lookup_target(set)
     }
 
     /// Translates the destination to [`Register::TARGET`] and ends.
@@ -326,21 +323,12 @@ impl Rule<'_> {
         })
     }
 
-    fn lookup(
-        &mut self,
-        set: &str,
-        anonymous: Option<AnonymousMap>,
-        from: Register,
-        to: Option<Register>,
-    ) -> &mut Self {
+    fn lookup(&mut self, set: &str, from: Register, to: Option<Register>) -> &mut Self {
         self.expression("lookup", |e| {
             e.attr_str(1, set);
             e.attr_be32(2, from.0);
             if let Some(to) = to {
                 e.attr_be32(3, to.0);
-            }
-            if let Some(anonymous) = anonymous {
-                e.attr_be32(4, anonymous.id());
             }
         })
     }

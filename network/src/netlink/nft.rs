@@ -23,8 +23,6 @@ const DELETE_SET: u16 = 11;
 const NEW_ELEMENT: u16 = 12;
 const DELETE_ELEMENT: u16 = 14;
 
-const SET_ANONYMOUS: u32 = 0x1;
-const SET_CONSTANT: u32 = 0x2;
 const SET_MAP: u32 = 0x8;
 const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
@@ -79,8 +77,10 @@ pub(crate) enum Verdict<'a> {
 /// What keys or values of a set are made of; each part takes whole 32-bit words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Type {
-    /// A number, in the machine's order.
-    Number,
+    /// A chain's id and a number, in the machine's order.
+    Slot,
+    /// A chain's id, address and port.
+    Member,
     /// An IPv4 address.
     Address,
     /// Source and destination.
@@ -97,7 +97,8 @@ impl Type {
     /// The type's number, and its length in bytes.
     fn describe(self) -> (u32, u32) {
         let parts: &[u32] = match self {
-            Self::Number => &[TYPE_INTEGER],
+            Self::Slot => &[TYPE_INTEGER, TYPE_INTEGER, TYPE_INTEGER],
+            Self::Member => &[TYPE_INTEGER, TYPE_INTEGER, TYPE_ADDRESS, TYPE_PORT],
             Self::Address => &[TYPE_ADDRESS],
             Self::AddressPair => &[TYPE_ADDRESS, TYPE_ADDRESS],
             Self::Target => &[TYPE_ADDRESS, TYPE_PORT],
@@ -150,22 +151,6 @@ pub(crate) enum Value<'a> {
     Verdict(Verdict<'a>),
     /// Bytes of the map's type.
     Bytes(Vec<u8>),
-}
-
-/// An unnamed set of one rule, made in the transaction that makes the rule.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AnonymousMap(u32);
-
-impl AnonymousMap {
-    pub(super) fn id(self) -> u32 {
-        self.0
-    }
-
-    #[expect(clippy::unused_self, reason = "a rule asks the set for both its id and its name")]
-    pub(super) fn name(self) -> &'static str {
-        // The kernel puts a number in place of %d; the id tells which set is meant.
-        "__map%d"
-    }
 }
 
 /// Changes of one table, applied as one.
@@ -252,25 +237,12 @@ impl<'t> Transaction<'t> {
 
     /// Adds elements to a set.
     pub(crate) fn elements_add(&mut self, set: &str, elements: &[Element<'_>]) {
-        self.elements(NEW_ELEMENT, CREATE, set, None, elements);
+        self.elements(NEW_ELEMENT, CREATE, set, elements);
     }
 
     /// Deletes elements of a set; each must be there.
     pub(crate) fn elements_delete(&mut self, set: &str, elements: &[Element<'_>]) {
-        self.elements(DELETE_ELEMENT, 0, set, None, elements);
-    }
-
-    /// Makes an unnamed, constant set for the rule that comes next.
-    pub(crate) fn anonymous(&mut self, keys: Type, values: Values, elements: &[Element<'_>]) -> AnonymousMap {
-        self.sets += 1;
-        let map = AnonymousMap(self.sets);
-        self.message(NEW_SET, CREATE, |m| {
-            set_write(m, map.name(), map.0, SET_ANONYMOUS | SET_CONSTANT, keys, values);
-            let size = u32::try_from(elements.len()).expect("far fewer endpoints than 2^32");
-            m.nest(9, |description| description.attr_be32(1, size));
-        });
-        self.elements(NEW_ELEMENT, CREATE, map.name(), Some(map.0), elements);
-        map
+        self.elements(DELETE_ELEMENT, 0, set, elements);
     }
 
     /// Appends a rule to a chain.
@@ -296,13 +268,10 @@ impl<'t> Transaction<'t> {
         Ok(self.sequence)
     }
 
-    fn elements(&mut self, kind: u16, flags: u16, set: &str, id: Option<u32>, elements: &[Element<'_>]) {
+    fn elements(&mut self, kind: u16, flags: u16, set: &str, elements: &[Element<'_>]) {
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
             self.message(kind, flags, |m| {
                 m.attr_str(2, set);
-                if let Some(id) = id {
-                    m.attr_be32(4, id);
-                }
                 m.nest(3, |list| chunk.iter().for_each(|element| element_write(list, element)));
             });
         }

@@ -104,7 +104,7 @@ impl<'a> Plan<'a> {
         let inside = if internal { &self.cluster } else { &self.local };
         let masquerade = Rule::MasqueradeUnlessFrom(self.node.cluster_cidr);
         let svc = self.chain("svc");
-        rules.chains.insert(svc.clone(), self.balance(vec![masquerade.clone()], inside, &affinity));
+        self.balance(rules, &svc, vec![masquerade.clone()], inside, &affinity);
         for address in ipv4(self.spec.cluster_ips.iter().flatten().chain(&self.spec.cluster_ip)) {
             self.lead(rules, Frontend::Ip(address, self.protocol, self.port), &svc);
         }
@@ -112,7 +112,7 @@ impl<'a> Plan<'a> {
             let all = if internal { svc } else { self.chain("all") };
             self.write_outside(rules, &all, &affinity);
             if !internal && self.is_outside_local() {
-                rules.chains.insert(all, self.balance(vec![masquerade], &self.cluster, &affinity));
+                self.balance(rules, &all, vec![masquerade], &self.cluster, &affinity);
             }
         }
         rules.hairpins.extend(self.local.iter().map(|target| target.address));
@@ -120,20 +120,17 @@ impl<'a> Plan<'a> {
 
     /// The chains and frontends for what comes from outside of the cluster.
     fn write_outside(&self, rules: &mut ServiceRules, all: &str, affinity: &Option<String>) {
-        let chain = if self.cluster.is_empty() {
-            vec![Rule::Reject]
-        } else if self.is_outside_local() {
+        let ext = self.chain("ext");
+        if self.is_outside_local() {
             // The policy is for clients outside: the cluster itself reaches every endpoint.
             let exceptions = vec![
                 Rule::GotoFrom(self.node.cluster_cidr, all.to_owned()),
                 Rule::GotoFromLocal(all.to_owned()),
             ];
-            self.balance(exceptions, &self.local, affinity)
+            self.balance(rules, &ext, exceptions, &self.local, affinity);
         } else {
-            self.balance(vec![Rule::Masquerade], &self.cluster, affinity)
-        };
-        let ext = self.chain("ext");
-        rules.chains.insert(ext.clone(), chain);
+            self.balance(rules, &ext, vec![Rule::Masquerade], &self.cluster, affinity);
+        }
         if let Some(port) = self.node_port {
             self.lead(rules, Frontend::Port(self.protocol, port), &ext);
         }
@@ -159,16 +156,31 @@ impl<'a> Plan<'a> {
         admit.chain(others).collect()
     }
 
-    fn balance(&self, mut rules: Vec<Rule>, targets: &[Target], affinity: &Option<String>) -> Vec<Rule> {
-        if !targets.is_empty() {
-            rules.push(Rule::Balance { targets: targets.to_vec(), affinity: affinity.clone() });
-        } else if self.cluster.is_empty() {
-            return vec![Rule::Reject];
+    /// Makes a chain that balances among the targets after the rules `first`.
+    fn balance(
+        &self,
+        rules: &mut ServiceRules,
+        chain: &str,
+        first: Vec<Rule>,
+        targets: &[Target],
+        affinity: &Option<String>,
+    ) {
+        let mut list = first;
+        if self.cluster.is_empty() {
+            list = vec![Rule::Reject];
+        } else if targets.is_empty() {
+            list.retain(|rule| !matches!(rule, Rule::Masquerade | Rule::MasqueradeUnlessFrom(_)));
+            list.push(Rule::Drop);
         } else {
-            rules.retain(|rule| !matches!(rule, Rule::Masquerade | Rule::MasqueradeUnlessFrom(_)));
-            rules.push(Rule::Drop);
+            let count = u32::try_from(targets.len()).expect("far fewer endpoints than 2^32");
+            list.push(Rule::Balance { count, affinity: affinity.clone() });
+            let slots = (0..).map(|number| (chain.to_owned(), number));
+            rules.endpoints.extend(slots.zip(targets.iter().copied()));
+            if affinity.is_some() {
+                rules.members.extend(targets.iter().map(|target| (chain.to_owned(), *target)));
+            }
         }
-        rules
+        rules.chains.insert(chain.to_owned(), list);
     }
 
     fn lead(&self, rules: &mut ServiceRules, frontend: Frontend, chain: &str) {

@@ -1,21 +1,25 @@
 //! From the desired rule set to nf_tables messages.
 //!
 //! A packet's first lookup finds its Service, whatever the number of Services: by (address . protocol .
-//! port), or by (protocol . port) if the address is the node's own. Nothing is ever searched rule by rule.
+//! port), or by (protocol . port) if the address is the node's own. A second finds its endpoint: by (chain
+//! . number). Nothing is ever searched rule by rule, and there is no set per Service: the kernel searches
+//! the sets of a table one by one when rules refer to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::ruleset::{Delta, Frontend, Rule, Target};
+use super::ruleset::{Delta, Frontend, Rule, Slot, Target};
 use crate::key;
-use crate::netlink::expression::{self, End, Refusal};
+use crate::netlink::expression::{End, Refusal};
 use crate::netlink::nft::{Element, Hook, Point, Set, Transaction, Type, Value, Values, Verdict};
 use crate::protocol::Protocol;
 
 const IPS: &str = "service-ips";
 const PORTS: &str = "service-ports";
+const ENDPOINTS: &str = "endpoints";
+const MEMBERS: &str = "members";
 const HAIRPIN: &str = "hairpin";
 const REJECT: &str = "reject";
 
@@ -37,6 +41,8 @@ pub(super) fn base(transaction: &mut Transaction<'_>, service_cidrs: &[Ipv4Net])
     let set = |name, keys, values| Set { name, keys, values, timeout_seconds: None };
     transaction.set_create(set(IPS, Type::ServiceIp, Values::Verdicts));
     transaction.set_create(set(PORTS, Type::ServicePort, Values::Verdicts));
+    transaction.set_create(set(ENDPOINTS, Type::Slot, Values::Of(Type::Target)));
+    transaction.set_create(set(MEMBERS, Type::Member, Values::None));
     transaction.set_create(set(HAIRPIN, Type::AddressPair, Values::None));
     for (chain, hook) in [("prerouting", PREROUTING), ("output", OUTPUT)] {
         transaction.chain_base(chain, hook);
@@ -78,6 +84,7 @@ pub(super) fn delta(transaction: &mut Transaction<'_>, delta: &Delta) {
     for (name, rules) in delta.chains_new.iter().chain(&delta.chains_changed) {
         rules.iter().for_each(|rule| rule_write(transaction, name, rule));
     }
+    endpoints(transaction, delta);
     frontends(transaction, &delta.frontends);
     let hairpins = |addresses: &mut dyn Iterator<Item = &Ipv4Addr>| -> Vec<_> {
         addresses.map(|address| Element { key: key::itself(*address), value: Value::None }).collect()
@@ -87,6 +94,24 @@ pub(super) fn delta(transaction: &mut Transaction<'_>, delta: &Delta) {
     delta.chains_gone.iter().for_each(|name| transaction.chain_flush(name));
     delta.chains_gone.iter().for_each(|name| transaction.chain_delete(name));
     delta.affinities_gone.iter().for_each(|name| transaction.set_delete(name));
+}
+
+fn endpoints(transaction: &mut Transaction<'_>, delta: &Delta) {
+    let slot = |(chain, number): &Slot, target: &Target| Element {
+        key: key::slot(chain, *number),
+        value: Value::Bytes(key::target(target.address, target.port)),
+    };
+    let changed = || delta.endpoints.iter();
+    let gone: Vec<_> = changed().filter_map(|(at, (from, _))| Some(slot(at, from.as_ref()?))).collect();
+    transaction.elements_delete(ENDPOINTS, &gone);
+    let new: Vec<_> = changed().filter_map(|(at, (_, to))| Some(slot(at, to.as_ref()?))).collect();
+    transaction.elements_add(ENDPOINTS, &new);
+    let members = |members: &BTreeSet<(String, Target)>| -> Vec<_> {
+        let keys = members.iter().map(|(chain, target)| key::member(chain, target.address, target.port));
+        keys.map(|key| Element { key, value: Value::None }).collect()
+    };
+    transaction.elements_delete(MEMBERS, &members(&delta.members_gone));
+    transaction.elements_add(MEMBERS, &members(&delta.members_new));
 }
 
 fn frontends(
@@ -132,50 +157,24 @@ fn rule_write(transaction: &mut Transaction<'_>, chain: &str, rule: &Rule) {
         Rule::GotoFromLocal(other) => transaction.rule(chain, |r| {
             r.address_local(End::Source).verdict(Verdict::Goto(other));
         }),
-        Rule::Balance { targets, affinity } => balance(transaction, chain, targets, affinity.as_deref()),
+        Rule::Balance { count, affinity } => balance(transaction, chain, *count, affinity.as_deref()),
         Rule::Reject => transaction.rule(chain, |r| _ = r.mark(MARK_REJECT)),
         Rule::Drop => transaction.rule(chain, |r| _ = r.verdict(Verdict::Drop)),
     }
 }
 
-/// Sends the packet to where the client was sent before, or to one of the targets at random.
-fn balance(transaction: &mut Transaction<'_>, chain: &str, targets: &[Target], affinity: Option<&str>) {
+/// Sends the packet to where the client was sent before, or to one of the endpoints at random.
+fn balance(transaction: &mut Transaction<'_>, chain: &str, count: u32, affinity: Option<&str>) {
+    let id = key::chain_id(chain);
     if let Some(map) = affinity {
-        let value = |target: &Target| key::target(target.address, target.port);
-        // Endpoints come and go while clients are remembered: only a target of now will do.
-        let members: Vec<_> =
-            targets.iter().map(|target| Element { key: value(target), value: Value::None }).collect();
-        let now = transaction.anonymous(Type::Target, Values::None, &members);
+        // Endpoints come and go while clients are remembered: only one of now will do.
         transaction.rule(chain, |r| {
-            r.load_source().lookup_target(map).target_member(now).refresh(map).translate();
+            r.load_source().lookup_target(map).member_target(id, MEMBERS).refresh(map).translate();
         });
-        choose(transaction, chain, targets, Some(map));
-        // Reached when the map is full: better any target than none.
+        transaction.rule(chain, |r| {
+            r.choose_target(id, count, ENDPOINTS).load_source().remember(map).translate();
+        });
+        // What follows is reached when the map is full: better any endpoint than none.
     }
-    choose(transaction, chain, targets, None);
-}
-
-/// Sends the packet to one of the targets at random, and remembers which in the map `affinity`.
-fn choose(transaction: &mut Transaction<'_>, chain: &str, targets: &[Target], affinity: Option<&str>) {
-    let remember = |rule: &mut expression::Rule<'_>| {
-        if let Some(map) = affinity {
-            rule.load_source().remember(map);
-        }
-        rule.translate();
-    };
-    if let [only] = targets {
-        transaction.rule(chain, |r| remember(r.load_target(only.address, only.port)));
-        return;
-    }
-    let choices: Vec<_> = targets
-        .iter()
-        .zip(0_u32..)
-        .map(|(target, n)| {
-            let value = Value::Bytes(key::target(target.address, target.port));
-            Element { key: n.to_ne_bytes().to_vec(), value }
-        })
-        .collect();
-    let map = transaction.anonymous(Type::Number, Values::Of(Type::Target), &choices);
-    let count = u32::try_from(targets.len()).expect("far fewer endpoints than 2^32");
-    transaction.rule(chain, |r| remember(r.choose_target(map, count)));
+    transaction.rule(chain, |r| _ = r.choose_target(id, count, ENDPOINTS).translate());
 }

@@ -1,7 +1,7 @@
 //! The desired rule set as plain data, and how it changes.
 //!
-//! A Service contributes chains, frontends (what leads to a chain), affinity maps and hairpins. Chains
-//! and affinity maps belong to one Service; a frontend may be claimed by several (two Services with one
+//! A Service contributes chains with their endpoints, frontends (what leads to a chain), affinity maps
+//! and hairpins. Chains and affinity maps belong to one Service; a frontend may be claimed by several (two Services with one
 //! external IP), and the first by name has it; a hairpin is shared.
 //!
 //! **Invariant**: [`Ruleset::service_set`] returns exactly the difference between the rule set before and
@@ -31,6 +31,9 @@ pub(crate) enum Frontend {
     Port(Protocol, u16),
 }
 
+/// A chain, and a number among its endpoints.
+pub(crate) type Slot = (String, u32);
+
 /// One rule of a chain. A rule that does not end the packet's way is followed by the next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
@@ -42,8 +45,8 @@ pub(crate) enum Rule {
     GotoFrom(Ipv4Net, String),
     /// The chain decides for packets from this node itself.
     GotoFromLocal(String),
-    /// One of the targets, at random or as remembered by the affinity map.
-    Balance { targets: Vec<Target>, affinity: Option<String> },
+    /// One of the chain's so many endpoints, at random or as remembered by the affinity map.
+    Balance { count: u32, affinity: Option<String> },
     /// Refuses at once: nobody serves.
     Reject,
     /// Drops silently: others serve, not this node.
@@ -55,6 +58,10 @@ pub(crate) enum Rule {
 pub(crate) struct ServiceRules {
     /// Chains by name.
     pub(crate) chains: BTreeMap<String, Vec<Rule>>,
+    /// The endpoints among which chains balance, numbered from zero.
+    pub(crate) endpoints: BTreeMap<Slot, Target>,
+    /// The endpoints that clients may be sent to again, for chains with affinity.
+    pub(crate) members: BTreeSet<(String, Target)>,
     /// What leads to which chain.
     pub(crate) frontends: BTreeMap<Frontend, String>,
     /// Affinity maps by name, with the seconds that an idle client is remembered.
@@ -82,6 +89,12 @@ pub(crate) struct Delta {
     pub(crate) chains_changed: BTreeMap<String, Vec<Rule>>,
     /// Chains that are gone.
     pub(crate) chains_gone: BTreeSet<String>,
+    /// Slots whose endpoint is another than before: from, to.
+    pub(crate) endpoints: BTreeMap<Slot, (Option<Target>, Option<Target>)>,
+    /// Members that are new.
+    pub(crate) members_new: BTreeSet<(String, Target)>,
+    /// Members that are gone.
+    pub(crate) members_gone: BTreeSet<(String, Target)>,
     /// Affinity maps that are new, with their timeout in seconds.
     pub(crate) affinities_new: BTreeMap<String, u32>,
     /// Affinity maps that are gone.
@@ -110,6 +123,7 @@ impl Ruleset {
         }
         delta.chains(&old.chains, &new.chains);
         delta.affinities(&old.affinities, &new.affinities);
+        delta.endpoints(&old, &new);
         let changed: BTreeSet<Frontend> = old.frontends.keys().chain(new.frontends.keys()).copied().collect();
         for frontend in changed {
             self.claim(key, frontend, new.frontends.get(&frontend), delta);
@@ -133,6 +147,7 @@ impl Ruleset {
         for rules in self.services.values() {
             delta.chains(&BTreeMap::new(), &rules.chains);
             delta.affinities(&BTreeMap::new(), &rules.affinities);
+            delta.endpoints(&ServiceRules::default(), rules);
             delta.flows.extend(rules.flows.keys());
         }
         for (frontend, claims) in &self.claims {
@@ -188,9 +203,11 @@ impl Delta {
         let chains =
             [self.chains_new.is_empty(), self.chains_changed.is_empty(), self.chains_gone.is_empty()];
         let maps = [self.affinities_new.is_empty(), self.affinities_gone.is_empty()];
+        let endpoints =
+            [self.endpoints.is_empty(), self.members_new.is_empty(), self.members_gone.is_empty()];
         let elements =
             [self.frontends.is_empty(), self.hairpins_new.is_empty(), self.hairpins_gone.is_empty()];
-        [&chains[..], &maps, &elements].concat().into_iter().all(|empty| empty)
+        [&chains[..], &maps, &endpoints, &elements].concat().into_iter().all(|empty| empty)
     }
 
     fn chains(&mut self, old: &BTreeMap<String, Vec<Rule>>, new: &BTreeMap<String, Vec<Rule>>) {
@@ -210,6 +227,18 @@ impl Delta {
         let added = new.iter().filter(|(name, _)| !old.contains_key(*name));
         self.affinities_new.extend(added.map(|(name, seconds)| (name.clone(), *seconds)));
         self.affinities_gone.extend(old.keys().filter(|name| !new.contains_key(*name)).cloned());
+    }
+
+    fn endpoints(&mut self, old: &ServiceRules, new: &ServiceRules) {
+        let slots: BTreeSet<_> = old.endpoints.keys().chain(new.endpoints.keys()).collect();
+        for slot in slots {
+            let (from, to) = (old.endpoints.get(slot).copied(), new.endpoints.get(slot).copied());
+            if from != to {
+                self.endpoints.insert(slot.clone(), (from, to));
+            }
+        }
+        self.members_new.extend(new.members.difference(&old.members).cloned());
+        self.members_gone.extend(old.members.difference(&new.members).cloned());
     }
 
     fn frontend(&mut self, frontend: Frontend, before: Option<String>, after: Option<String>) {

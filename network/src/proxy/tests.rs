@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::plan::{self, Node};
-use super::ruleset::{Delta, Frontend, Rule, Ruleset, ServiceRules, Target};
+use super::ruleset::{Delta, Frontend, Rule, Ruleset, ServiceRules, Slot, Target};
 use crate::netlink::conntrack::{Flow, Tuple};
 use crate::protocol::Protocol;
 use crate::proxy::flow::is_stale;
@@ -68,11 +68,8 @@ fn target(address: [u8; 4]) -> Target {
 }
 
 fn targets(rules: &ServiceRules, chain: &str) -> Vec<Ipv4Addr> {
-    let found = rules.chains[chain].iter().find_map(|rule| match rule {
-        Rule::Balance { targets, .. } => Some(targets.iter().map(|target| target.address).collect()),
-        _ => None,
-    });
-    found.unwrap_or_default()
+    let slots = rules.endpoints.iter().filter(|((of, _), _)| of == chain);
+    slots.map(|(_, target)| target.address).collect()
 }
 
 const SVC: &str = "svc/default/web/tcp/80";
@@ -170,6 +167,8 @@ fn a_udp_flow_is_stale_when_its_target_is_gone() {
 #[derive(Debug, Default, PartialEq)]
 struct Model {
     chains: BTreeMap<String, Vec<Rule>>,
+    endpoints: BTreeMap<Slot, Target>,
+    members: BTreeSet<(String, Target)>,
     affinities: BTreeMap<String, u32>,
     frontends: BTreeMap<Frontend, String>,
     hairpins: BTreeSet<Ipv4Addr>,
@@ -185,6 +184,16 @@ impl Model {
         }
         for (name, rules) in &delta.chains_changed {
             assert!(self.chains.insert(name.clone(), rules.clone()).is_some(), "no chain {name}");
+        }
+        for (slot, (from, to)) in &delta.endpoints {
+            assert_eq!(self.endpoints.remove(slot), *from, "{slot:?}");
+            self.endpoints.extend(to.map(|target| (slot.clone(), target)));
+        }
+        for member in &delta.members_gone {
+            assert!(self.members.remove(member), "no member {member:?}");
+        }
+        for member in &delta.members_new {
+            assert!(self.members.insert(member.clone()), "member {member:?} exists");
         }
         for (frontend, (from, to)) in &delta.frontends {
             assert_eq!(self.frontends.remove(frontend), *from, "{frontend:?}");
@@ -210,7 +219,18 @@ impl Model {
         for chain in self.frontends.values() {
             assert!(self.chains.contains_key(chain), "no chain {chain}");
         }
-        for rule in self.chains.values().flatten() {
+        let mut slots = 0;
+        for (name, rule) in
+            self.chains.iter().flat_map(|(name, rules)| rules.iter().map(move |rule| (name, rule)))
+        {
+            if let Rule::Balance { count, affinity } = rule {
+                slots += *count as usize;
+                for number in 0..*count {
+                    let target = self.endpoints[&(name.clone(), number)];
+                    let is_member = self.members.contains(&(name.clone(), target));
+                    assert_eq!(is_member, affinity.is_some(), "{name}");
+                }
+            }
             match rule {
                 Rule::GotoFrom(_, chain) | Rule::GotoFromLocal(chain) => {
                     assert!(self.chains.contains_key(chain), "no chain {chain}");
@@ -221,6 +241,7 @@ impl Model {
                 _ => {}
             }
         }
+        assert_eq!(slots, self.endpoints.len(), "every endpoint belongs to a chain");
     }
 }
 
