@@ -8,6 +8,13 @@
 
 mod cri;
 mod error;
+mod image;
+mod local;
+mod protocol;
+pub mod shim;
+mod sys;
 
 pub use cri::{Attachment, Connection, Duplex, Input, Network, Output, Runtime, Session, TerminalSize};
 pub use error::{Error, Kind, Result, Source};
+pub use image::{ImageConfig, ImageFile};
+pub use local::{Embedded, Options};

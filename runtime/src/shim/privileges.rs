@@ -1,0 +1,96 @@
+//! What a process of a container may do, set as the last thing before it is executed.
+//!
+//! libcontainer is given no capabilities to drop. A filter of system calls can be installed only
+//! with `CAP_SYS_ADMIN` or together with no-new-privileges, which would break set-uid programs;
+//! so the filter comes first, and the capabilities go after it, both here.
+
+use std::io;
+
+use seccompiler::sock_filter;
+
+use crate::protocol::Privileges;
+
+/// The version of the structures that capset takes: 64 capabilities in two halves.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityHalf {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+#[repr(C)]
+struct Program {
+    length: libc::c_ushort,
+    filter: *const sock_filter,
+}
+
+/// Takes all privileges that are not listed.
+pub(super) fn apply(privileges: &Privileges, filter: Option<&[sock_filter]>) -> io::Result<()> {
+    if let Some(filter) = filter {
+        install(filter)?;
+    }
+    drop_bounding(privileges.bounding)?;
+    // What is ambient must be inheritable. Nothing else is: CVE-2022-24769.
+    let halves = [0, 32].map(|shift| CapabilityHalf {
+        effective: half(privileges.permitted, shift),
+        permitted: half(privileges.permitted, shift),
+        inheritable: half(privileges.ambient, shift),
+    });
+    let header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
+    // SAFETY: header and both halves live through the call and have the layout of version 3.
+    if unsafe { libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0)?;
+    for capability in (0..64).filter(|bit| privileges.ambient >> bit & 1 == 1) {
+        prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability)?;
+    }
+    Ok(())
+}
+
+fn half(set: u64, shift: u32) -> u32 {
+    u32::try_from(set >> shift & u64::from(u32::MAX)).expect("masked to 32 bits")
+}
+
+fn drop_bounding(keep: u64) -> io::Result<()> {
+    for capability in 0..64 {
+        if keep >> capability & 1 == 1 {
+            continue;
+        }
+        match prctl(libc::PR_CAPBSET_DROP, capability, 0) {
+            // The kernel's last capability is passed.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+fn prctl(option: i32, first: i32, second: i32) -> io::Result<()> {
+    // SAFETY: these options take integers and change this process only.
+    match unsafe { libc::prctl(option, libc::c_ulong::try_from(first).unwrap_or(0), second, 0, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+fn install(filter: &[sock_filter]) -> io::Result<()> {
+    let length = libc::c_ushort::try_from(filter.len())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the filter is too long"))?;
+    let program = Program { length, filter: filter.as_ptr() };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the program points to a filter of that length, and both live through the call.
+    match unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, &raw const program) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
