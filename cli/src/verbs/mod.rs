@@ -23,7 +23,7 @@ use session::Session;
 pub(crate) struct Connection {
     /// The kubeconfig to use (default: $KUBECONFIG, then ~/.kube/config).
     #[arg(long, global = true)]
-    kubeconfig: Option<std::path::PathBuf>,
+    pub(crate) kubeconfig: Option<std::path::PathBuf>,
     /// The context of the kubeconfig to use.
     #[arg(long, global = true)]
     context: Option<String>,

@@ -1,0 +1,54 @@
+//! What every cluster gets beside the API's own objects: cluster DNS.
+
+use kube::Client;
+use serde_json::Value;
+
+use super::settings::Settings;
+use crate::failure::Failure;
+
+const DNS: &str = include_str!("../../../deploy/dns.yaml");
+/// The reference of the image that is made of this binary.
+pub(super) const SELF_IMAGE: &str = "decapod.internal/decapod:self";
+
+/// Creates the objects of the add-ons, or brings them to what this version wants.
+pub(super) async fn apply(client: &Client, settings: &Settings) -> Result<(), Failure> {
+    let text = DNS
+        .replace("10.96.0.10", &settings.dns().to_string())
+        .replace("cluster.local", &settings.cluster_domain);
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&text)
+        .map_err(|e| Failure::new(format!("the manifest of cluster DNS: {e}")))?;
+    for object in objects.iter().filter(|o| o.is_object()) {
+        one(client, object).await.map_err(|f| f.within("cluster DNS"))?;
+    }
+    Ok(())
+}
+
+async fn one(client: &Client, object: &Value) -> Result<(), Failure> {
+    let api_version = object["apiVersion"].as_str().unwrap_or_default();
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let row = decapod_api::resource::by_kind(group, version, kind)
+        .ok_or_else(|| Failure::new(format!("{api_version} {kind} is no built-in kind")))?;
+    let root = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+    let namespace = decapod_api::meta::namespace(object);
+    let namespace = if row.namespaced() { format!("/namespaces/{namespace}") } else { String::new() };
+    let collection = format!("{root}{namespace}/{}", row.plural);
+    let send = |method: http::Method, path: String, content: &'static str| {
+        http::Request::builder()
+            .method(method)
+            .uri(format!("{path}?fieldManager=decapod-addons"))
+            .header("content-type", content)
+            .body(object.to_string().into_bytes())
+            .map_err(|e| Failure::new(format!("{path}: {e}")))
+    };
+    match client.request::<Value>(send(http::Method::POST, collection.clone(), "application/json")?).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            let path = format!("{collection}/{}", decapod_api::meta::name(object));
+            client
+                .request::<Value>(send(http::Method::PATCH, path, "application/strategic-merge-patch+json")?)
+                .await?;
+        }
+        other => drop(other?),
+    }
+    Ok(())
+}

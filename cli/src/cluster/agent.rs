@@ -1,0 +1,331 @@
+//! The node agent as this program runs it: kubelet, embedded runtime, pod network and service proxy.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use clap::Args;
+use decapod_client::ObjectKey;
+use decapod_client::clock::{Clock, SystemClock};
+use decapod_client::informer::Informers;
+use decapod_client::task::Supervisor;
+use decapod_kubelet::{Dependencies, Kubelet, ServerOptions};
+use decapod_network::pod::{HostPort, PodNetwork};
+use decapod_network::proxy::{self, ServiceProxy};
+use decapod_network::{Protocol, pod};
+use decapod_proto::cri;
+use decapod_runtime::{Attachment, Embedded, ImageConfig, ImageFile, Network, Runtime, Source};
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::Node;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::addons::SELF_IMAGE;
+use super::control;
+use super::lock::Lock;
+use super::settings::{Place, Settings, Which};
+use crate::failure::{Failure, chain};
+
+/// Where the binary is in its own image.
+const BINARY: &str = "/decapod";
+
+/// `decapod agent`: a node of a cluster whose control plane is elsewhere.
+#[derive(Args, Debug)]
+pub(crate) struct Agent {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    settings: Settings,
+    /// The API server, https://HOST:6443.
+    #[arg(long)]
+    server: String,
+    /// The token by which this node authenticates as system:node:NAME in the group system:nodes.
+    #[arg(long, env = "DECAPOD_TOKEN", hide_env_values = true)]
+    token: String,
+    /// The certificate of the cluster's authority.
+    #[arg(long)]
+    ca_file: PathBuf,
+    /// The certificate of the node's server, signed by the authority; without it there are no logs and no exec.
+    #[arg(long, requires = "tls_private_key_file")]
+    tls_cert_file: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, requires = "tls_cert_file")]
+    tls_private_key_file: Option<PathBuf>,
+}
+
+impl Agent {
+    /// Runs until it is told to stop.
+    pub(crate) async fn run(&self) -> Result<(), Failure> {
+        super::require_root("agent")?;
+        self.settings.check()?;
+        let place = self.which.place()?;
+        let _lock = Lock::take(&place)?;
+        place.save(&self.settings)?;
+        let supervisor = Supervisor::new();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let client = self.client()?;
+        let parts = Parts {
+            node: self.settings.node()?,
+            settings: self.settings.clone(),
+            services: Informers::new(client.clone(), supervisor.clone(), clock.clone()),
+            client,
+            server: self.node_server()?,
+            supervisor: supervisor.clone(),
+            clock,
+            place,
+        };
+        start(parts).await?;
+        super::run_until_told(&supervisor).await
+    }
+
+    fn client(&self) -> Result<kube::Client, Failure> {
+        let url = self.server.parse().map_err(|e| {
+            Failure::new(format!("--server {}: {e}", self.server)).hint("write https://HOST:6443")
+        })?;
+        let mut config = kube::Config::new(url);
+        config.root_cert = Some(vec![read_certificate(&self.ca_file)?.to_vec()]);
+        config.auth_info.token = Some(self.token.clone().into());
+        Ok(kube::Client::try_from(config)?)
+    }
+
+    fn node_server(&self) -> Result<Option<ServerOptions>, Failure> {
+        let (Some(certificate), Some(key)) = (&self.tls_cert_file, &self.tls_private_key_file) else {
+            return Ok(None);
+        };
+        let unusable = |e| Failure::new(format!("{} holds no private key: {e}", key.display()));
+        Ok(Some(ServerOptions {
+            listen: ([0, 0, 0, 0], self.settings.kubelet_port).into(),
+            certificate: vec![read_certificate(certificate)?],
+            key: PrivateKeyDer::from_pem_file(key).map_err(unusable)?,
+            client_ca: read_certificate(&self.ca_file)?,
+            allowed_users: vec![KUBELET_CLIENT.to_owned()],
+        }))
+    }
+}
+
+fn read_certificate(file: &Path) -> Result<CertificateDer<'static>, Failure> {
+    CertificateDer::from_pem_file(file)
+        .map_err(|e| Failure::new(format!("{} holds no certificate: {e}", file.display())))
+}
+
+/// The identity by which the API server reaches kubelets.
+pub(super) const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
+
+/// The socket by which commands reach the agent.
+pub(super) fn socket(place: &Place) -> PathBuf {
+    place.run().join("agent.sock")
+}
+
+/// The embedded runtime of a cluster on this machine.
+pub(super) async fn runtime(place: &Place, network: Arc<dyn Network>) -> Result<Embedded, Failure> {
+    let mut options =
+        decapod_runtime::Options::new(place.data().join("runtime"), place.run().join("runtime"), network)?;
+    options.shim_cgroup = Some(format!("{}-shims", place.cgroup()));
+    Embedded::open(options)
+        .await
+        .map_err(|e| Failure::new(format!("the container runtime cannot be used: {}", chain(&e))))
+}
+
+/// For what needs containers and images and attaches nothing.
+pub(super) struct NoNetwork;
+
+#[async_trait]
+impl Network for NoNetwork {
+    async fn attach(&self, _: &Attachment) -> Result<Vec<IpAddr>, Source> {
+        Err("the node's network is not set up here".into())
+    }
+    async fn detach(&self, _: &Attachment) -> Result<(), Source> {
+        Ok(())
+    }
+    async fn ready(&self) -> Result<(), Source> {
+        Err("the node's network is not set up here".into())
+    }
+}
+
+/// The pod network, from the moment on when the node knows its addresses.
+#[derive(Default)]
+struct NodeNetwork(OnceLock<PodNetwork>);
+
+impl NodeNetwork {
+    fn get(&self) -> Result<&PodNetwork, Source> {
+        self.0.get().ok_or_else(|| "the node has no podCIDR yet".into())
+    }
+}
+
+#[async_trait]
+impl Network for NodeNetwork {
+    async fn attach(&self, sandbox: &Attachment) -> Result<Vec<IpAddr>, Source> {
+        let ports: Vec<HostPort> = sandbox.config.port_mappings.iter().filter_map(host_port).collect();
+        Ok(self.get()?.attach(&sandbox.sandbox_id, &sandbox.netns, &ports).await?)
+    }
+    async fn detach(&self, sandbox: &Attachment) -> Result<(), Source> {
+        Ok(self.get()?.detach(&sandbox.sandbox_id).await?)
+    }
+    async fn ready(&self) -> Result<(), Source> {
+        Ok(self.get()?.ready().await?)
+    }
+}
+
+fn host_port(mapping: &cri::PortMapping) -> Option<HostPort> {
+    let protocol = match mapping.protocol() {
+        cri::Protocol::Tcp => Protocol::Tcp,
+        cri::Protocol::Udp => Protocol::Udp,
+        cri::Protocol::Sctp => Protocol::Sctp,
+    };
+    Some(HostPort {
+        host_ip: mapping.host_ip.parse().ok(),
+        host_port: u16::try_from(mapping.host_port).ok().filter(|p| *p > 0)?,
+        container_port: u16::try_from(mapping.container_port).ok()?,
+        protocol,
+    })
+}
+
+fn pod_options(place: &Place, settings: &Settings, pod_cidr: Ipv4Net) -> pod::Options {
+    pod::Options {
+        bridge: place.bridge(),
+        table: place.pod_table(),
+        cluster_cidr: settings.pod_cidr,
+        service_cidr: Some(settings.service_cidr),
+        ..pod::Options::new(pod_cidr, place.data().join("network"))
+    }
+}
+
+fn proxy_options(place: &Place, settings: &Settings, node: &str) -> proxy::Options {
+    proxy::Options {
+        table: place.service_table(),
+        cluster_cidr: settings.pod_cidr,
+        service_cidrs: vec![settings.service_cidr],
+        ..proxy::Options::new(node)
+    }
+}
+
+fn kubelet_options(place: &Place, settings: &Settings, node: &str) -> decapod_kubelet::Options {
+    decapod_kubelet::Options {
+        data_dir: place.data().join("kubelet"),
+        run_dir: place.run(),
+        cgroup_root: place.cgroup(),
+        cluster_dns: vec![IpAddr::V4(settings.dns())],
+        cluster_domain: settings.cluster_domain.clone(),
+        ..decapod_kubelet::Options::new(node, vec![settings.address()])
+    }
+}
+
+/// What an agent runs with.
+pub(super) struct Parts {
+    pub(super) place: Place,
+    pub(super) settings: Settings,
+    pub(super) node: String,
+    /// Acts as `system:node:<name>`.
+    pub(super) client: kube::Client,
+    /// Informers that may read Services and EndpointSlices.
+    pub(super) services: Informers,
+    /// Logs and exec; none without.
+    pub(super) server: Option<ServerOptions>,
+    pub(super) supervisor: Supervisor,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+/// Starts the agent. Returns once the node is registered; its network comes with its addresses.
+pub(super) async fn start(parts: Parts) -> Result<(), Failure> {
+    let Parts { place, settings, node, client, services, server, supervisor, clock } = parts;
+    let network = Arc::new(NodeNetwork::default());
+    let runtime = runtime(&place, network.clone()).await?;
+    image_of_itself(&runtime).await?;
+    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
+    control::serve(&socket(&place), runtime.clone(), &supervisor)?;
+
+    let informers = Informers::new(client.clone(), supervisor.clone(), clock.clone());
+    let nodes = informers.filtered::<Node>(&format!("metadata.name={node}"));
+    let dependencies = Dependencies {
+        client,
+        informers,
+        runtime: runtime.clone(),
+        supervisor: supervisor.clone(),
+        clock: clock.clone(),
+    };
+    let mut options = kubelet_options(&place, &settings, &node);
+    options.server = server;
+    let kubelet = Kubelet::new(options, dependencies)
+        .await
+        .map_err(|e| Failure::new(format!("the kubelet cannot start: {}", chain(&e))))?;
+    kubelet.run();
+
+    let proxy = proxy_options(&place, &settings, &node);
+    supervisor
+        .spawn_until_shutdown("service-proxy", ServiceProxy::run(proxy, services, supervisor.clone(), clock));
+    supervisor.spawn_until_shutdown("pod-network", async move {
+        let pod_cidr = pod_cidr(&nodes, &node).await;
+        set_up_network(network, runtime, pod_options(&place, &settings, pod_cidr)).await
+    });
+    Ok(())
+}
+
+/// Waits until the node has its share of the pod addresses.
+async fn pod_cidr(nodes: &decapod_client::informer::Informer<Node>, node: &str) -> Ipv4Net {
+    let mut changes = nodes.subscribe();
+    loop {
+        let object = nodes.get(&ObjectKey { namespace: String::new(), name: node.to_owned() });
+        let cidr = object.and_then(|n| n.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok());
+        if let Some(cidr) = cidr {
+            return cidr;
+        }
+        if changes.next().await.is_none() {
+            // The informer ended with the process.
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn set_up_network(
+    network: Arc<NodeNetwork>,
+    runtime: Arc<dyn Runtime>,
+    options: pod::Options,
+) -> Result<(), Source> {
+    let cidr = options.pod_cidr;
+    let made = tokio::task::spawn_blocking(|| PodNetwork::new(options)).await??;
+    let live: BTreeSet<String> = runtime.sandbox_list(None).await?.into_iter().map(|s| s.id).collect();
+    made.reconcile(live).await?;
+    network.0.set(made).map_err(|_| "the network is set up once")?;
+    tracing::info!(%cidr, "the pod network is ready");
+    Ok(())
+}
+
+/// System pods run from an image that is made of this very program: nothing is pulled to start a cluster.
+async fn image_of_itself(runtime: &Embedded) -> Result<(), Failure> {
+    // The link is this process's program also after its file was replaced.
+    let source = std::fs::canonicalize("/proc/self/exe").unwrap_or_else(|_| "/proc/self/exe".into());
+    let binary = ImageFile { source, target: BINARY.into(), mode: 0o755 };
+    let config = ImageConfig { entrypoint: vec![BINARY.to_owned()], ..Default::default() };
+    runtime
+        .image_from_files(SELF_IMAGE, vec![binary], config)
+        .await
+        .map(drop)
+        .map_err(|e| Failure::new(format!("the image of system pods cannot be made: {}", chain(&e))))
+}
+
+/// Removes links, routes and rules of a cluster from this machine.
+pub(super) fn remove_network(place: &Place) -> Result<(), Failure> {
+    let Some(settings) = place.load()? else { return Ok(()) };
+    let proxy = ServiceProxy::remove(&proxy_options(place, &settings, ""));
+    let pods = PodNetwork::remove(&pod_options(place, &settings, settings.pod_cidr));
+    proxy.map_err(|e| Failure::new(format!("the rules of Services cannot be removed: {}", chain(&e))))?;
+    pods.map_err(|e| Failure::new(format!("the pod network cannot be removed: {}", chain(&e))))
+}
+
+/// Removes pods with all that belongs to them: containers, volumes, mounts, logs, cgroups.
+pub(super) async fn remove_pods(place: &Place) -> Result<(), Failure> {
+    let failed = |what: &str, e: &(dyn std::error::Error + 'static)| {
+        Failure::new(format!("{what} cannot be removed: {}", chain(e)))
+    };
+    let settings = place.load()?;
+    let runtime = runtime(place, Arc::new(NoNetwork)).await?;
+    if let Some(settings) = &settings {
+        let options = kubelet_options(place, settings, "");
+        decapod_kubelet::teardown(&options, &runtime).await.map_err(|e| failed("pods", &e))?;
+    }
+    let removed = runtime.remove_all().await.map_err(|e| failed("containers", &e));
+    runtime.close().await;
+    removed
+}

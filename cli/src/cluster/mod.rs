@@ -1,0 +1,58 @@
+//! Clusters of this machine: `up`, `down`, `status`, and the processes `server` and `agent`.
+
+mod addons;
+mod agent;
+mod control;
+mod dns_probe;
+mod down;
+mod image;
+mod kubeconfig;
+mod lock;
+mod server;
+mod settings;
+mod status;
+mod up;
+
+pub(crate) use agent::Agent;
+pub(crate) use down::Down;
+pub(crate) use image::Image;
+pub(crate) use server::Server;
+pub(crate) use status::Status;
+pub(crate) use up::Up;
+
+use std::time::Duration;
+
+use decapod_client::task::Supervisor;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::failure::Failure;
+
+/// How long tasks get to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Namespaces, mounts and cgroups are root's.
+fn require_root(what: &str) -> Result<(), Failure> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "`decapod {what}` must be run as root: it makes network namespaces, mounts and cgroups"
+    ))
+    .hint(format!("run `sudo decapod {what}`")))
+}
+
+/// Runs until a signal asks to stop, or a task failed that none can do without; then ends all tasks.
+async fn run_until_told(supervisor: &Supervisor) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        failure = supervisor.failed() => Err(Failure::new(format!("a task ended: {failure}"))),
+    };
+    let remaining = supervisor.shutdown(GRACE).await;
+    if !remaining.is_empty() {
+        tracing::warn!(?remaining, "tasks had to be dropped");
+    }
+    result
+}

@@ -1,0 +1,178 @@
+//! `decapod server`: the control plane (and, unless told otherwise, this machine's node) in one process.
+//!
+//! The composition root: the only place that knows all components. Each gets a client with its own
+//! identity, which goes through authentication, authorization and admission as over the network.
+
+use std::sync::Arc;
+
+use clap::Args;
+use decapod_apiserver::pki::{CertificateRequest, Pki};
+use decapod_apiserver::{Handle, UserInfo};
+use decapod_client::clock::{Clock, SystemClock};
+use decapod_client::informer::Informers;
+use decapod_client::task::Supervisor;
+use decapod_kubelet::ServerOptions;
+use decapod_storage::Store;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::kubeconfig;
+use super::lock::Lock;
+use super::settings::{Place, Settings, Which};
+use super::{addons, agent};
+use crate::failure::{Failure, chain};
+
+#[derive(Args, Debug)]
+pub(crate) struct Server {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    settings: Settings,
+    /// Where objects are kept.
+    #[arg(long, default_value = "embedded", value_parser = ["embedded"])]
+    datastore: String,
+    /// Do not run this machine's node.
+    #[arg(long)]
+    no_agent: bool,
+    /// Leave the terminal's session (`decapod up` starts the server so).
+    #[arg(long, hide = true)]
+    background: bool,
+}
+
+impl Server {
+    /// Runs until it is told to stop.
+    pub(crate) async fn run(&self) -> Result<(), Failure> {
+        if !self.no_agent {
+            super::require_root("server")?;
+        }
+        if self.background {
+            nix::unistd::setsid().map_err(std::io::Error::from)?;
+        }
+        self.settings.check()?;
+        let place = self.which.place()?;
+        let _lock = Lock::take(&place)?;
+        place.save(&self.settings)?;
+        let supervisor = Supervisor::new();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let api = self.api(&place).await?;
+        let started = self.components(&place, &api, &supervisor, &clock).await;
+        let result = match started {
+            Ok(()) => super::run_until_told(&supervisor).await,
+            Err(failure) => Err(failure),
+        };
+        api.shutdown().await;
+        result
+    }
+
+    async fn api(&self, place: &Place) -> Result<Handle, Failure> {
+        let file = place.data().join("db/store.redb");
+        let opened = decapod_storage::Embedded::open(&file, decapod_storage::embedded::Options::default());
+        let store: Arc<dyn Store> = Arc::new(opened.map_err(|e| {
+            Failure::new(format!("the store {} cannot be opened: {}", file.display(), chain(&e)))
+        })?);
+        let pki = Pki::open(&place.data().join("pki"), jiff::Timestamp::now())
+            .map_err(|e| Failure::new(chain(&e)))?;
+        let settings = &self.settings;
+        let options = decapod_apiserver::Options {
+            listen: settings.listen,
+            advertise: settings.address(),
+            service_cidr: settings
+                .service_cidr
+                .to_string()
+                .parse()
+                .map_err(|_| Failure::new("the service range is no range"))?,
+            cluster_domain: settings.cluster_domain.clone(),
+            token_file: settings.token_file.clone(),
+            ..Default::default()
+        };
+        let clock = Arc::new(decapod_apiserver::SystemClock);
+        let api = decapod_apiserver::Server::start(options, store, Arc::new(pki), clock)
+            .await
+            .map_err(|e| Failure::new(chain(&e)))?;
+        self.write_kubeconfig(place, &api)?;
+        Ok(api)
+    }
+
+    fn write_kubeconfig(&self, place: &Place, api: &Handle) -> Result<(), Failure> {
+        let admin = CertificateRequest::client("system:admin", &["system:masters"]);
+        let pair = api.pki().issue(&admin, jiff::Timestamp::now()).map_err(|e| Failure::new(chain(&e)))?;
+        let address = api.address();
+        let host =
+            if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+        let url = format!("https://{host}:{}", address.port());
+        let made =
+            kubeconfig::make(place.name(), &url, api.pki().ca_pem(), &pair.certificate_pem, &pair.key_pem);
+        kubeconfig::write(&place.kubeconfig(), &made)
+    }
+
+    async fn components(
+        &self,
+        place: &Place,
+        api: &Handle,
+        supervisor: &Supervisor,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<(), Failure> {
+        let client = |user: &str, groups: &[&str]| {
+            kube::Client::new(api.service_as(UserInfo::new(user, groups)), "default")
+        };
+        let manager = client("system:kube-controller-manager", &[]);
+        // One mirror of each kind serves all parts of the control plane that may read everything.
+        let informers = Informers::new(manager.clone(), supervisor.clone(), clock.clone());
+        let settings = &self.settings;
+        let range =
+            settings.pod_cidr.to_string().parse().map_err(|_| Failure::new("the pod range is no range"))?;
+        let controllers = decapod_controllers::Options {
+            root_ca: Some(api.pki().ca_pem().to_owned()),
+            node_ipam: Some(decapod_controllers::nodeipam::Options {
+                cluster_cidr: range,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        decapod_controllers::run(&controllers, manager, informers.clone(), supervisor.clone(), clock.clone());
+        let scheduler = client("system:kube-scheduler", &[]);
+        decapod_scheduler::run(
+            decapod_scheduler::Options::default(),
+            scheduler,
+            &informers,
+            supervisor,
+            clock.clone(),
+        );
+        if self.no_agent {
+            return Ok(());
+        }
+        let node = settings.node()?;
+        let parts = agent::Parts {
+            place: place.clone(),
+            settings: settings.clone(),
+            client: client(&format!("system:node:{node}"), &["system:nodes"]),
+            services: informers,
+            server: Some(node_server(settings, api.pki(), &node)?),
+            supervisor: supervisor.clone(),
+            clock: clock.clone(),
+            node,
+        };
+        agent::start(parts).await?;
+        addons::apply(&client("system:decapod:addons", &["system:masters"]), settings).await
+    }
+}
+
+/// The node server's certificate, and who may speak to it.
+fn node_server(settings: &Settings, pki: &Pki, node: &str) -> Result<ServerOptions, Failure> {
+    let bad = |e: &(dyn std::error::Error + 'static)| {
+        Failure::new(format!("the node's certificate cannot be made: {}", chain(e)))
+    };
+    let hosts =
+        vec![node.to_owned(), "localhost".to_owned(), "127.0.0.1".to_owned(), settings.address().to_string()];
+    let request = CertificateRequest::server(format!("system:node:{node}"), hosts);
+    let pair = pki.issue(&request, jiff::Timestamp::now()).map_err(|e| bad(&e))?;
+    Ok(ServerOptions {
+        listen: ([0, 0, 0, 0], settings.kubelet_port).into(),
+        certificate: vec![
+            CertificateDer::from_pem_slice(pair.certificate_pem.as_bytes()).map_err(|e| bad(&e))?,
+        ],
+        key: PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).map_err(|e| bad(&e))?,
+        client_ca: CertificateDer::from_pem_slice(pki.ca_pem().as_bytes()).map_err(|e| bad(&e))?,
+        allowed_users: vec![agent::KUBELET_CLIENT.to_owned()],
+    })
+}

@@ -1,0 +1,275 @@
+//! What a cluster is made of: the flags that `up` and `server` share, kept beside the data so that a
+//! later `up`, `down` or `status` finds the cluster as it was started.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::failure::Failure;
+
+const DEFAULT_NAME: &str = "decapod";
+
+/// Which cluster of this machine is meant.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Which {
+    /// The name of the cluster.
+    #[arg(long, default_value = DEFAULT_NAME)]
+    pub(crate) name: String,
+    /// Where its data lies.
+    #[arg(long, default_value = "/var/lib/decapod")]
+    pub(crate) data_dir: PathBuf,
+}
+
+/// What a cluster is made of.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    /// Where the API listens.
+    #[arg(long, default_value = "0.0.0.0:6443")]
+    pub(crate) listen: SocketAddr,
+    /// The addresses of all pods.
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pub(crate) pod_cidr: Ipv4Net,
+    /// The addresses of Services; the first is the API's, the tenth cluster DNS.
+    #[arg(long, default_value = "10.96.0.0/16")]
+    pub(crate) service_cidr: Ipv4Net,
+    /// The domain of cluster DNS.
+    #[arg(long, default_value = "cluster.local")]
+    pub(crate) cluster_domain: String,
+    /// Where the node's server (logs, exec) listens.
+    #[arg(long, default_value_t = 10250)]
+    pub(crate) kubelet_port: u16,
+    /// The name of this machine's node (default: its host name).
+    #[arg(long)]
+    pub(crate) node_name: Option<String>,
+    /// The address under which this machine is reached (default: that of the default route).
+    #[arg(long)]
+    pub(crate) node_ip: Option<IpAddr>,
+    /// A file of static bearer tokens, as Kubernetes' --token-auth-file.
+    #[arg(long)]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+/// Where everything of a cluster is on this machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    name: String,
+    data: PathBuf,
+}
+
+impl Which {
+    /// The cluster's place.
+    pub(crate) fn place(&self) -> Result<Place, Failure> {
+        if let Some(why) = decapod_api::names::dns_label(&self.name).first() {
+            return Err(Failure::new(format!("--name \"{}\": {why}", self.name)));
+        }
+        let data = std::path::absolute(&self.data_dir)?;
+        Ok(Place { name: self.name.clone(), data })
+    }
+}
+
+impl Place {
+    /// The cluster's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its data lies.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Where its runtime state lies: gone after a reboot.
+    pub(crate) fn run(&self) -> PathBuf {
+        Path::new("/run/decapod").join(&self.name)
+    }
+
+    /// The administrator's kubeconfig.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.data.join("kubeconfig")
+    }
+
+    /// What the server in the background prints.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.data.join("server.log")
+    }
+
+    /// Locked by the running server, and holding its process id.
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.run().join("server.pid")
+    }
+
+    fn settings_file(&self) -> PathBuf {
+        self.data.join("settings.json")
+    }
+
+    /// A name for something of which the machine has one namespace: bare for the default cluster.
+    fn own(&self, bare: &str) -> String {
+        if self.name == DEFAULT_NAME { bare.to_owned() } else { format!("{bare}-{}", self.name) }
+    }
+
+    /// The bridge; a link's name has at most 15 bytes.
+    pub(crate) fn bridge(&self) -> String {
+        if self.name == DEFAULT_NAME {
+            return "dcp0".to_owned();
+        }
+        let hash = Sha256::digest(self.name.as_bytes());
+        format!("dcp{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3])
+    }
+
+    /// The nf_tables table of the service proxy.
+    pub(crate) fn service_table(&self) -> String {
+        self.own("decapod")
+    }
+
+    /// The nf_tables table of the pod network.
+    pub(crate) fn pod_table(&self) -> String {
+        self.own("decapod-pods")
+    }
+
+    /// The cgroup below which all pods are.
+    pub(crate) fn cgroup(&self) -> String {
+        format!("/{}", self.own("decapod"))
+    }
+
+    /// The settings with which the cluster was started; `None` if it never was.
+    pub(crate) fn load(&self) -> Result<Option<Settings>, Failure> {
+        let file = self.settings_file();
+        match std::fs::read(&file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+                Failure::new(format!("{} is damaged: {e}", file.display()))
+                    .hint("remove it: the next start writes it anew")
+            }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Failure::new(format!("{} cannot be read: {e}", file.display()))),
+        }
+    }
+
+    /// Keeps the settings, whole or not at all.
+    pub(crate) fn save(&self, settings: &Settings) -> Result<(), Failure> {
+        std::fs::create_dir_all(&self.data)?;
+        let file = self.settings_file();
+        write_whole(&file, serde_json::to_string_pretty(settings)?.as_bytes(), 0o644)
+    }
+}
+
+/// Writes a file so that a reader, or a crash, sees the old content or the new and nothing between.
+pub(crate) fn write_whole(file: &Path, content: &[u8], mode: u32) -> Result<(), Failure> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let failed = |e: std::io::Error| Failure::new(format!("{} cannot be written: {e}", file.display()));
+    let partial = file.with_extension(format!("partial{}", std::process::id()));
+    let mut out = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(mode)
+        .open(&partial)
+        .map_err(failed)?;
+    out.write_all(content).and_then(|()| out.sync_all()).map_err(failed)?;
+    std::fs::rename(&partial, file).map_err(failed)
+}
+
+impl Settings {
+    /// The address of cluster DNS: the tenth of the Services'.
+    pub(crate) fn dns(&self) -> std::net::Ipv4Addr {
+        self.service_cidr.hosts().nth(9).unwrap_or(self.service_cidr.network())
+    }
+
+    /// The node's name.
+    pub(crate) fn node(&self) -> Result<String, Failure> {
+        let name = match &self.node_name {
+            Some(name) => name.clone(),
+            None => {
+                nix::unistd::gethostname().map_err(std::io::Error::from)?.to_string_lossy().to_lowercase()
+            }
+        };
+        match decapod_api::names::dns_subdomain(&name).first() {
+            Some(why) => Err(Failure::new(format!("the node cannot be called \"{name}\": {why}"))
+                .hint("--node-name gives it another name")),
+            None => Ok(name),
+        }
+    }
+
+    /// The address under which this machine is reached by its pods and by other machines: as told, or
+    /// that of the default route, or (without any) the pods' gateway, which is on this machine too.
+    pub(crate) fn address(&self) -> IpAddr {
+        self.node_ip.or_else(default_route_address).unwrap_or_else(|| {
+            let first = Ipv4Net::new(self.pod_cidr.network(), 24).unwrap_or(self.pod_cidr);
+            IpAddr::V4(first.hosts().next().unwrap_or(first.network()))
+        })
+    }
+
+    /// Whether the ranges and ports make a cluster.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        let overlap =
+            self.pod_cidr.contains(&self.service_cidr) || self.service_cidr.contains(&self.pod_cidr);
+        if overlap {
+            return Err(Failure::new(format!(
+                "--pod-cidr {} and --service-cidr {} overlap",
+                self.pod_cidr, self.service_cidr
+            )));
+        }
+        for (flag, range, longest) in
+            [("--pod-cidr", self.pod_cidr, 24), ("--service-cidr", self.service_cidr, 28)]
+        {
+            if range.prefix_len() > longest {
+                return Err(Failure::new(format!(
+                    "{flag} {range} is too small: expected /{longest} or larger"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The source address of the default route. Connecting a datagram socket sends nothing.
+fn default_route_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    // A documentation address: only the route to it is asked for.
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_unspecified() && !ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn settings(flags: &[&str]) -> Settings {
+        Flags::parse_from([&["x"], flags].concat()).settings
+    }
+
+    #[test]
+    fn defaults_make_a_cluster() {
+        let s = settings(&[]);
+        s.check().unwrap();
+        assert_eq!(s.dns().to_string(), "10.96.0.10");
+    }
+
+    #[test]
+    fn clashing_ranges_are_refused() {
+        let error = settings(&["--service-cidr", "10.244.3.0/24"]).check().unwrap_err().to_string();
+        assert!(error.contains("overlap"), "{error}");
+        assert!(settings(&["--pod-cidr", "10.1.0.0/28"]).check().is_err());
+    }
+
+    #[test]
+    fn clusters_have_names_of_their_own() {
+        let place = |name: &str| Which { name: name.into(), data_dir: "/x".into() }.place().unwrap();
+        assert_eq!(place("decapod").bridge(), "dcp0");
+        assert_eq!(place("decapod").cgroup(), "/decapod");
+        assert_eq!(place("other").service_table(), "decapod-other");
+        assert!(place("other").bridge().len() <= 15);
+        assert!(Which { name: "Bad/".into(), data_dir: "/x".into() }.place().is_err());
+    }
+}

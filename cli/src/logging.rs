@@ -1,0 +1,35 @@
+//! What the program says about itself: text or JSON lines on standard error, levels by `RUST_LOG`.
+
+use std::io::IsTerminal;
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Logging {
+    /// The form of log lines.
+    #[arg(long, global = true, default_value = "text")]
+    log_format: Format,
+}
+
+impl Logging {
+    /// Starts logging: servers tell what they do, commands only what goes wrong.
+    pub(crate) fn start(&self, server: bool) {
+        let default = if server { "info" } else { "error" };
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal());
+        match self.log_format {
+            Format::Text => builder.init(),
+            Format::Json => builder.json().init(),
+        }
+    }
+}
