@@ -33,19 +33,19 @@ pub(crate) struct Link {
     pub(crate) name: String,
     /// The largest packet, in bytes.
     pub(crate) mtu: u32,
+    /// Its hardware address, if it has one like Ethernet's.
+    pub(crate) mac: Option<Mac>,
     /// The index of the bridge whose port it is.
     pub(crate) controller: Option<u32>,
 }
 
 /// What to change of a link; the rest stays.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct LinkChange {
     /// Sets it up.
     pub(crate) up: bool,
     /// Sets the largest packet, in bytes.
     pub(crate) mtu: Option<u32>,
-    /// Sets the hardware address.
-    pub(crate) mac: Option<Mac>,
 }
 
 /// A pair of virtual Ethernet links, one end here and one in a pod.
@@ -170,9 +170,6 @@ impl Connection {
             if let Some(mtu) = change.mtu {
                 m.attr_u32(libc::IFLA_MTU, mtu);
             }
-            if let Some(mac) = change.mac {
-                m.attr(libc::IFLA_ADDRESS, &mac);
-            }
         })
     }
 
@@ -258,6 +255,7 @@ fn link_read(payload: &[u8]) -> Option<Link> {
         index: wire::u32_at(payload, 4)?,
         name: wire::attribute(attributes, libc::IFLA_IFNAME).and_then(wire::text)?.to_owned(),
         mtu: number(libc::IFLA_MTU)?,
+        mac: wire::attribute(attributes, libc::IFLA_ADDRESS).and_then(|value| value.try_into().ok()),
         controller: number(libc::IFLA_MASTER),
     })
 }

@@ -349,13 +349,17 @@ fn node_links_set_up(options: &Options) -> Result<u32, netlink::Error> {
         None => mtu_detect(&mut connection)?,
     };
     let address = gateway(options.pod_cidr);
-    if connection.link(&options.bridge)?.is_none() {
+    // A bridge with another gateway is what a node with other pod addresses left behind.
+    let known = connection.link(&options.bridge)?;
+    if known.as_ref().is_some_and(|bridge| bridge.mac != Some(mac(address))) {
+        connection.link_delete(&options.bridge)?;
+    }
+    if known.is_none_or(|bridge| bridge.mac != Some(mac(address))) {
         connection.bridge_create(&options.bridge, mac(address), mtu)?;
     }
-    connection.link_set(LOOPBACK_INDEX, LinkChange { up: true, ..LinkChange::default() })?;
+    connection.link_set(LOOPBACK_INDEX, LinkChange { up: true, mtu: None })?;
     let bridge = connection.link_expect(&options.bridge)?.index;
-    let change = LinkChange { up: true, mtu: Some(mtu), mac: Some(mac(address)) };
-    connection.link_set(bridge, change)?;
+    connection.link_set(bridge, LinkChange { up: true, mtu: Some(mtu) })?;
     let own = Ipv4Net::new_assert(address, options.pod_cidr.prefix_len());
     connection.address_add(bridge, own)?;
     if let Some(destination) = options.service_cidr {
@@ -374,9 +378,9 @@ fn mtu_detect(connection: &mut Connection) -> Result<u32, netlink::Error> {
 fn pod_set_up(address: Ipv4Addr, gateway: Ipv4Addr) -> Result<(), Error> {
     let links = || -> Result<(), netlink::Error> {
         let mut connection = Connection::open()?;
-        connection.link_set(LOOPBACK_INDEX, LinkChange { up: true, ..LinkChange::default() })?;
+        connection.link_set(LOOPBACK_INDEX, LinkChange { up: true, mtu: None })?;
         let link = connection.link_expect(POD_LINK)?.index;
-        connection.link_set(link, LinkChange { up: true, ..LinkChange::default() })?;
+        connection.link_set(link, LinkChange { up: true, mtu: None })?;
         connection.address_add(link, Ipv4Net::from(address))?;
         let route = |destination, gateway| Route { destination, gateway, link, source: None };
         connection.route_set(route(Ipv4Net::from(gateway), None))?;

@@ -165,9 +165,12 @@ impl ServiceProxy {
         }
         self.flows.append(&mut delta.flows);
         let messages = if self.installed { self.apply_delta(&delta)? } else { self.apply_whole()? };
-        if !self.flows.is_empty() {
-            self.flows_forget()?;
-            self.flows.clear();
+        let flows = std::mem::take(&mut self.flows);
+        if !flows.is_empty()
+            && let Err(error) = self.flows_forget(&flows)
+        {
+            // The rules are right all the same, and only UDP clients that never pause are concerned.
+            tracing::warn!(error = decapod_client::error::chain(&error), "cannot forget stale UDP flows");
         }
         Ok(messages)
     }
@@ -239,8 +242,8 @@ impl ServiceProxy {
         Ok(count)
     }
 
-    fn flows_forget(&self) -> Result<(), Error> {
-        let stale = |flow: &conntrack::Flow| flow::is_stale(flow, &self.flows, &self.ruleset);
+    fn flows_forget(&self, changed: &BTreeSet<Frontend>) -> Result<(), Error> {
+        let stale = |flow: &conntrack::Flow| flow::is_stale(flow, changed, &self.ruleset);
         let count = self.options.netns.run(|| conntrack::forget(stale))??;
         if count > 0 {
             tracing::debug!(count, "forgot UDP flows of endpoints that are gone");

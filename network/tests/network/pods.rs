@@ -117,3 +117,16 @@ async fn removing_leaves_nothing() {
     assert!(node.network.ready().await.is_err());
     PodNetwork::remove(&node.options).unwrap();
 }
+
+#[tokio::test]
+async fn a_node_with_other_addresses_does_not_inherit_the_bridge() {
+    let node = node();
+    let options = Options { pod_cidr: "10.244.7.0/24".parse().unwrap(), ..node.options.clone() };
+    let network = PodNetwork::new(options).unwrap();
+    let pod = Namespace::new("pod");
+    let given = network.attach("pod", pod.path(), &[]).await.unwrap();
+    assert_eq!(given, [IpAddr::from([10, 244, 7, 2])]);
+    let _server = node.namespace.tcp_serve("node", 9000);
+    assert_eq!(pod.tcp_ask([10, 244, 7, 1], 9000).unwrap(), "node 10.244.7.2");
+    assert!(pod.tcp_ask([10, 244, 0, 1], 9000).is_err(), "the former gateway is gone");
+}
