@@ -1,1 +1,28 @@
-//! placeholder
+//! The node agent: registers its Node, runs the pods that are bound to it, and answers for them.
+//!
+//! **Invariants**: the agent holds a desired state and converges on it, whatever was lost in between; it can be
+//! killed at any moment, and the next one finds every container again and starts nothing twice; it reaches the
+//! cluster through the Kubernetes API alone, and containers through [`decapod_runtime::Runtime`] alone.
+
+mod cgroup;
+mod config;
+mod environment;
+mod files;
+mod images;
+mod inotify;
+mod kubelet;
+mod logs;
+mod node;
+mod options;
+mod pod;
+mod probe;
+mod server;
+mod shared;
+mod tell;
+mod volume;
+mod wake;
+mod worker;
+
+pub use kubelet::{Dependencies, Error, Kubelet, teardown};
+pub use options::{Options, ServerOptions};
+pub use server::Error as ServerError;

@@ -1,0 +1,179 @@
+//! Puts the parts of the node agent together.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use decapod_client::clock::Clock;
+use decapod_client::event::Recorder;
+use decapod_client::informer::Informers;
+use decapod_client::task::Supervisor;
+use decapod_runtime::Runtime;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+
+use crate::cgroup::{self, Cgroups};
+use crate::images::Images;
+use crate::node::{self, Registrar};
+use crate::options::Options;
+use crate::pod::mark;
+use crate::probe::Probes;
+use crate::server::{self, Server};
+use crate::shared::{Shared, logs_root};
+use crate::tell::Tell;
+use crate::volume::{self, Objects, Tokens, Volumes};
+use crate::wake::Wakes;
+use crate::worker::{Workers, follow_runtime};
+
+/// The grace that pods have when their node is torn down.
+const TEARDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// Why a kubelet could not start or be torn down.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The container runtime does not answer or refuses.
+    #[error("the container runtime failed")]
+    Runtime(#[from] decapod_runtime::Error),
+    /// The kubelet's own folders cannot be used.
+    #[error("cannot use {path}")]
+    Folder {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Cgroups cannot be made or removed.
+    #[error("cannot manage cgroups")]
+    Cgroup(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Volumes cannot be kept.
+    #[error("cannot keep volumes")]
+    Volumes(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The node server cannot be started.
+    #[error("cannot serve the node's API")]
+    Server(#[from] server::Error),
+}
+
+impl From<cgroup::Error> for Error {
+    fn from(error: cgroup::Error) -> Self {
+        Self::Cgroup(Box::new(error))
+    }
+}
+
+/// What a kubelet works with. `client` and `informers` act as `system:node:<name>`.
+pub struct Dependencies {
+    /// The API server.
+    pub client: kube::Client,
+    /// Informers on the same identity.
+    pub informers: Informers,
+    /// The containers of this node.
+    pub runtime: Arc<dyn Runtime>,
+    /// Who watches over the kubelet's tasks.
+    pub supervisor: Supervisor,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// A node agent that is ready to run: its folders and cgroups are there, and its server is bound.
+pub struct Kubelet {
+    shared: Arc<Shared>,
+    server: Option<Server>,
+    runtime_version: String,
+}
+
+impl Kubelet {
+    /// Prepares a kubelet; nothing is written to the API server yet.
+    ///
+    /// # Errors
+    /// When the runtime does not answer, or the machine does not let the kubelet have its folders, cgroups or port.
+    pub async fn new(options: Options, dependencies: Dependencies) -> Result<Self, Error> {
+        let Dependencies { client, informers, runtime, supervisor, clock } = dependencies;
+        let version = runtime.version().await?;
+        for folder in [&options.data_dir, &options.run_dir, &logs_root(&options.data_dir)] {
+            std::fs::create_dir_all(folder)
+                .map_err(|source| Error::Folder { path: folder.clone(), source })?;
+        }
+        let wakes = Wakes::default();
+        let component =
+            Recorder::new(client.clone(), "kubelet", &options.node_name, &supervisor, clock.clone());
+        let tell = Tell::new(component);
+        let name = &options.node_name;
+        let pods = informers.filtered::<Pod>(&format!("spec.nodeName={name}"));
+        let node = informers.filtered::<Node>(&format!("metadata.name={name}"));
+        let services = informers.of::<Service>();
+        let objects = Arc::new(Objects::new(informers, supervisor.clone(), clock.clone(), wakes.clone()));
+        let tokens = Tokens::new(client.clone(), clock.clone());
+        let volumes = Volumes::new(&options.data_dir, &volumes_dir(&options), objects, tokens)
+            .map_err(|e| Error::Volumes(Box::new(e)))?;
+        let host_ips = options.node_ips.iter().map(ToString::to_string).collect();
+        let memory = node::facts::machine(&options.data_dir).memory;
+        let images =
+            Images::new(runtime.clone(), clock.clone(), supervisor.clone(), wakes.clone(), tell.clone());
+        let shared = Arc::new(Shared {
+            cgroups: Cgroups::new(&options.cgroup_root)?,
+            probes: Probes::new(clock.clone(), wakes.clone(), tell.clone()),
+            runtime_name: version.runtime_name.clone(),
+            options,
+            client,
+            runtime,
+            clock,
+            supervisor,
+            pods,
+            services,
+            node,
+            volumes,
+            images,
+            tell,
+            wakes,
+            host_ips,
+            memory,
+        });
+        let server = Server::bind(&shared).await?;
+        let runtime_version = format!("{}://{}", version.runtime_name, version.runtime_version);
+        Ok(Self { shared, server, runtime_version })
+    }
+
+    /// Registers the node and runs its pods until the supervisor shuts down. Containers then run on.
+    pub fn run(self) {
+        let Self { shared, server, runtime_version } = self;
+        let supervisor = shared.supervisor.clone();
+        let registrar = Registrar::new(shared.clone(), &runtime_version);
+        supervisor.spawn_until_shutdown("node-status", registrar.run());
+        supervisor.spawn_until_shutdown("node-lease", node::heartbeat(shared.clone()));
+        supervisor.spawn_until_shutdown("probes", shared.probes.clone().run());
+        supervisor.spawn_until_shutdown("runtime-events", follow_runtime(shared.clone()));
+        supervisor.spawn_until_shutdown("pod-workers", Workers::new(shared).run());
+        if let Some(server) = server {
+            supervisor.spawn_until_shutdown("node-server", server.run());
+        }
+    }
+}
+
+/// Where secrets lie.
+fn volumes_dir(options: &Options) -> PathBuf {
+    options.run_dir.join("kubelet")
+}
+
+/// Stops and removes everything that a kubelet with these options has on this machine: pods, volumes, mounts, logs
+/// and cgroups. The kubelet must not run any more; the Node object is not touched.
+///
+/// # Errors
+/// When something could not be removed; it is safe to try again.
+pub async fn teardown(options: &Options, runtime: &dyn Runtime) -> Result<(), Error> {
+    for container in runtime.container_list(None).await? {
+        if container.labels.contains_key(mark::POD_UID) {
+            runtime.container_stop(&container.id, TEARDOWN_GRACE).await?;
+        }
+    }
+    for sandbox in runtime.sandbox_list(None).await? {
+        if sandbox.labels.contains_key(mark::POD_UID) {
+            runtime.sandbox_stop(&sandbox.id).await?;
+            runtime.sandbox_remove(&sandbox.id).await?;
+        }
+    }
+    for path in [options.data_dir.join("pods"), logs_root(&options.data_dir), volumes_dir(options)] {
+        volume::remove_tree(&path).map_err(|source| Error::Folder { path, source })?;
+    }
+    Cgroups::new(&options.cgroup_root)?.remove_root()?;
+    Ok(())
+}

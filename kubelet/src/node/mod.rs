@@ -1,0 +1,231 @@
+//! The Node object: registered at start, its status written when it changes and every few minutes, its life shown by
+//! a Lease in `kube-node-lease`.
+
+mod desired;
+pub(crate) mod facts;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use decapod_client::ObjectKey;
+use decapod_client::error::{ErrorExt, chain};
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+
+use crate::shared::Shared;
+use desired::RuntimeState;
+
+/// How often the status is computed: conditions such as memory pressure change without an event.
+const CHECK: Duration = Duration::from_secs(10);
+/// How often the status is written although it did not change, as in Kubernetes.
+const WRITE: Duration = Duration::from_secs(300);
+/// Kubernetes' namespace of node leases.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+/// How long a lease holds without being renewed.
+const LEASE_SECONDS: i32 = 40;
+/// Between attempts while the API server does not answer.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The node could not be described to the API server.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("failed to write the Node")]
+    Api(#[from] kube::Error),
+    #[error("failed to ask the runtime")]
+    Runtime(#[from] decapod_runtime::Error),
+}
+
+/// Writes Node and Lease.
+pub(crate) struct Registrar {
+    shared: Arc<Shared>,
+    info: NodeSystemInfo,
+}
+
+impl Registrar {
+    pub(crate) fn new(shared: Arc<Shared>, runtime_version: &str) -> Self {
+        Self { shared, info: facts::system_info(runtime_version) }
+    }
+
+    /// Registers the node and keeps its status until it is dropped.
+    pub(crate) async fn run(self) {
+        while let Err(error) = self.register().await {
+            tracing::warn!(error = chain(&error), "the node could not be registered");
+            self.shared.clock.sleep(RETRY).await;
+        }
+        let reference = self.reference().await;
+        self.shared.tell.node(reference, "Starting", "Starting kubelet.");
+        let mut written = self.shared.clock.monotonic();
+        loop {
+            let due = self.shared.clock.monotonic() - written >= WRITE;
+            match self.refresh(due).await {
+                Ok(true) => written = self.shared.clock.monotonic(),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(error = chain(&error), "the node's status could not be written"),
+            }
+            self.shared.clock.sleep(CHECK).await;
+        }
+    }
+
+    fn api(&self) -> Api<Node> {
+        Api::all(self.shared.client.clone())
+    }
+
+    /// Events about a node carry its name as uid, by an old habit of Kubernetes that `kubectl describe` relies on.
+    async fn reference(&self) -> ObjectReference {
+        let name = &self.shared.options.node_name;
+        ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Node".to_owned()),
+            name: Some(name.clone()),
+            uid: Some(name.clone()),
+            ..ObjectReference::default()
+        }
+    }
+
+    async fn status(&self, old: Option<&NodeStatus>) -> Result<NodeStatus, Error> {
+        let shared = &self.shared;
+        let images = shared.runtime.image_list(None).await?;
+        let runtime = runtime_state(shared).await;
+        let input = desired::Input {
+            options: &shared.options,
+            machine: facts::machine(&shared.options.data_dir),
+            free: facts::free(&shared.options.data_dir),
+            info: &self.info,
+            images: &images,
+            runtime: &runtime,
+            now: shared.clock.now(),
+        };
+        Ok(desired::status(&input, old))
+    }
+
+    /// Creates the Node, or takes over the one that is there.
+    async fn register(&self) -> Result<(), Error> {
+        let node = desired::node(&self.shared.options, self.status(None).await?);
+        match self.api().create(&PostParams::default(), &node).await {
+            Ok(_) => {
+                tracing::info!(node = self.shared.options.node_name, "the node is registered");
+                return Ok(());
+            }
+            Err(error) if error.is_already_exists() => {}
+            Err(error) => return Err(error.into()),
+        }
+        let found = self.api().get(&self.shared.options.node_name).await?;
+        let missing: serde_json::Map<String, Value> = desired::labels(&self.shared.options)
+            .into_iter()
+            .filter(|(k, v)| found.metadata.labels.as_ref().and_then(|l| l.get(k)) != Some(v))
+            .map(|(k, v)| (k, Value::String(v)))
+            .collect();
+        if !missing.is_empty() {
+            let patch = json!({ "metadata": { "labels": missing } });
+            let parameters = PatchParams::default();
+            self.api().patch(&self.shared.options.node_name, &parameters, &Patch::Merge(&patch)).await?;
+        }
+        let status = self.status(found.status.as_ref()).await?;
+        self.write(found.status.as_ref(), &status).await
+    }
+
+    /// Writes the status if it changed or `due`; true if it was written.
+    async fn refresh(&self, due: bool) -> Result<bool, Error> {
+        let key = ObjectKey::cluster(&self.shared.options.node_name);
+        self.shared.node.synced().await;
+        let Some(node) = self.shared.node.get(&key) else {
+            // Somebody deleted the Node: a node that lives registers again.
+            self.register().await?;
+            return Ok(true);
+        };
+        let old = node.status.clone().unwrap_or_default();
+        let new = self.status(Some(&old)).await?;
+        if !due && !desired::differs(&old, &new) {
+            return Ok(false);
+        }
+        self.write(Some(&old), &new).await?;
+        Ok(true)
+    }
+
+    /// A patch, so that what others keep in the status stays.
+    async fn write(&self, old: Option<&NodeStatus>, new: &NodeStatus) -> Result<(), Error> {
+        let mut status = serde_json::to_value(new).unwrap_or_default();
+        // Addresses merge by type, so that one that is gone would stay.
+        let before = old.and_then(|o| o.addresses.as_ref()).is_some_and(|a| !a.is_empty());
+        if let Some(addresses) = status.get_mut("addresses").and_then(Value::as_array_mut).filter(|_| before)
+        {
+            addresses.push(json!({ "$patch": "replace" }));
+        }
+        let patch = json!({ "status": status });
+        let parameters = PatchParams::default();
+        let name = &self.shared.options.node_name;
+        self.api().patch_status(name, &parameters, &Patch::Strategic(&patch)).await?;
+        Ok(())
+    }
+}
+
+/// Ready if the runtime says so of itself and of the network.
+async fn runtime_state(shared: &Shared) -> RuntimeState {
+    let status = match shared.runtime.status().await {
+        Ok(status) => status.status.unwrap_or_default(),
+        Err(error) => return RuntimeState::NotReady(format!("container runtime is down: {}", chain(&error))),
+    };
+    let bad = status.conditions.iter().find(|c| !c.status);
+    match bad {
+        None => RuntimeState::Ready,
+        Some(c) if c.r#type == "NetworkReady" => RuntimeState::NotReady(format!(
+            "container runtime network not ready: NetworkReady=false reason:{} message:{}",
+            c.reason, c.message
+        )),
+        Some(c) => {
+            RuntimeState::NotReady(format!("container runtime not ready: {}: {}", c.reason, c.message))
+        }
+    }
+}
+
+/// Renews the node's Lease until it is dropped.
+pub(crate) async fn heartbeat(shared: Arc<Shared>) {
+    let api = Api::<Lease>::namespaced(shared.client.clone(), LEASE_NAMESPACE);
+    let name = shared.options.node_name.clone();
+    loop {
+        let wait = match renew(&shared, &api, &name).await {
+            Ok(()) => shared.options.lease_period,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the node's lease could not be renewed");
+                RETRY
+            }
+        };
+        shared.clock.sleep(wait).await;
+    }
+}
+
+async fn renew(shared: &Shared, api: &Api<Lease>, name: &str) -> Result<(), kube::Error> {
+    let now = MicroTime(shared.clock.now());
+    let patch = json!({ "spec": { "holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now } });
+    match api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        Err(error) if error.is_not_found() => {}
+        other => return other.map(|_| ()),
+    }
+    let node = shared.node.get(&ObjectKey::cluster(name));
+    let owner = node.and_then(|n| n.metadata.uid.clone()).map(|uid| OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: name.to_owned(),
+        uid,
+        ..OwnerReference::default()
+    });
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(LEASE_NAMESPACE.to_owned()),
+            owner_references: owner.map(|o| vec![o]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(name.to_owned()),
+            lease_duration_seconds: Some(LEASE_SECONDS),
+            renew_time: Some(now),
+            ..LeaseSpec::default()
+        }),
+    };
+    api.create(&PostParams::default(), &lease).await.map(|_| ())
+}

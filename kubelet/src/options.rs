@@ -1,0 +1,79 @@
+//! What a kubelet has to be told.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Taint;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// Settings of one node agent. [`Options::new`] has Kubernetes' defaults.
+#[derive(Debug)]
+pub struct Options {
+    /// The name of the Node object, `metadata.name`.
+    pub node_name: String,
+    /// `status.addresses` of type InternalIP, the first being the primary.
+    pub node_ips: Vec<IpAddr>,
+    /// Where pods' volumes and logs lie (`pods/`, `logs/`).
+    pub data_dir: PathBuf,
+    /// Where state lies that need not survive a reboot; secrets lie here, in memory.
+    pub run_dir: PathBuf,
+    /// The cgroup below which all pods run, such as `/decapod`. It is the kubelet's own: `teardown` removes it.
+    pub cgroup_root: String,
+    /// Addresses of the cluster's DNS, for pods with `dnsPolicy: ClusterFirst`.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The domain of the cluster, `cluster.local` by default.
+    pub cluster_domain: String,
+    /// The resolv.conf for pods that use the node's DNS.
+    pub resolv_conf: PathBuf,
+    /// Labels that the node registers with, beside Kubernetes' own.
+    pub labels: BTreeMap<String, String>,
+    /// Taints that the node registers with.
+    pub taints: Vec<Taint>,
+    /// `status.capacity.pods`: 110 by default.
+    pub max_pods: u32,
+    /// How often the Lease in `kube-node-lease` is renewed: 10 s by default, as Kubernetes has it.
+    pub lease_period: Duration,
+    /// How often everything is compared although nothing happened: the safety net, 5 min by default.
+    pub relist_period: Duration,
+    /// The node server (`:10250`), for logs, exec and port forwarding; none if not given.
+    pub server: Option<ServerOptions>,
+}
+
+/// Settings of the node server.
+#[derive(Debug)]
+pub struct ServerOptions {
+    /// Where it listens, port 10250 by default.
+    pub listen: SocketAddr,
+    /// Its certificate, and those up to the CA.
+    pub certificate: Vec<CertificateDer<'static>>,
+    /// The key of the certificate.
+    pub key: PrivateKeyDer<'static>,
+    /// The cluster's CA: clients must have a certificate of it.
+    pub client_ca: CertificateDer<'static>,
+    /// Who may use it beside the group `system:masters`: the API server's identities, by common name.
+    pub allowed_users: Vec<String>,
+}
+
+impl Options {
+    /// Defaults for the node `node_name` with the given addresses.
+    pub fn new(node_name: impl Into<String>, node_ips: Vec<IpAddr>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            node_ips,
+            data_dir: "/var/lib/decapod".into(),
+            run_dir: "/run/decapod".into(),
+            cgroup_root: "/decapod".to_owned(),
+            cluster_dns: vec![IpAddr::from([10, 96, 0, 10])],
+            cluster_domain: "cluster.local".to_owned(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            max_pods: 110,
+            lease_period: Duration::from_secs(10),
+            relist_period: Duration::from_secs(300),
+            server: None,
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The node server, `:10250`: what the API server asks a node for on behalf of users.
+//!
+//! **Invariant**: nothing is answered without a client certificate of the cluster's CA, and nothing but a `401` or a
+//! `403` to anyone except the API server and `system:masters`: the API server has authorized the user already, and
+//! nobody goes around it.
+
+mod auth;
+mod channel;
+mod forward;
+mod logs;
+mod session;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router, middleware};
+use decapod_client::ObjectKey;
+use decapod_client::error::chain;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use k8s_openapi::api::core::v1::Pod;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
+
+use crate::pod::observed::{self, Observed};
+use crate::pod::{mark, spec};
+use crate::shared::Shared;
+
+/// Connections that are served at once: each may hold an exec, and the API server pools its own.
+const CONNECTIONS: usize = 512;
+/// A client has this long to finish the TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// After a failed accept (no descriptors left) the listener rests.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// The node server could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The certificate, its key or the CA cannot be used.
+    #[error("the node server's certificates cannot be used")]
+    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The address is taken or not ours.
+    #[error("the node server cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A bound node server.
+pub(crate) struct Server {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    shared: Arc<Shared>,
+    allowed: Arc<Vec<String>>,
+}
+
+impl Server {
+    /// Binds the listener; `None` where [`crate::Options`] asks for no server.
+    pub(crate) async fn bind(shared: &Arc<Shared>) -> Result<Option<Self>, Error> {
+        let Some(options) = &shared.options.server else { return Ok(None) };
+        let acceptor = auth::acceptor(options).map_err(Error::Tls)?;
+        let address = options.listen;
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+        let allowed = Arc::new(options.allowed_users.clone());
+        Ok(Some(Self { listener, acceptor, shared: shared.clone(), allowed }))
+    }
+
+    /// Serves until it is dropped.
+    pub(crate) async fn run(self) {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let router = router(self.shared.clone());
+        loop {
+            let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "the node server cannot accept a connection");
+                    self.shared.clock.sleep(ACCEPT_REST).await;
+                    continue;
+                }
+            };
+            let (acceptor, router) = (self.acceptor.clone(), router.clone());
+            let (allowed, clock) = (self.allowed.clone(), self.shared.clock.clone());
+            self.shared.supervisor.spawn_until_shutdown("node-connection", async move {
+                let handshake = acceptor.accept(stream);
+                let tls = match decapod_client::clock::timeout(&*clock, HANDSHAKE, handshake).await {
+                    Some(Ok(tls)) => tls,
+                    Some(Err(error)) => {
+                        tracing::debug!(%error, "a TLS handshake with the node server failed");
+                        return;
+                    }
+                    None => return,
+                };
+                serve(tls, router, &allowed).await;
+                drop(slot);
+            });
+        }
+    }
+}
+
+async fn serve(tls: tokio_rustls::server::TlsStream<TcpStream>, router: Router, allowed: &[String]) {
+    let access = auth::access(tls.get_ref().1.peer_certificates(), allowed);
+    let service = router
+        .layer(axum::Extension(access))
+        .map_request(|request: http::Request<hyper::body::Incoming>| request.map(axum::body::Body::new));
+    let connection = auto::Builder::new(TokioExecutor::new());
+    let served =
+        connection.serve_connection_with_upgrades(TokioIo::new(tls), TowerToHyperService::new(service)).await;
+    if let Err(error) = served {
+        tracing::debug!(error, "a connection of the node server ended");
+    }
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/pods", get(pods))
+        .route("/metrics", get(metrics))
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::handle))
+        .route("/exec/{namespace}/{pod}/{container}", get(session::exec))
+        .route("/attach/{namespace}/{pod}/{container}", get(session::attach))
+        .route("/portForward/{namespace}/{pod}", get(forward::handle))
+        .layer(middleware::from_fn(auth::enforce))
+        .with_state(shared)
+}
+
+/// An error as the API server passes it on: a status and one line of text.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    message: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, self.message).into_response()
+    }
+}
+
+impl From<decapod_runtime::Error> for Refusal {
+    fn from(error: decapod_runtime::Error) -> Self {
+        let status = match error {
+            decapod_runtime::Error::NotFound { .. } => StatusCode::NOT_FOUND,
+            decapod_runtime::Error::InvalidArgument { .. } => StatusCode::BAD_REQUEST,
+            decapod_runtime::Error::WrongState { .. } => StatusCode::CONFLICT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, chain(&error))
+    }
+}
+
+/// A pod of this node, and what the runtime has of it.
+async fn find(shared: &Shared, namespace: &str, name: &str) -> Result<(Arc<Pod>, Observed), Refusal> {
+    let key = ObjectKey::new(namespace, name);
+    let missing = || Refusal::new(StatusCode::NOT_FOUND, format!("pod \"{namespace}/{name}\" not found"));
+    let pod = shared.pods.get(&key).ok_or_else(missing)?;
+    let labels = [(mark::POD_UID.to_owned(), spec::uid(&pod).to_owned())];
+    let filter = decapod_proto::cri::ContainerFilter { label_selector: labels.into(), ..Default::default() };
+    let mut containers = Vec::new();
+    for container in shared.runtime.container_list(Some(&filter)).await? {
+        let status = shared.runtime.container_status(&container.id).await?;
+        containers.push(observed::container(&status, &container.pod_sandbox_id));
+    }
+    Ok((pod, Observed::new(Vec::new(), containers)))
+}
+
+/// The running container that a stream goes to.
+async fn running(shared: &Shared, namespace: &str, pod: &str, container: &str) -> Result<String, Refusal> {
+    let (_, observed) = find(shared, namespace, pod).await?;
+    let missing = || Refusal::new(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"));
+    let current = observed.newest(container).ok_or_else(missing)?;
+    if current.state != observed::State::Running {
+        let message = format!("cannot exec in a stopped container (\"{container}\")");
+        return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message));
+    }
+    Ok(current.id.clone())
+}
+
+async fn pods(State(shared): State<Arc<Shared>>) -> Json<serde_json::Value> {
+    let items: Vec<serde_json::Value> = shared
+        .pods
+        .list()
+        .iter()
+        .map(|pod| serde_json::to_value(&**pod).expect("a typed pod has a JSON form"))
+        .collect();
+    Json(serde_json::json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items }))
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Result<String, Refusal> {
+    let sandboxes = shared.runtime.sandbox_list(None).await?;
+    let containers = shared.runtime.container_list(None).await?;
+    let ready = decapod_proto::cri::PodSandboxState::SandboxReady as i32;
+    let running = decapod_proto::cri::ContainerState::ContainerRunning as i32;
+    let values = [
+        ("kubelet_desired_pods", "Pods that are bound to this node", shared.pods.len()),
+        (
+            "kubelet_running_pods",
+            "Pods that have a ready sandbox",
+            sandboxes.iter().filter(|s| s.state == ready).count(),
+        ),
+        (
+            "kubelet_running_containers",
+            "Containers that run",
+            containers.iter().filter(|c| c.state == running).count(),
+        ),
+    ];
+    let mut registry = Registry::default();
+    for (name, help, value) in values {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    }
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)
+        .map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    Ok(text)
+}

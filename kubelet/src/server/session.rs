@@ -1,0 +1,230 @@
+//! `/exec` and `/attach`: the streams of a process over Kubernetes' WebSocket channels.
+
+use std::sync::Arc;
+
+use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use bytes::Bytes;
+use decapod_client::error::chain;
+use decapod_proto::cri;
+use decapod_runtime::{Input, Output, Session};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::SplitStream;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+
+use super::channel::{self, AHEAD, CLOSE, ERROR, RESIZE, STDERR, STDIN, STDOUT, V4, V5};
+use super::{Refusal, running};
+use crate::shared::Shared;
+
+type Names = (String, String, String);
+
+/// What the query asks for; the API server's names (`input`) and those of clients (`stdin`) are both taken.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Request {
+    command: Vec<String>,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    tty: bool,
+}
+
+impl Request {
+    fn parse(query: Option<&str>) -> Self {
+        let mut request = Self::default();
+        for (name, value) in form(query.unwrap_or_default()) {
+            let yes = matches!(value.as_str(), "1" | "true" | "True");
+            match name.as_str() {
+                "command" => request.command.push(value),
+                "input" | "stdin" => request.stdin = yes,
+                "output" | "stdout" => request.stdout = yes,
+                "error" | "stderr" => request.stderr = yes,
+                "tty" => request.tty = yes,
+                _ => {}
+            }
+        }
+        // With a terminal both outputs are one.
+        request.stderr &= !request.tty;
+        request
+    }
+}
+
+/// Decodes a query string, keeping repeated names in order.
+pub(super) fn form(query: &str) -> Vec<(String, String)> {
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(name), decode(value))
+        })
+        .collect()
+}
+
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        let hex = after.get(..2).and_then(|h| std::str::from_utf8(h).ok());
+        match (byte, hex.and_then(|h| u8::from_str_radix(h, 16).ok())) {
+            (b'%', Some(code)) => {
+                bytes.push(code);
+                rest = &after[2..];
+            }
+            (b'+', _) => bytes.push(b' '),
+            _ => bytes.push(byte),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+pub(super) async fn exec(
+    State(shared): State<Arc<Shared>>,
+    Path((namespace, pod, container)): Path<Names>,
+    RawQuery(query): RawQuery,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, Refusal> {
+    let request = Request::parse(query.as_deref());
+    if request.command.is_empty() {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "you must specify at least 1 command for exec"));
+    }
+    let id = running(&shared, &namespace, &pod, &container).await?;
+    let session = shared
+        .runtime
+        .exec(&cri::ExecRequest {
+            container_id: id,
+            cmd: request.command.clone(),
+            tty: request.tty,
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        })
+        .await?;
+    Ok(serve(upgrade, session, &request))
+}
+
+pub(super) async fn attach(
+    State(shared): State<Arc<Shared>>,
+    Path((namespace, pod, container)): Path<Names>,
+    RawQuery(query): RawQuery,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, Refusal> {
+    let request = Request::parse(query.as_deref());
+    let id = running(&shared, &namespace, &pod, &container).await?;
+    let session = shared
+        .runtime
+        .attach(&cri::AttachRequest {
+            container_id: id,
+            stdin: request.stdin,
+            tty: request.tty,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        })
+        .await?;
+    Ok(serve(upgrade, session, &request))
+}
+
+fn serve(upgrade: WebSocketUpgrade, session: Session, request: &Request) -> Response {
+    // A client learns by an empty message that the streams are there.
+    let first = match (request.stdout, request.stderr) {
+        (true, _) => STDOUT,
+        (false, true) => STDERR,
+        (false, false) => ERROR,
+    };
+    upgrade.protocols([V5, V4]).on_upgrade(move |socket| run(socket, session, first))
+}
+
+/// Carries the streams until the process has ended or the client is gone; dropping the session then ends an exec.
+async fn run(socket: WebSocket, session: Session, first: u8) {
+    let (sink, stream) = socket.split();
+    let (out, messages) = mpsc::channel(AHEAD);
+    if out.send(channel::message(first, &[])).await.is_err() {
+        return;
+    }
+    let Session { stdin, stdout, stderr, resize, exit } = session;
+    let process = carry(stdout, stderr, exit, out);
+    let client = receive(stream, stdin, resize);
+    let work = async {
+        tokio::select! {
+            () = process => {}
+            () = client => {}
+        }
+    };
+    tokio::join!(work, channel::drain(messages, sink));
+}
+
+/// Sends both outputs until the process has ended, and then how it ended.
+async fn carry(
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+    exit: BoxFuture<'static, Result<i32, decapod_runtime::Error>>,
+    out: mpsc::Sender<Bytes>,
+) {
+    let outputs = (pump(stdout, STDOUT, out.clone()), pump(stderr, STDERR, out.clone()));
+    let ((), (), code) = tokio::join!(outputs.0, outputs.1, exit);
+    let status = channel::exit_status(code.map_err(|e| chain(&e)));
+    // A client that is gone does not care how it ended.
+    let _gone = out.send(channel::message(ERROR, status.to_string().as_bytes())).await;
+}
+
+async fn pump(source: Option<Output>, channel: u8, out: mpsc::Sender<Bytes>) {
+    let Some(source) = source else { return };
+    if let Err(error) = channel::pump(source, channel, out).await {
+        tracing::debug!(%error, "a stream of a process ended early");
+    }
+}
+
+/// Takes what the client sends; ends when the client is gone.
+async fn receive(
+    mut stream: SplitStream<WebSocket>,
+    mut stdin: Option<Input>,
+    resize: mpsc::Sender<decapod_runtime::TerminalSize>,
+) {
+    while let Some((channel, data)) = channel::next(&mut stream).await {
+        match channel {
+            STDIN => feed(&mut stdin, &data).await,
+            RESIZE => {
+                if let Some(size) = channel::size(&data) {
+                    // Full means that a newer size is on its way already.
+                    let _newer = resize.try_send(size);
+                }
+            }
+            CLOSE if data.first() == Some(&STDIN) => stdin = None,
+            _ => {}
+        }
+    }
+}
+
+async fn feed(stdin: &mut Option<Input>, data: &Bytes) {
+    let Some(input) = stdin else { return };
+    let written = async {
+        input.write_all(data).await?;
+        input.flush().await
+    };
+    if let Err(error) = written.await {
+        // The process closed its input: the rest goes nowhere, as in a pipe.
+        tracing::debug!(%error, "a process does not read its input");
+        *stdin = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_of_clients_and_of_the_api_server_mean_the_same() {
+        let client = Request::parse(Some(
+            "command=sh&command=-c&command=echo+a%20b&stdin=true&stdout=true&stderr=true",
+        ));
+        let server =
+            Request::parse(Some("input=1&output=1&error=1&command=sh&command=-c&command=echo%20a%20b"));
+        assert_eq!(client, server);
+        assert_eq!(client.command, ["sh", "-c", "echo a b"]);
+        assert!(!Request::parse(Some("tty=true&stderr=true")).stderr);
+    }
+}

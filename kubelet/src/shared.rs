@@ -1,0 +1,66 @@
+//! What all parts of one kubelet share.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use decapod_client::clock::Clock;
+use decapod_client::informer::Informer;
+use decapod_client::task::Supervisor;
+use decapod_runtime::Runtime;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+
+use crate::Options;
+use crate::cgroup::Cgroups;
+use crate::files::Dns;
+use crate::images::Images;
+use crate::probe::Probes;
+use crate::tell::Tell;
+use crate::volume::Volumes;
+use crate::wake::Wakes;
+
+/// Handles and facts that do not change while the kubelet runs.
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) client: kube::Client,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) pods: Informer<Pod>,
+    pub(crate) services: Informer<Service>,
+    pub(crate) node: Informer<Node>,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) volumes: Volumes,
+    pub(crate) images: Images,
+    pub(crate) probes: Probes,
+    pub(crate) tell: Tell,
+    pub(crate) wakes: Wakes,
+    /// The node's addresses as text, the primary first.
+    pub(crate) host_ips: Vec<String>,
+    /// The scheme of container ids.
+    pub(crate) runtime_name: String,
+    /// Bytes of memory that the machine has.
+    pub(crate) memory: i64,
+}
+
+impl Shared {
+    /// Below this folder each pod has a folder of logs.
+    pub(crate) fn logs_root(&self) -> PathBuf {
+        logs_root(&self.options.data_dir)
+    }
+
+    /// The node's own resolv.conf; a node without one has no resolver to offer.
+    pub(crate) fn node_dns(&self) -> Dns {
+        match std::fs::read_to_string(&self.options.resolv_conf) {
+            Ok(text) => Dns::parse(&text),
+            Err(error) => {
+                tracing::warn!(path = %self.options.resolv_conf.display(), %error, "no resolver of the node");
+                Dns::default()
+            }
+        }
+    }
+}
+
+/// Where logs lie below the data directory.
+pub(crate) fn logs_root(data_dir: &Path) -> PathBuf {
+    data_dir.join("logs/pods")
+}

@@ -1,0 +1,297 @@
+//! The volumes of pods: made before their containers start, kept up to date while they run, removed with them.
+//!
+//! **Invariants**: preparing a pod's volumes is idempotent, so that a restarted agent simply prepares again; secrets
+//! and tokens are written to memory only; nothing of a volume remains once its pod is gone, and nothing outside it
+//! is ever removed.
+
+mod atomic;
+mod kinds;
+mod mount;
+mod objects;
+mod payload;
+mod subpath;
+mod token;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use decapod_proto::cri;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
+
+use crate::environment;
+use crate::pod::spec;
+
+pub(crate) use mount::remove_tree;
+pub(crate) use objects::Objects;
+pub(crate) use token::Tokens;
+
+/// Why a volume cannot be used; the pod waits and is told by a `FailedMount` event.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{kind} \"{name}\" not found")]
+    NotFound { kind: &'static str, name: String },
+    #[error("references non-existent {kind} key: {key}")]
+    NoKey { kind: &'static str, key: String },
+    #[error(transparent)]
+    Unavailable(#[from] objects::Unavailable),
+    #[error(transparent)]
+    Token(#[from] token::Error),
+    #[error(transparent)]
+    Field(#[from] environment::Error),
+    #[error(transparent)]
+    Write(#[from] atomic::Error),
+    #[error("hostPath type check failed: {path} is not a {kind}")]
+    HostPath { path: String, kind: &'static str },
+    #[error("the volume kind {0} is not supported by this node")]
+    Unsupported(&'static str),
+    #[error("no volume named {0:?}")]
+    NoVolume(String),
+    #[error(transparent)]
+    SubPath(#[from] subpath::Error),
+    #[error("mount propagation {0} needs a privileged container")]
+    Propagation(String),
+    #[error("failed to prepare {path}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn io_at(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { path, source }
+}
+
+/// An error with the volume that it concerns.
+#[derive(Debug, thiserror::Error)]
+#[error("MountVolume.SetUp failed for volume \"{volume}\"")]
+pub(crate) struct Failure {
+    pub(crate) volume: String,
+    #[source]
+    pub(crate) source: Error,
+}
+
+/// Where a pod's volumes lie on the node.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    paths: HashMap<String, PathBuf>,
+    /// When the volumes have to be prepared again although no object changed: a token is due.
+    pub(crate) renew_at: Option<Timestamp>,
+}
+
+/// The volumes of all pods of the node.
+pub(crate) struct Volumes {
+    pods: PathBuf,
+    memory: PathBuf,
+    pub(crate) objects: Arc<Objects>,
+    tokens: Tokens,
+}
+
+impl Volumes {
+    /// Volumes below `data`; secrets below `run`, which becomes a tmpfs unless it lies on one.
+    pub(crate) fn new(data: &Path, run: &Path, objects: Arc<Objects>, tokens: Tokens) -> Result<Self, Error> {
+        let memory = run.join("volumes");
+        let pods = data.join("pods");
+        for folder in [&memory, &pods] {
+            fs::create_dir_all(folder).map_err(io_at(folder))?;
+            fs::set_permissions(folder, Permissions::from_mode(0o711)).map_err(io_at(folder))?;
+        }
+        if !mount::is_tmpfs(&memory).map_err(io_at(&memory))? {
+            mount::tmpfs(&memory, None, 0o711).map_err(io_at(&memory))?;
+        }
+        Ok(Self { pods, memory, objects, tokens })
+    }
+
+    /// The pod's folder on disk.
+    pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.pods.join(uid)
+    }
+
+    /// The pods that have a folder.
+    pub(crate) fn pods_on_disk(&self) -> io::Result<Vec<String>> {
+        let mut uids = Vec::new();
+        for root in [&self.pods, &self.memory] {
+            for entry in fs::read_dir(root)? {
+                uids.push(entry?.file_name().to_string_lossy().into_owned());
+            }
+        }
+        uids.sort();
+        uids.dedup();
+        Ok(uids)
+    }
+
+    /// Makes all volumes of the pod ready and up to date.
+    pub(crate) async fn prepare(
+        &self,
+        pod: &Pod,
+        facts: &environment::Facts<'_>,
+    ) -> Result<Prepared, Failure> {
+        let mut prepared = Prepared::default();
+        let pod_spec = pod.spec.as_ref();
+        for volume in pod_spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+            let path = self.volume(pod, volume, facts, &mut prepared).await;
+            let path = path.map_err(|source| Failure { volume: volume.name.clone(), source })?;
+            prepared.paths.insert(volume.name.clone(), path);
+        }
+        Ok(prepared)
+    }
+
+    async fn volume(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        facts: &environment::Facts<'_>,
+        prepared: &mut Prepared,
+    ) -> Result<PathBuf, Error> {
+        let uid = spec::uid(pod);
+        let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|c| c.fs_group);
+        let group = group.and_then(|g| u32::try_from(g).ok());
+        if let Some(source) = &volume.empty_dir {
+            let path = self.pod_dir(uid).join("volumes/kubernetes.io~empty-dir").join(&volume.name);
+            kinds::empty_dir(&path, source, group)?;
+            return Ok(path);
+        }
+        if let Some(source) = &volume.host_path {
+            return kinds::host_path(source);
+        }
+        let mut collector =
+            payload::Collector { objects: &self.objects, tokens: &self.tokens, pod, facts, renew_at: None };
+        let files = collector.volume(volume).await?;
+        let Some((folder, files)) = files else {
+            return Err(Error::Unsupported(kinds::name(volume)));
+        };
+        // Config maps are no secrets: they need not take memory.
+        let root = if folder == "kubernetes.io~configmap" { &self.pods } else { &self.memory };
+        let path = root.join(uid).join("volumes").join(folder).join(&volume.name);
+        atomic::write(&path, &files, group)?;
+        if let Some(due) = collector.renew_at {
+            prepared.renew_at = Some(prepared.renew_at.map_or(due, |at| at.min(due)));
+        }
+        Ok(path)
+    }
+
+    /// What the runtime is to mount into a container.
+    pub(crate) fn mounts(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        prepared: &Prepared,
+        environment: &[(String, String)],
+    ) -> Result<Vec<cri::Mount>, Error> {
+        let mounts = container.volume_mounts.iter().flatten().enumerate();
+        mounts.map(|(index, mount)| self.mount(pod, container, mount, index, prepared, environment)).collect()
+    }
+
+    fn mount(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        mount: &VolumeMount,
+        index: usize,
+        prepared: &Prepared,
+        environment: &[(String, String)],
+    ) -> Result<cri::Mount, Error> {
+        let root = prepared.paths.get(&mount.name).ok_or_else(|| Error::NoVolume(mount.name.clone()))?;
+        let expanded = mount.sub_path_expr.as_ref().filter(|e| !e.is_empty()).map(|expression| {
+            environment::expand_all(Some(&vec![expression.clone()]), environment).remove(0)
+        });
+        let sub = expanded.or_else(|| mount.sub_path.clone()).filter(|s| !s.is_empty());
+        let host_path = match sub {
+            Some(sub) => {
+                let at = self.pod_dir(spec::uid(pod)).join("volume-subpaths").join(&mount.name);
+                subpath::bind(root, &sub, &at.join(&container.name).join(index.to_string()))?
+            }
+            None => root.clone(),
+        };
+        let privileged = container.security_context.as_ref().and_then(|s| s.privileged) == Some(true);
+        let propagation = match mount.mount_propagation.as_deref() {
+            Some("HostToContainer") => cri::MountPropagation::PropagationHostToContainer,
+            Some("Bidirectional") if !privileged => {
+                return Err(Error::Propagation("Bidirectional".to_owned()));
+            }
+            Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
+            _ => cri::MountPropagation::PropagationPrivate,
+        };
+        let recursive = mount.recursive_read_only.as_deref();
+        let read_only = mount.read_only == Some(true);
+        Ok(cri::Mount {
+            container_path: absolute(&mount.mount_path),
+            host_path: host_path.to_string_lossy().into_owned(),
+            readonly: read_only,
+            propagation: propagation.into(),
+            recursive_read_only: read_only && matches!(recursive, Some("Enabled" | "IfPossible")),
+            ..Default::default()
+        })
+    }
+
+    /// Removes everything that the pod has on the node's disk and in its memory.
+    pub(crate) fn remove(&self, uid: &str) -> io::Result<()> {
+        self.objects.release(uid);
+        self.tokens.release(uid);
+        remove_tree(&self.memory.join(uid))?;
+        remove_tree(&self.pods.join(uid))
+    }
+}
+
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
+/// Objects that an environment needs, fetched beforehand so that making it needs no waiting.
+#[derive(Default)]
+pub(crate) struct Fetched {
+    config_maps: BTreeMap<String, Option<Arc<k8s_openapi::api::core::v1::ConfigMap>>>,
+    secrets: BTreeMap<String, Option<Arc<k8s_openapi::api::core::v1::Secret>>>,
+}
+
+impl Fetched {
+    /// Fetches all that `container` refers to in its environment.
+    pub(crate) async fn of(
+        container: &Container,
+        pod: &Pod,
+        objects: &Objects,
+    ) -> Result<Self, objects::Unavailable> {
+        let mut fetched = Self::default();
+        let (mut maps, mut secrets) = (Vec::new(), Vec::new());
+        for source in container.env_from.iter().flatten() {
+            maps.extend(source.config_map_ref.as_ref().map(|r| r.name.clone()));
+            secrets.extend(source.secret_ref.as_ref().map(|r| r.name.clone()));
+        }
+        for source in container.env.iter().flatten().filter_map(|v| v.value_from.as_ref()) {
+            maps.extend(source.config_map_key_ref.as_ref().map(|r| r.name.clone()));
+            secrets.extend(source.secret_key_ref.as_ref().map(|r| r.name.clone()));
+        }
+        let key = |name: &str| decapod_client::ObjectKey::new(spec::namespace(pod), name);
+        for name in maps {
+            let found = objects.config_map(spec::uid(pod), &key(&name)).await?;
+            fetched.config_maps.insert(name, found);
+        }
+        for name in secrets {
+            let found = objects.secret(spec::uid(pod), &key(&name)).await?;
+            fetched.secrets.insert(name, found);
+        }
+        Ok(fetched)
+    }
+}
+
+impl environment::Lookup for Fetched {
+    fn config_map(
+        &self,
+        name: &str,
+    ) -> Result<Option<Arc<k8s_openapi::api::core::v1::ConfigMap>>, environment::Error> {
+        Ok(self.config_maps.get(name).cloned().flatten())
+    }
+
+    fn secret(
+        &self,
+        name: &str,
+    ) -> Result<Option<Arc<k8s_openapi::api::core::v1::Secret>>, environment::Error> {
+        Ok(self.secrets.get(name).cloned().flatten())
+    }
+}

@@ -1,0 +1,137 @@
+//! `subPath`: one file or folder of a volume, mounted alone.
+//!
+//! **Invariant**: what is mounted lies inside the volume, whatever links a container put there. The path is resolved
+//! by the kernel under the volume's root (`openat2` with `RESOLVE_BENEATH`), and the result is bound by its
+//! descriptor, so that nothing can be exchanged between the check and the mount.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{Mode, mkdirat};
+
+use super::mount;
+
+/// Why a sub-path cannot be mounted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("subPath {0:?} must be a relative path without \"..\"")]
+    Path(String),
+    #[error("failed to open subPath {path:?} in its volume")]
+    Open {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("failed to bind subPath {path:?}")]
+    Bind {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Makes `sub` of the volume at `root` appear at `at`, creating a folder where nothing is. Idempotent.
+pub(crate) fn bind(root: &Path, sub: &str, at: &Path) -> Result<PathBuf, Error> {
+    let plain = Path::new(sub).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    if !plain || Path::new(sub).is_absolute() {
+        return Err(Error::Path(sub.to_owned()));
+    }
+    let open = |source| Error::Open { path: sub.to_owned(), source };
+    let bound = |source| Error::Bind { path: sub.to_owned(), source };
+    let root = File::open(root).map_err(open)?;
+    let found = resolve(&root, sub).map_err(open)?;
+    // The target of an earlier attempt of the container holds what the path meant then.
+    mount::unmount_below(at).map_err(bound)?;
+    let is_dir = File::from(found.try_clone().map_err(bound)?).metadata().map_err(bound)?.is_dir();
+    if is_dir {
+        fs::create_dir_all(at).map_err(bound)?;
+    } else {
+        fs::create_dir_all(at.parent().unwrap_or(at)).map_err(bound)?;
+        fs::write(at, "").map_err(bound)?;
+    }
+    mount::bind(&found, at).map_err(bound)?;
+    Ok(at.to_owned())
+}
+
+fn resolve(root: &File, sub: &str) -> io::Result<OwnedFd> {
+    match open_beneath(root, sub) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        other => return other,
+    }
+    let mut path = PathBuf::new();
+    for component in Path::new(sub).components() {
+        let parent =
+            if path.as_os_str().is_empty() { ".".into() } else { path.to_string_lossy().into_owned() };
+        path.push(component);
+        match open_beneath(root, &path.to_string_lossy()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let parent = open_beneath(root, &parent)?;
+                let name = Path::new(component.as_os_str());
+                match mkdirat(&parent, name, Mode::from_bits_truncate(0o750)) {
+                    Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            Err(e) => return Err(e),
+            Ok(_) => {}
+        }
+    }
+    open_beneath(root, sub)
+}
+
+fn open_beneath(root: &File, path: &str) -> io::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let path = if path.is_empty() { "." } else { path };
+    openat2(root, path, how).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_inside_are_followed_and_links_outside_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, outside) = (dir.path().join("v"), dir.path().join("outside"));
+        fs::create_dir_all(volume.join("real")).unwrap();
+        fs::create_dir_all(&outside).unwrap();
+        fs::write(volume.join("real/f"), "in").unwrap();
+        fs::write(outside.join("f"), "out").unwrap();
+        symlink("real", volume.join("inside")).unwrap();
+        symlink(&outside, volume.join("absolute")).unwrap();
+        symlink("../outside", volume.join("relative")).unwrap();
+
+        let at = dir.path().join("at");
+        bind(&volume, "inside/f", &at).unwrap();
+        assert_eq!(fs::read_to_string(&at).unwrap(), "in");
+        bind(&volume, "inside/f", &at).unwrap();
+        mount::remove_tree(&at).unwrap();
+
+        for bad in ["absolute/f", "relative/f", "relative"] {
+            assert!(matches!(bind(&volume, bad, &at), Err(Error::Open { .. })), "{bad}");
+        }
+        for bad in ["../outside", "/etc", "a/../../x"] {
+            assert!(matches!(bind(&volume, bad, &at), Err(Error::Path(_))), "{bad}");
+        }
+        assert!(!at.exists());
+    }
+
+    #[test]
+    fn a_missing_folder_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("at");
+        fs::create_dir(dir.path().join("v")).unwrap();
+        bind(&dir.path().join("v"), "new/deep", &at).unwrap();
+        fs::write(at.join("x"), "1").unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("v/new/deep/x")).unwrap(), "1");
+        mount::remove_tree(&at).unwrap();
+        assert!(dir.path().join("v/new/deep/x").exists());
+    }
+}

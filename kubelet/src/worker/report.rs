@@ -1,0 +1,106 @@
+//! Tells the API server: the pod's status, and at last that the pod is gone.
+
+use std::sync::Arc;
+
+use decapod_client::error::{ErrorExt, chain};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+
+use super::Next;
+use super::sync::PodSync;
+use crate::pod::observed::Observed;
+use crate::pod::{spec, status};
+
+impl PodSync {
+    fn api(&self, pod: &Pod) -> Api<Pod> {
+        Api::namespaced(self.shared.client.clone(), spec::namespace(pod))
+    }
+
+    /// Writes the status if it changed; false if the API server could not be told.
+    pub(super) async fn report(&mut self, pod: &Arc<Pod>, observed: &Observed, terminal: bool) -> bool {
+        let old = self.newest_status(pod);
+        let hooked = self.under_way().hooked.clone();
+        let new = status::compute(&status::Input {
+            pod,
+            old: &old,
+            observed,
+            waiting: &self.state.waiting,
+            hooked: &hooked,
+            verdicts: &self.shared.probes,
+            terminal,
+            failure: self.state.failure.as_ref(),
+            messages: &self.state.messages,
+            host_ips: &self.shared.host_ips,
+            runtime: &self.shared.runtime_name,
+            now: self.shared.clock.now(),
+        });
+        let Some(patch) = status::patch(spec::uid(pod), &old, &new) else {
+            return true;
+        };
+        let answer = self
+            .api(pod)
+            .patch_status(spec::name(pod), &PatchParams::default(), &Patch::Strategic(&patch))
+            .await;
+        match answer {
+            Ok(answer) => {
+                let revision = revision(&answer);
+                self.state.known = answer.status.map(|status| (status, revision));
+                true
+            }
+            // The pod is gone, or another one has its name: the informer will say so.
+            Err(error) if error.is_not_found() || error.is_conflict() => {
+                tracing::debug!(pod = spec::name(pod), error = chain(&error), "the status was not wanted");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(
+                    pod = spec::name(pod),
+                    namespace = spec::namespace(pod),
+                    error = chain(&error),
+                    "the status could not be written"
+                );
+                false
+            }
+        }
+    }
+
+    /// The informer lags behind our own writes: the newer of both is the status to compare with.
+    fn newest_status(&self, pod: &Pod) -> PodStatus {
+        let seen = revision(pod);
+        match &self.state.known {
+            Some((known, at)) if *at > seen => known.clone(),
+            _ => pod.status.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Nothing of the pod is on this node any more: the API server may forget it.
+    pub(super) async fn delete(&self, pod: &Pod) -> Next {
+        let parameters = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions {
+                uid: Some(spec::uid(pod).to_owned()),
+                ..Preconditions::default()
+            }),
+            ..DeleteParams::default()
+        };
+        match self.api(pod).delete(spec::name(pod), &parameters).await {
+            Ok(_) => Next::Rest,
+            Err(error) if error.is_not_found() || error.is_conflict() => Next::Rest,
+            Err(error) => {
+                tracing::warn!(
+                    pod = spec::name(pod),
+                    namespace = spec::namespace(pod),
+                    error = chain(&error),
+                    "the deletion could not be finished"
+                );
+                Next::Retry
+            }
+        }
+    }
+}
+
+/// An object's revision as a number; 0 where it is none, so that the informer's view wins.
+fn revision(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
