@@ -8,6 +8,8 @@
 mod common;
 mod deployment;
 mod endpoints;
+mod garbage;
+mod namespace;
 pub mod nodeipam;
 mod replicaset;
 mod rootca;
@@ -21,6 +23,7 @@ use decapod_client::task::Supervisor;
 use kube::Client;
 
 use common::Context;
+use common::catalog::Catalog;
 
 /// How the controllers run.
 #[derive(Clone, Debug)]
@@ -52,6 +55,9 @@ pub fn run(
     deployment::start(&context, options.workers);
     endpoints::start(&context, options.workers);
     replicaset::start(&context, options.workers);
+    let catalog = Catalog::new(context.client.clone());
+    garbage::start(&context, &catalog, options.workers);
+    namespace::start(&context, &catalog, options.workers);
     serviceaccount::start(&context);
     if let Some(certificate) = &options.root_ca {
         rootca::start(&context, certificate.clone());

@@ -1,6 +1,7 @@
 //! What several controllers need: claiming what belongs to an owner, knowing one's own writes before the
 //! cache shows them, and the facts about pods that status and scaling rest on.
 
+pub(crate) mod catalog;
 pub(crate) mod claim;
 pub(crate) mod condition;
 pub(crate) mod error;
