@@ -57,7 +57,7 @@ pub(super) async fn patch(request: &Request<'_>, part: Part, bytes: &[u8]) -> Re
 
 async fn delete(request: &Request<'_>, bytes: &[u8]) -> Result<Response<Body>, Error> {
     let call = request.call()?;
-    let options = DeleteOptions::parse(bytes, &request.info.query)?;
+    let options = DeleteOptions::parse(request.content_type(), bytes, &request.info.query)?;
     let deleted = request.core.registry.delete(&call, &options).await?;
     respond(request, &call, deleted)
 }
@@ -84,7 +84,7 @@ fn success(call: &Call, object: &Value) -> Value {
 
 async fn delete_collection(request: &Request<'_>, bytes: &[u8]) -> Result<Response<Body>, Error> {
     let call = request.call()?;
-    let options = DeleteOptions::parse(bytes, &request.info.query)?;
+    let options = DeleteOptions::parse(request.content_type(), bytes, &request.info.query)?;
     let wanted = Wanted::of(request.headers, &request.info.query)?;
     let selected = filter(&call, &ListOptions::parse(&request.info.query)?)?;
     let deleted = request.core.registry.delete_collection(&call, &selected, &options).await?;

@@ -214,9 +214,10 @@ async fn evict(request: &Request<'_>, bytes: &[u8]) -> Result<Response<Body>, Er
     if !name.is_empty() && name != call.name {
         return Err(Error::BadRequest(format!("name in URL does not match name in Eviction object: {name}")));
     }
-    let options = eviction["deleteOptions"].clone();
-    let text = if options.is_null() { "{}".to_owned() } else { options.to_string() };
-    let options = DeleteOptions::parse(text.as_bytes(), &request.info.query)?;
+    let options = match &eviction["deleteOptions"] {
+        Value::Null => DeleteOptions::default(),
+        options => DeleteOptions::from_value(options.clone())?,
+    };
     request.core.registry.delete(&call, &options).await?;
     let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(reply::json(StatusCode::CREATED, &success))

@@ -3,6 +3,7 @@
 pub(crate) mod accept;
 pub(crate) mod body;
 pub(crate) mod info;
+pub(crate) mod protobuf;
 pub(crate) mod query;
 pub(crate) mod reply;
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::Call;
 use super::options::FieldValidation;
+use crate::http::protobuf;
 
 /// Parses a body by its content type: JSON, or YAML.
 pub(crate) fn parse(content_type: &str, bytes: &[u8]) -> Result<Parsed, Error> {
@@ -20,8 +21,14 @@ pub(crate) fn parse(content_type: &str, bytes: &[u8]) -> Result<Parsed, Error> {
                 .map_err(|e| Error::BadRequest(format!("couldn't parse the body: {e}")))?;
             Ok(Parsed { value, duplicates: Vec::new() })
         }
+        protobuf::MEDIA_TYPE => {
+            let value = protobuf::decode(bytes)
+                .map_err(|e| Error::BadRequest(format!("couldn't parse the body: {e}")))?;
+            Ok(Parsed { value, duplicates: Vec::new() })
+        }
         other => Err(Error::UnsupportedMediaType(format!(
-            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml (got {other})"
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, {} (got {other})",
+            protobuf::MEDIA_TYPE
         ))),
     }
 }

@@ -88,12 +88,11 @@ pub(crate) struct DeleteOptions {
 
 impl DeleteOptions {
     /// From the body if there is one, else from the query.
-    pub(crate) fn parse(body: &[u8], query: &Query) -> Result<Self, Error> {
+    pub(crate) fn parse(content_type: &str, body: &[u8], query: &Query) -> Result<Self, Error> {
         let mut options = if body.is_empty() {
             Self::from_query(query)?
         } else {
-            serde_json::from_slice(body)
-                .map_err(|e| Error::BadRequest(format!("cannot decode DeleteOptions: {e}")))?
+            Self::from_value(super::body::parse(content_type, body)?.value)?
         };
         if options.orphan_dependents.is_some() && options.propagation_policy.is_some() {
             return Err(Error::BadRequest(
@@ -102,6 +101,11 @@ impl DeleteOptions {
         }
         options.dry = dry_run(options.dry_run.iter().flatten().map(String::as_str))?;
         Ok(options)
+    }
+
+    /// From a decoded body.
+    pub(crate) fn from_value(value: serde_json::Value) -> Result<Self, Error> {
+        serde_json::from_value(value).map_err(|e| Error::BadRequest(format!("cannot decode DeleteOptions: {e}")))
     }
 
     fn from_query(query: &Query) -> Result<Self, Error> {
@@ -266,11 +270,11 @@ mod tests {
     #[test]
     fn delete_options() {
         let query = Query::parse(Some("gracePeriodSeconds=3&propagationPolicy=Orphan"));
-        let options = DeleteOptions::parse(b"", &query).unwrap();
+        let options = DeleteOptions::parse("", b"", &query).unwrap();
         assert_eq!((options.grace_period_seconds, options.propagation()), (Some(3), Some(Propagation::Orphan)));
         let body = br#"{"kind":"DeleteOptions","preconditions":{"uid":"u"},"orphanDependents":false,"dryRun":["All"]}"#;
-        let options = DeleteOptions::parse(body, &Query::default()).unwrap();
+        let options = DeleteOptions::parse("application/json", body, &Query::default()).unwrap();
         assert!(options.dry && options.propagation() == Some(Propagation::Background));
-        assert!(DeleteOptions::parse(br#"{"propagationPolicy":"Never"}"#, &Query::default()).is_err());
+        assert!(DeleteOptions::parse("", br#"{"propagationPolicy":"Never"}"#, &Query::default()).is_err());
     }
 }
