@@ -11,6 +11,8 @@ mod endpoints;
 mod garbage;
 mod namespace;
 pub mod nodeipam;
+pub mod nodelifecycle;
+mod podgc;
 mod replicaset;
 mod rootca;
 mod serviceaccount;
@@ -32,13 +34,20 @@ pub struct Options {
     pub workers: usize,
     /// The certificate bundle in PEM that is published to all namespaces; nothing is published without.
     pub root_ca: Option<String>,
+    /// When nodes count as lost.
+    pub node_lifecycle: nodelifecycle::Options,
     /// How the pod network is divided among the nodes; `None` where something else does that.
     pub node_ipam: Option<nodeipam::Options>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: 5, root_ca: None, node_ipam: Some(nodeipam::Options::default()) }
+        Self {
+            workers: 5,
+            root_ca: None,
+            node_lifecycle: nodelifecycle::Options::default(),
+            node_ipam: Some(nodeipam::Options::default()),
+        }
     }
 }
 
@@ -59,6 +68,8 @@ pub fn run(
     garbage::start(&context, &catalog, options.workers);
     namespace::start(&context, &catalog, options.workers);
     serviceaccount::start(&context);
+    nodelifecycle::start(&context, options.node_lifecycle, options.workers);
+    podgc::start(&context);
     if let Some(certificate) = &options.root_ca {
         rootca::start(&context, certificate.clone());
     }

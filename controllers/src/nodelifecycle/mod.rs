@@ -1,0 +1,257 @@
+//! The node lifecycle controller: notices nodes that fall silent, taints nodes by their conditions, and
+//! evicts the pods that do not tolerate it.
+//!
+//! A node is heard of when its Lease is renewed or its status changes, as this process sees it by its own
+//! monotonic clock; no clocks are compared. After a start every node has its full time. If no node at all
+//! is heard of, it is rather the control plane that is cut off: then nobody is evicted.
+
+mod plan;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use decapod_client::ObjectKey;
+use decapod_client::error::ErrorExt;
+use decapod_client::event::Recorder;
+use decapod_client::informer::{Informer, Selection};
+use decapod_client::reconcile::{self, Queue};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+use crate::common::{Context, Result, Says, pods};
+use plan::Eviction;
+
+const NAME: &str = "node-controller";
+const LEASES: &str = "kube-node-lease";
+
+/// When a node counts as lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// For how long a node may be silent before it counts as unreachable.
+    pub grace: Duration,
+    /// The same for a node that was never heard of.
+    pub startup_grace: Duration,
+}
+
+impl Default for Options {
+    /// Kubernetes' own: 40 s, and a minute for a new node.
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(40), startup_grace: Duration::from_secs(60) }
+    }
+}
+
+/// What was last heard of a node, and when.
+#[derive(Debug, PartialEq)]
+struct Heard {
+    /// The renewal of its Lease and the heartbeat in its status, as they stand there.
+    signs: (Option<String>, Option<String>),
+    at: Duration,
+    /// Whether it was ever heard to change.
+    alive: bool,
+}
+
+struct Controller {
+    context: Context,
+    options: Options,
+    nodes: Informer<Node>,
+    leases: Informer<Lease>,
+    pods: Informer<Pod>,
+    recorder: Recorder,
+    heard: Mutex<HashMap<String, Heard>>,
+}
+
+/// Starts the controller with so many workers.
+pub(crate) fn start(context: &Context, options: Options, workers: usize) {
+    let queue = Queue::new(context.clock.clone());
+    let in_namespace = Selection { namespace: LEASES.to_owned(), ..Selection::default() };
+    let controller = Arc::new(Controller {
+        context: context.clone(),
+        options,
+        nodes: context.informers.of(),
+        leases: context.informers.selected(in_namespace),
+        pods: context.informers.of(),
+        recorder: context.recorder(NAME),
+        heard: Mutex::default(),
+    });
+    let supervisor = &context.supervisor;
+    let by_name = |key: &ObjectKey| [key.name.clone()];
+    reconcile::feed(supervisor, NAME, controller.nodes.subscribe(), &queue, move |change| {
+        by_name(&change.key)
+    });
+    reconcile::feed(supervisor, NAME, controller.leases.subscribe(), &queue, move |change| {
+        by_name(&change.key)
+    });
+    let nodes = controller.nodes.clone();
+    reconcile::feed(supervisor, NAME, controller.pods.subscribe(), &queue, move |change| {
+        // Pods matter only where a taint drives them away.
+        let node = change.new.as_ref().map(|pod| pods::node_name(pod).to_owned())?;
+        let taints = nodes.get(&ObjectKey::cluster(&node))?.spec.as_ref()?.taints.clone()?;
+        taints.iter().any(|taint| taint.effect == "NoExecute").then_some(node)
+    });
+    reconcile::run(supervisor, NAME, &queue, workers, move |name: String| {
+        let controller = controller.clone();
+        async move { controller.reconcile(&name).await }
+    });
+}
+
+impl Controller {
+    async fn reconcile(&self, name: &str) -> Result<Option<Duration>> {
+        self.nodes.synced().await;
+        self.leases.synced().await;
+        self.pods.synced().await;
+        let Some(node) = self.nodes.get(&ObjectKey::cluster(name)) else {
+            self.lock().remove(name);
+            return Ok(None);
+        };
+        let (silent_for, grace) = self.listen(name, &node);
+        let now = self.context.clock.now();
+        let mut again = grace.checked_sub(silent_for).filter(|left| !left.is_zero());
+        if again.is_none()
+            && let Some(conditions) = plan::silent_conditions(&node, now)
+        {
+            self.write_conditions(&node, conditions).await?;
+            self.recorder.normal(&*node, "NodeNotReady", format!("Node {name} status is now: NodeNotReady"));
+            self.mark_pods(name).await?;
+            // The change of the node leads to the taints.
+            return Ok(None);
+        }
+        let evicts = self.some_node_is_ready();
+        if let Some(taints) = plan::taints(&node, evicts, now) {
+            self.write_taints(&node, &taints).await?;
+            return Ok(again);
+        }
+        let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+        if let Some(next) = self.evict(name, &taints).await? {
+            again = Some(again.map_or(next, |again| again.min(next)));
+        }
+        if again.is_none() && plan::readiness(&node) != "True" {
+            // Whether evictions are right depends on other nodes, whose events do not lead here.
+            again = Some(self.options.grace);
+        }
+        Ok(again)
+    }
+
+    /// For how long the node has been silent, and for how long it may be.
+    fn listen(&self, name: &str, node: &Node) -> (Duration, Duration) {
+        let lease = self.leases.get(&ObjectKey::new(LEASES, name));
+        let renewed =
+            lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref().map(|time| time.0.to_string()));
+        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        // What this controller writes itself is no sign of life: it leaves the heartbeats alone.
+        let heartbeat =
+            conditions.filter_map(|one| one.last_heartbeat_time.as_ref()).map(|time| time.0.to_string());
+        let signs = (renewed, heartbeat.max());
+        let now = self.context.clock.monotonic();
+        let mut all = self.lock();
+        let never = signs.0.is_none() && plan::readiness(node) == "Unknown";
+        let heard = all.entry(name.to_owned()).or_insert_with(|| Heard {
+            signs: signs.clone(),
+            at: now,
+            alive: !never,
+        });
+        if heard.signs != signs {
+            *heard = Heard { signs, at: now, alive: true };
+        }
+        let grace = if heard.alive { self.options.grace } else { self.options.startup_grace };
+        (now.saturating_sub(heard.at), grace)
+    }
+
+    fn some_node_is_ready(&self) -> bool {
+        self.nodes.list().iter().any(|node| plan::readiness(node) == "True")
+    }
+
+    async fn write_conditions(&self, node: &Node, conditions: Vec<NodeCondition>) -> Result<()> {
+        let patch = json!({
+            "metadata": {"resourceVersion": node.resource_version()},
+            "status": {"conditions": conditions},
+        });
+        let api: Api<Node> = Api::all(self.context.client.clone());
+        let patched = api.patch_status(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+        patched.says("tell that a node is silent").map(|_| ())
+    }
+
+    async fn write_taints(&self, node: &Node, taints: &[Taint]) -> Result<()> {
+        let patch = json!({
+            "metadata": {"resourceVersion": node.resource_version()},
+            "spec": {"taints": taints},
+        });
+        let api: Api<Node> = Api::all(self.context.client.clone());
+        let patched = api.patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+        patched.says("taint a node").map(|_| ())
+    }
+
+    fn pods_on(&self, node: &str) -> Vec<Arc<Pod>> {
+        let mut pods = self.pods.list();
+        pods.retain(|pod| pods::node_name(pod) == node);
+        pods
+    }
+
+    /// Takes the pods of a silent node out of their Services.
+    async fn mark_pods(&self, node: &str) -> Result<()> {
+        let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(self.context.clock.now());
+        for pod in self.pods_on(node).iter().filter(|pod| pods::is_ready(pod)) {
+            let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions":
+                [{"type": "Ready", "status": "False", "reason": "NodeNotReady", "lastTransitionTime": now}]}});
+            let api: Api<Pod> =
+                Api::namespaced(self.context.client.clone(), &pod.namespace().unwrap_or_default());
+            let marked =
+                api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await;
+            match marked {
+                Ok(_) => self.recorder.warning(&**pod, "NodeNotReady", "Node is not ready"),
+                Err(error) if error.is_not_found() || error.is_conflict() => {}
+                Err(error) => return Err(error).says("mark a pod of a silent node"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the pods that no longer tolerate the taints; returns when the next is due.
+    async fn evict(&self, node: &str, taints: &[Taint]) -> Result<Option<Duration>> {
+        if !taints.iter().any(|taint| taint.effect == "NoExecute") {
+            return Ok(None);
+        }
+        let now = self.context.clock.now();
+        let mut next: Option<Duration> = None;
+        for pod in self.pods_on(node) {
+            match plan::eviction(&pod, taints, now) {
+                Eviction::Never => {}
+                Eviction::In(left) => next = Some(next.map_or(left, |next| next.min(left))),
+                Eviction::Now => self.delete(&pod).await?,
+            }
+        }
+        Ok(next)
+    }
+
+    async fn delete(&self, pod: &Pod) -> Result<()> {
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let message = format!("Marking for deletion Pod {namespace}/{name}");
+        self.recorder.normal(pod, "TaintManagerEviction", message);
+        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &namespace);
+        let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(self.context.clock.now());
+        let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [{
+            "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
+            "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": now}]}});
+        let marked = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+        if let Err(error) = marked
+            && !error.is_not_found()
+            && !error.is_conflict()
+        {
+            return Err(error).says("mark a pod for its eviction");
+        }
+        let preconditions = Preconditions { uid: pod.uid(), resource_version: None };
+        match api.delete(&name, &DeleteParams::default().preconditions(preconditions)).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
+            Err(error) => Err(error).says("evict a pod"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Heard>> {
+        // Nothing panics while the lock is held, so the map is whole even if the lock is poisoned.
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
