@@ -17,10 +17,13 @@ use crate::clock::SystemClock;
 
 type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
 
+/// A write: its revision, the type of its event, and the object.
+type Written = (u64, &'static str, Value);
+
 /// An API server of one kind, in the essentials of list and watch.
 #[derive(Clone)]
 struct Server {
-    state: Arc<Mutex<Vec<(u64, &'static str, Value)>>>,
+    state: Arc<Mutex<Vec<Written>>>,
     revision: Arc<AtomicU64>,
     /// Watches from before this revision are refused.
     compacted: Arc<AtomicU64>,

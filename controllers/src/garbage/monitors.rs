@@ -1,6 +1,7 @@
 //! The mirrors of all kinds, and the questions about owners and dependents that span them.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use decapod_client::ObjectKey;
@@ -46,11 +47,10 @@ impl Monitors {
         });
         let mut added = Vec::new();
         for (name, kind) in wanted {
-            if !monitors.contains_key(&name) {
+            if let Entry::Vacant(entry) = monitors.entry(name.clone()) {
                 let informer = informers.metadata(&kind.resource);
-                let gone = CancellationToken::new();
-                let monitor = Monitor { name: name.clone(), kind: kind.clone(), informer, gone };
-                monitors.insert(name, monitor.clone());
+                let monitor = Monitor { name, kind: kind.clone(), informer, gone: CancellationToken::new() };
+                entry.insert(monitor.clone());
                 added.push(monitor);
             }
         }

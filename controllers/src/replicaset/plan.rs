@@ -93,7 +93,7 @@ fn deletion_cost(meta: &ObjectMeta) -> i32 {
 /// The age as a power of two of nanoseconds; an unknown time counts as newest.
 fn magnitude(since: Option<Timestamp>, now: Timestamp) -> u32 {
     let age = since.map_or(0, |since| now.duration_since(since).as_nanos().max(0));
-    u32::try_from(age.checked_ilog2().map_or(0, |power| power + 1)).unwrap_or(u32::MAX)
+    age.checked_ilog2().map_or(0, |power| power + 1)
 }
 
 /// A step that failed, as the condition `ReplicaFailure` tells it.
