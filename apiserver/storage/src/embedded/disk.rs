@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::snapshot::{Snapshot, Trimmed};
-use crate::{Change, Entry, Error, Precondition, Revision};
+use super::state::{State, Trim};
+use crate::{Change, Entry, Revision};
 
 /// revision -> row
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
@@ -84,7 +84,7 @@ pub(super) struct Disk {
 
 impl Disk {
     /// Opens the file, which is made if it is not there, and reads all of it.
-    pub(super) fn open(path: &Path) -> Result<(Self, Snapshot), OpenError> {
+    pub(super) fn open(path: &Path) -> Result<(Self, State), OpenError> {
         let io = |path: &Path| {
             let path = path.display().to_string();
             move |source| OpenError::Io { path, source }
@@ -111,14 +111,14 @@ impl Disk {
     pub(super) fn with_database(
         database: Database,
         failed: impl Fn(redb::Error) -> OpenError,
-    ) -> Result<(Self, Snapshot), OpenError> {
+    ) -> Result<(Self, State), OpenError> {
         let disk = Self { database };
         let (format, compacted) = disk.meta().map_err(&failed)?;
         if format != FORMAT_VERSION {
             return Err(OpenError::Format { found: format });
         }
-        let snapshot = disk.load(compacted, failed)?;
-        Ok((disk, snapshot))
+        let state = disk.load(compacted, failed)?;
+        Ok((disk, state))
     }
 
     /// The format of the rows and how far they are compacted; a new file gets both.
@@ -146,26 +146,21 @@ impl Disk {
         &self,
         compacted: Revision,
         failed: impl Fn(redb::Error) -> OpenError,
-    ) -> Result<Snapshot, OpenError> {
+    ) -> Result<State, OpenError> {
         let transaction = self.database.begin_read().map_err(|e| failed(e.into()))?;
         let log = transaction.open_table(LOG).map_err(|e| failed(e.into()))?;
-        let mut snapshot = Snapshot::starting_at(compacted);
+        let mut state = State::starting_at(compacted);
         for item in log.iter().map_err(|e| failed(e.into()))? {
             let (revision, row) = item.map_err(|e| failed(e.into()))?;
             let revision = revision.value();
-            replay(&mut snapshot, compacted, revision, row.value())
+            replay(&mut state, compacted, revision, row.value())
                 .map_err(|what| OpenError::Damaged { revision, what })?;
         }
-        Ok(snapshot)
+        Ok(state)
     }
 
     /// Makes the changes, and forgets the rows that are no longer needed, in one durable step.
-    pub(super) fn commit(
-        &self,
-        changes: &[Change],
-        trimmed: &Trimmed,
-        oldest: Revision,
-    ) -> Result<(), redb::Error> {
+    pub(super) fn commit(&self, changes: &[Change], trim: Option<&Trim>) -> Result<(), redb::Error> {
         // Without redb's quick repair: after a kill it saves verifying the pages, which reading all of
         // them at opening dwarfs (0.1 s for 38 MiB either way), and it costs a quarter of the rate
         // and twice the file.
@@ -175,12 +170,12 @@ impl Disk {
             for change in changes {
                 row_write(&mut log, change)?;
             }
-            for revision in &trimmed.rows {
+            for revision in trim.iter().flat_map(|trim| &trim.rows) {
                 log.remove(revision)?;
             }
         }
-        if !trimmed.rows.is_empty() || changes.is_empty() {
-            transaction.open_table(META)?.insert(COMPACTED, oldest)?;
+        if let Some(trim) = trim {
+            transaction.open_table(META)?.insert(COMPACTED, trim.oldest)?;
         }
         transaction.commit()?;
         Ok(())
@@ -250,39 +245,37 @@ fn row_read(row: &[u8]) -> Result<Row<'_>, &'static str> {
 
 /// Adds one row to what the rows before it made.
 fn replay(
-    snapshot: &mut Snapshot,
+    state: &mut State,
     compacted: Revision,
     revision: Revision,
     row: &[u8],
 ) -> Result<(), &'static str> {
     let row = row_read(row)?;
+    let previous = state.get(row.key).cloned();
+    // A key that is there already is not kept twice.
+    let key = previous.as_ref().map_or_else(|| Arc::from(row.key), |previous| Arc::clone(&previous.key));
+    let value = Bytes::copy_from_slice(row.value);
+    let entry = Entry { key, value, created: row.created, modified: revision };
     if revision <= compacted {
         if row.kind != ROW_PUT {
             return Err("a deletion that compaction should have removed");
         }
-        let key = Arc::from(row.key);
-        let value = Bytes::copy_from_slice(row.value);
-        let new = snapshot.load_base(Entry { key, value, created: row.created, modified: revision });
+        let new = state.load_base(entry);
         return if new { Ok(()) } else { Err("a value that compaction should have removed") };
     }
-    if revision != snapshot.revision + 1 {
+    if revision != state.revision + 1 {
         return Err("revisions before it are missing");
     }
-    let previous = snapshot.get(row.key).map(|entry| Precondition::ModifiedAt(entry.modified));
-    let value = Bytes::copy_from_slice(row.value);
-    let change = match (row.kind, previous) {
-        (ROW_PUT, None) => snapshot.create(Arc::from(row.key), value),
-        (ROW_PUT, Some(at)) => snapshot.update(row.key, value, at),
-        (ROW_DELETE, Some(at)) => snapshot.delete(row.key, at),
+    if row.created != previous.as_ref().map_or(revision, |previous| previous.created) {
+        return Err("the revision of creation contradicts the rows before it");
+    }
+    state.apply(match (row.kind, previous) {
+        (ROW_PUT, previous) => Change::Put { entry: Arc::new(entry), previous },
+        (ROW_DELETE, Some(previous)) => Change::Delete { previous, revision },
         (ROW_DELETE, None) => return Err("the deletion of what is not there"),
         _ => return Err("the row is of an unknown kind"),
-    };
-    match change {
-        Ok(change) if change.entry().created == row.created => Ok(()),
-        Ok(_) => Err("the revision of creation contradicts the rows before it"),
-        Err(Error::Exists(_) | Error::Conflict(_)) => Err("the row contradicts those before it"),
-        Err(_) => Err("the row cannot be applied"),
-    }
+    });
+    Ok(())
 }
 
 #[cfg(test)]
@@ -300,9 +293,9 @@ mod tests {
 
     #[test]
     fn damaged_rows_are_refused() {
-        let mut snapshot = Snapshot::starting_at(5);
-        assert!(replay(&mut snapshot, 5, 3, &row(ROW_PUT, 2, "/a", "x")).is_ok());
-        let mut bad = |revision, row: Vec<u8>| replay(&mut snapshot, 5, revision, &row).unwrap_err();
+        let mut state = State::starting_at(5);
+        assert!(replay(&mut state, 5, 3, &row(ROW_PUT, 2, "/a", "x")).is_ok());
+        let mut bad = |revision, row: Vec<u8>| replay(&mut state, 5, revision, &row).unwrap_err();
         assert!(bad(4, row(ROW_PUT, 2, "/a", "y")).contains("compaction"));
         assert!(bad(4, row(ROW_DELETE, 2, "/b", "")).contains("compaction"));
         assert!(bad(7, row(ROW_PUT, 7, "/b", "")).contains("missing"));

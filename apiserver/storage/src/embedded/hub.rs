@@ -1,12 +1,11 @@
 //! Where the newest state is published, and where watchers wait for it.
 //!
-//! A watcher holds no queue: it remembers how far it is and reads the rest from the history of the
-//! newest state. So nothing can be skipped, no buffer can grow, and the writer does nothing for a
+//! A watcher holds no queue: it remembers how far it is and reads the rest from the history. So nothing can be skipped, no buffer can grow, and the writer does nothing for a
 //! watcher but note the first revision that concerns it and wake it. A commit that touches no
 //! watched prefix costs the same however many watchers there are.
 //!
-//! **Invariant:** the published state and the notes in all slots change together, under one lock.
-//! A slot without a note has nothing to see in the state that is published with it.
+//! **Invariant:** the state and the notes in all slots change together, under one lock. A slot without a
+//! note has nothing to see in the state.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -15,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use futures::stream;
 use tokio::sync::Notify;
 
-use super::snapshot::Snapshot;
+use super::state::{State, Trim};
 use crate::{Change, Error, Event, Revision, Watch};
 
 /// How many changes one event carries at most: enough that a large replay is cheap, few enough that
@@ -29,7 +28,7 @@ pub(super) struct Hub {
 
 #[derive(Debug, Default)]
 struct Inner {
-    snapshot: Arc<Snapshot>,
+    state: State,
     /// By prefix, then by a number of their own.
     slots: BTreeMap<Arc<str>, HashMap<u64, Slot>>,
     next: u64,
@@ -51,30 +50,29 @@ struct Slot {
 pub(super) struct Closed;
 
 impl Hub {
-    pub(super) fn new(snapshot: Snapshot) -> Self {
-        Self { inner: Mutex::new(Inner { snapshot: Arc::new(snapshot), ..Inner::default() }) }
+    pub(super) fn new(state: State) -> Self {
+        Self { inner: Mutex::new(Inner { state, ..Inner::default() }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("nothing panics while it holds the lock")
     }
 
-    /// The newest published state.
-    pub(super) fn current(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.lock().snapshot)
+    /// Looks at the newest published state. Everybody else waits meanwhile.
+    pub(super) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.lock().state)
     }
 
-    /// Publishes what these changes led to, and wakes the watchers that they concern.
-    pub(super) fn publish(&self, snapshot: Snapshot, changes: &[Change]) {
-        let snapshot = Arc::new(snapshot);
+    /// Publishes the changes, and wakes the watchers that they concern.
+    pub(super) fn publish(&self, changes: &[Change], trim: Option<&Trim>) {
         let mut inner = self.lock();
-        let replaced = std::mem::replace(&mut inner.snapshot, snapshot);
         for change in changes {
+            inner.state.apply(change.clone());
             inner.note(change.key(), change.revision());
         }
-        drop(inner);
-        // Freeing what only the old state held may take a while: not under the lock.
-        drop(replaced);
+        if let Some(trim) = trim {
+            inner.state.trim(trim.oldest);
+        }
     }
 
     /// Asks every watcher to say how far it is.
@@ -99,8 +97,8 @@ impl Hub {
         let prefix: Arc<str> = prefix.into();
         let wake = Arc::new(Notify::new());
         let mut inner = self.lock();
-        inner.snapshot.check(after)?;
-        let pending = (after < inner.snapshot.revision).then_some(after + 1);
+        inner.state.check(after)?;
+        let pending = (after < inner.state.revision).then_some(after + 1);
         inner.next += 1;
         let id = inner.next;
         let slot = Slot { pending, progress: false, wake: Arc::clone(&wake) };
@@ -161,8 +159,7 @@ struct Watcher {
 
 /// What a watcher finds when it looks.
 enum Look {
-    Changes(Arc<Snapshot>),
-    Progress(Revision),
+    Found(Event),
     Nothing,
     Closed,
 }
@@ -180,59 +177,38 @@ impl Watcher {
     async fn next(&mut self) -> Result<Event, Error> {
         loop {
             match self.look()? {
-                Look::Changes(snapshot) => {
-                    let (changes, reached) = snapshot.changes(&self.prefix, self.seen, EVENT_CHANGES);
-                    self.seen = reached;
-                    if reached < snapshot.revision {
-                        self.note_again(reached + 1);
-                    }
-                    if !changes.is_empty() {
-                        return Ok(Event::Changes(changes));
-                    }
-                }
-                Look::Progress(revision) => return Ok(Event::Progress(revision)),
+                Look::Found(event) => return Ok(event),
                 Look::Nothing => self.wake.notified().await,
                 Look::Closed => return Err(Error::Unavailable(Box::new(Closed))),
             }
         }
     }
 
-    /// Takes the note of this watcher together with the state that it belongs to.
     fn look(&mut self) -> Result<Look, Error> {
-        let mut inner = self.hub.lock();
-        let (snapshot, closed) = (Arc::clone(&inner.snapshot), inner.closed);
-        let slot = inner
-            .slots
+        let mut guard = self.hub.lock();
+        let Inner { state, slots, closed, .. } = &mut *guard;
+        let slot = slots
             .get_mut(&self.prefix)
             .and_then(|slots| slots.get_mut(&self.id))
             .expect("a slot is there as long as its watcher");
-        match slot.pending.take() {
-            Some(first) => {
-                // Nothing before the first noted revision concerns this watcher.
-                self.seen = self.seen.max(first - 1);
-                if self.seen < snapshot.oldest {
-                    return Err(Error::Lagged);
-                }
-                Ok(Look::Changes(snapshot))
+        if let Some(first) = slot.pending.take() {
+            // Nothing before the first noted revision concerns this watcher.
+            let after = self.seen.max(first - 1);
+            if after < state.oldest {
+                return Err(Error::Lagged);
             }
-            None => {
-                self.seen = snapshot.revision;
-                if std::mem::take(&mut slot.progress) {
-                    Ok(Look::Progress(snapshot.revision))
-                } else if closed {
-                    Ok(Look::Closed)
-                } else {
-                    Ok(Look::Nothing)
-                }
+            let (changes, reached) = state.changes(&self.prefix, after, EVENT_CHANGES);
+            self.seen = reached;
+            slot.pending = (reached < state.revision).then_some(reached + 1);
+            if !changes.is_empty() {
+                return Ok(Look::Found(Event::Changes(changes)));
             }
         }
-    }
-
-    /// Puts back the note, for what did not fit into one event.
-    fn note_again(&self, revision: Revision) {
-        let mut inner = self.hub.lock();
-        let slot = inner.slots.get_mut(&self.prefix).and_then(|slots| slots.get_mut(&self.id));
-        slot.expect("a slot is there as long as its watcher").pending = Some(revision);
+        self.seen = state.revision;
+        if std::mem::take(&mut slot.progress) {
+            return Ok(Look::Found(Event::Progress(self.seen)));
+        }
+        Ok(if *closed { Look::Closed } else { Look::Nothing })
     }
 }
 

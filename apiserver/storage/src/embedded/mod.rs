@@ -1,6 +1,6 @@
 //! The embedded store: the default, for clusters whose state one machine holds.
 //!
-//! All state is in memory, in persistent maps that readers share ([`snapshot`]); all of it is also in
+//! All state is in memory ([`state`]); all of it is also in
 //! one file, to which one thread appends with group commit ([`writer`], [`disk`]). A write is
 //! answered when it is on the disk. Watchers follow the history in memory ([`hub`]), which after
 //! opening the file again is what it was before.
@@ -9,7 +9,7 @@ mod disk;
 mod hub;
 #[cfg(test)]
 mod power;
-mod snapshot;
+mod state;
 mod writer;
 
 use std::path::Path;
@@ -26,7 +26,7 @@ pub use disk::OpenError;
 use crate::{Change, Entry, Error, List, Page, Precondition, Revision, Store, Watch};
 use disk::Disk;
 use hub::{Closed, Hub};
-use snapshot::Snapshot;
+use state::State;
 use writer::{Action, INBOX, Request, Writer};
 
 /// Tells the time since some fixed moment.
@@ -83,12 +83,12 @@ impl Embedded {
     /// process can have it open. Reads the whole file, so it blocks for a while: about a second for
     /// each gigabyte.
     pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
-        let (disk, snapshot) = Disk::open(path)?;
-        Self::start(disk, snapshot, options)
+        let (disk, state) = Disk::open(path)?;
+        Self::start(disk, state, options)
     }
 
-    fn start(disk: Disk, snapshot: Snapshot, options: Options) -> Result<Self, OpenError> {
-        let hub = Arc::new(Hub::new(snapshot));
+    fn start(disk: Disk, state: State, options: Options) -> Result<Self, OpenError> {
+        let hub = Arc::new(Hub::new(state));
         let (inbox, requests) = mpsc::channel(INBOX);
         let writer = Writer::new(disk, Arc::clone(&hub), requests, options.history, options.clock);
         let writer = std::thread::Builder::new()
@@ -135,11 +135,12 @@ fn exact(value: &Bytes) -> Bytes {
 #[async_trait]
 impl Store for Embedded {
     async fn get(&self, key: &str) -> Result<Option<Arc<Entry>>, Error> {
-        Ok(self.hub.current().get(key).cloned())
+        Ok(self.hub.read(|state| state.get(key).cloned()))
     }
 
     async fn list(&self, prefix: &str, list: List) -> Result<Page, Error> {
-        self.hub.current().list(prefix, &list)
+        let snapshot = self.hub.read(|state| state.snapshot(prefix, list.at))?;
+        Ok(snapshot.list(prefix, &list))
     }
 
     async fn create(&self, key: &str, value: Bytes) -> Result<Arc<Entry>, Error> {
@@ -166,7 +167,7 @@ impl Store for Embedded {
     }
 
     async fn revision(&self) -> Result<Revision, Error> {
-        Ok(self.hub.current().revision)
+        Ok(self.hub.read(|state| state.revision))
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {

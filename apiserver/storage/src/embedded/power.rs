@@ -106,11 +106,11 @@ impl redb::StorageBackend for Drive {
 fn open(drive: &Drive) -> Result<Embedded, OpenError> {
     let failed = |error: redb::Error| panic!("{error}");
     let database = builder().create_with_backend(drive.clone()).expect("the drive opens");
-    let (disk, snapshot) = Disk::with_database(database, failed)?;
+    let (disk, state) = Disk::with_database(database, failed)?;
     let mut options = Options::default();
     // So small that compaction is at work all the time.
     options.history.changes = 16;
-    Embedded::start(disk, snapshot, options)
+    Embedded::start(disk, state, options)
 }
 
 /// Writes until the power goes; returns which key was acknowledged at which revision last.

@@ -1,8 +1,7 @@
 //! The one thread that writes.
 //!
-//! It takes all requests that wait, decides them one after the other on a private copy of the
-//! state, commits what they change in one durable transaction, publishes the new state, and only
-//! then answers: group commit. While one batch is on its way to the disk the next one gathers.
+//! It takes all requests that wait, decides them one after the other in a draft, commits what they
+//! change in one durable transaction, publishes the changes, and only then answers: group commit. While one batch is on its way to the disk the next one gathers.
 //!
 //! **Invariant:** nobody sees or is told of a write that is not durable, a refusal that came of one
 //! included. After a failed commit it is not known what the disk holds: nothing is written any more
@@ -17,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::disk::Disk;
 use super::hub::Hub;
-use super::snapshot::{Snapshot, Trimmed};
+use super::state::{Draft, State, Trim};
 use super::{Clock, History};
 use crate::{Change, Error, Precondition, Revision};
 
@@ -68,7 +67,6 @@ pub(super) struct Failed(#[source] Arc<redb::Error>);
 pub(super) struct Writer {
     disk: Disk,
     hub: Arc<Hub>,
-    state: Snapshot,
     inbox: mpsc::Receiver<Request>,
     ages: Ages,
     history: History,
@@ -76,7 +74,12 @@ pub(super) struct Writer {
     failed: Option<Failed>,
 }
 
-type Answer = (oneshot::Sender<Result<Change, Error>>, Result<Change, Error>);
+/// A write that waits for its decision.
+struct Write {
+    key: Arc<str>,
+    action: Action,
+    reply: oneshot::Sender<Result<Change, Error>>,
+}
 
 impl Writer {
     pub(super) fn new(
@@ -86,8 +89,7 @@ impl Writer {
         history: History,
         clock: Clock,
     ) -> Self {
-        let state = (*hub.current()).clone();
-        Self { disk, hub, state, inbox, ages: Ages::default(), history, clock, failed: None }
+        Self { disk, hub, inbox, ages: Ages::default(), history, clock, failed: None }
     }
 
     /// Serves requests until nobody can make any more.
@@ -102,84 +104,83 @@ impl Writer {
                     reply.send(result).ok();
                 }
                 Request::Write { key, action, reply } => {
-                    next = self.batch(key, action, reply);
+                    let (writes, left) = self.gather(Write { key, action, reply });
+                    self.batch(writes);
+                    next = left;
                 }
             }
         }
     }
 
-    /// Does one batch; gives back a request that ended it and is of another kind.
-    fn batch(
-        &mut self,
-        key: Arc<str>,
-        action: Action,
-        reply: oneshot::Sender<Result<Change, Error>>,
-    ) -> Option<Request> {
-        let mut state = self.state.clone();
-        let mut bytes = action.size();
-        let mut answers: Vec<Answer> = vec![(reply, decide(&mut state, key, action))];
-        let mut left = None;
-        while answers.len() < BATCH_WRITES && bytes < BATCH_BYTES {
+    /// The writes that wait, and a request of another kind if one ended them.
+    fn gather(&mut self, first: Write) -> (Vec<Write>, Option<Request>) {
+        let mut bytes = first.action.size();
+        let mut writes = vec![first];
+        while writes.len() < BATCH_WRITES && bytes < BATCH_BYTES {
             match self.inbox.try_recv() {
                 Ok(Request::Write { key, action, reply }) => {
                     bytes += action.size();
-                    answers.push((reply, decide(&mut state, key, action)));
+                    writes.push(Write { key, action, reply });
                 }
-                Ok(other) => {
-                    left = Some(other);
-                    break;
-                }
+                Ok(other) => return (writes, Some(other)),
                 Err(_) => break,
             }
         }
-        let changes: Vec<Change> =
-            answers.iter().filter_map(|(_, answer)| answer.as_ref().ok().cloned()).collect();
-        let result = if changes.is_empty() { self.healthy() } else { self.commit_batch(state, &changes) };
+        (writes, None)
+    }
+
+    fn batch(&mut self, writes: Vec<Write>) {
+        let mut changes = Vec::with_capacity(writes.len());
+        let mut answers = Vec::with_capacity(writes.len());
+        let now = (self.clock)();
+        let (hub, ages, history) = (&self.hub, &mut self.ages, &self.history);
+        let trim = hub.read(|state| {
+            let mut draft = Draft::new(state);
+            for Write { key, action, reply } in writes {
+                let answer = decide(&mut draft, key, action);
+                changes.extend(answer.as_ref().ok().cloned());
+                answers.push((reply, answer));
+            }
+            let due = ages.due(now, state.revision, history.age);
+            trim_target(state, history, due).map(|target| state.trim_plan(target, TRIM_WITH_BATCH))
+        });
+        let result = if changes.is_empty() { self.healthy() } else { self.commit(&changes, trim.as_ref()) };
         for (reply, answer) in answers {
             // A writer that has gone does not learn how its write ended.
             reply.send(result.clone().map_err(unavailable).and(answer)).ok();
         }
-        left
     }
 
     fn healthy(&self) -> Result<(), Failed> {
         self.failed.clone().map_or(Ok(()), Err)
     }
 
-    fn commit_batch(&mut self, mut state: Snapshot, changes: &[Change]) -> Result<(), Failed> {
-        let before = self.state.revision;
-        let due = self.ages.due((self.clock)(), before, self.history.age);
-        let trimmed = match trim_target(&state, &self.history, due) {
-            Some(target) => state.trim(target, TRIM_WITH_BATCH),
-            None => Trimmed::default(),
-        };
-        self.commit(state, changes, &trimmed)
-    }
-
-    /// Makes the state durable, then visible.
-    fn commit(&mut self, state: Snapshot, changes: &[Change], trimmed: &Trimmed) -> Result<(), Failed> {
+    /// Makes the changes durable, then visible.
+    fn commit(&mut self, changes: &[Change], trim: Option<&Trim>) -> Result<(), Failed> {
         self.healthy()?;
-        if let Err(error) = self.disk.commit(changes, trimmed, state.oldest) {
+        if let Err(error) = self.disk.commit(changes, trim) {
             tracing::error!(%error, "writing to the database failed: no more writes until it is opened again");
             let failed = Failed(Arc::new(error));
             self.failed = Some(failed.clone());
             return Err(failed);
         }
-        self.state = state.clone();
-        self.hub.publish(state, changes);
+        self.hub.publish(changes, trim);
         Ok(())
     }
 
     fn compact(&mut self, revision: Revision) -> Result<(), Error> {
-        if revision > self.state.revision {
-            return Err(Error::Future { requested: revision, current: self.state.revision });
+        loop {
+            let trim = self.hub.read(|state| {
+                if revision > state.revision {
+                    return Err(Error::Future { requested: revision, current: state.revision });
+                }
+                Ok((state.oldest < revision).then(|| state.trim_plan(revision, TRIM_ALONE)))
+            })?;
+            match trim {
+                Some(trim) => self.commit(&[], Some(&trim)).map_err(unavailable)?,
+                None => return Ok(()),
+            }
         }
-        while self.state.oldest < revision {
-            let mut state = self.state.clone();
-            let trimmed = state.trim(revision, TRIM_ALONE);
-            self.commit(state, &[], &trimmed).map_err(unavailable)?;
-        }
-        Ok(())
     }
 }
 
@@ -194,17 +195,17 @@ fn unavailable(failed: Failed) -> Error {
     Error::Unavailable(Box::new(failed))
 }
 
-/// What becomes of one request, in the state that those before it made.
-fn decide(state: &mut Snapshot, key: Arc<str>, action: Action) -> Result<Change, Error> {
+/// What becomes of one request, after those before it.
+fn decide(draft: &mut Draft<'_>, key: Arc<str>, action: Action) -> Result<Change, Error> {
     match action {
-        Action::Create(value) => state.create(key, value),
-        Action::Update(value, when) => state.update(&key, value, when),
-        Action::Delete(when) => state.delete(&key, when),
+        Action::Create(value) => draft.create(key, value),
+        Action::Update(value, when) => draft.update(&key, value, when),
+        Action::Delete(when) => draft.delete(&key, when),
     }
 }
 
 /// Up to which revision the history is to be forgotten, if any of it is.
-fn trim_target(state: &Snapshot, bounds: &History, due: Option<Revision>) -> Option<Revision> {
+fn trim_target(state: &State, bounds: &History, due: Option<Revision>) -> Option<Revision> {
     let (count, bytes) = state.kept();
     let by_count = (count > bounds.changes + bounds.changes / SLACK_PART)
         .then(|| state.revision - bounds.changes as Revision);
@@ -239,10 +240,11 @@ impl Ages {
 mod tests {
     use super::*;
 
-    fn state(changes: u64) -> Snapshot {
-        let mut state = Snapshot::default();
+    fn state(changes: u64) -> State {
+        let mut state = State::default();
         for n in 0..changes {
-            state.create(format!("/{n}").into(), Bytes::new()).unwrap();
+            let change = Draft::new(&state).create(format!("/{n}").into(), Bytes::new()).unwrap();
+            state.apply(change);
         }
         state
     }
@@ -256,7 +258,7 @@ mod tests {
         assert_eq!(trim_target(&state(2), &small, None), Some(TRIM_WITH_BATCH as Revision));
         assert_eq!(trim_target(&state(50), &bounds, Some(20)), Some(20));
         let mut trimmed = state(50);
-        trimmed.trim(20, usize::MAX);
+        trimmed.trim(20);
         assert_eq!(trim_target(&trimmed, &bounds, Some(20)), None);
     }
 
