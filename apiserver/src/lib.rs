@@ -6,6 +6,7 @@
 
 mod admission;
 mod auth;
+mod cache;
 mod clock;
 mod discovery;
 mod endpoint;

@@ -5,7 +5,7 @@ use decapod_api::status::Error;
 use serde_json::{Value, json};
 
 use crate::registry::create::suffix;
-use crate::registry::object::map_mut;
+use crate::registry::object::{items_mut, map_mut};
 use crate::registry::{Call, Registry, core};
 
 const DEFAULT: &str = "default";
@@ -60,7 +60,7 @@ fn mount_token(pod: &mut Value, volume_name: impl Fn() -> String) {
     let name = existing.clone().unwrap_or_else(volume_name);
     let mut used = false;
     for field in ["initContainers", "containers"] {
-        for container in pod["spec"][field].as_array_mut().into_iter().flatten() {
+        for container in items_mut(pod, &["spec", field]) {
             let mounts = container["volumeMounts"].as_array();
             if mounts.into_iter().flatten().any(|m| m["mountPath"] == MOUNT_PATH) {
                 continue;

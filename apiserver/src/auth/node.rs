@@ -11,8 +11,7 @@ use serde_json::Value;
 
 use super::rbac::PolicyRule;
 use super::{Attributes, Authorizer, Decision, UserInfo, bootstrap};
-use crate::registry::options::At;
-use crate::registry::reads::Filter;
+use crate::registry::reads::{At, Filter};
 use crate::registry::{Registry, core, object};
 
 const USER_PREFIX: &str = "system:node:";
@@ -48,7 +47,7 @@ impl NodeAuthorizer {
         let filter = Filter { fields, ..Filter::default() };
         let view = self.registry.reads.list(pods, &prefix, &filter, At::Newest, None, None).await;
         let Ok(view) = view else { return false };
-        view.items.iter().any(|item| serde_json::from_slice::<Value>(&item.bytes).is_ok_and(|pod| wanted(&pod)))
+        view.items.iter().any(|item| serde_json::from_slice::<Value>(&item.bytes()).is_ok_and(|pod| wanted(&pod)))
     }
 }
 

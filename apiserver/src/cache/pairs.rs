@@ -11,13 +11,19 @@ const LENGTH: usize = size_of::<u32>();
 impl Pairs {
     /// The value of a name; the first if it is there more than once.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.iter().find(|(found, _)| *found == name).map(|(_, value)| value)
+        let mut rest = &*self.0;
+        while let (Some(found), Some(value)) = (take(&mut rest), take(&mut rest)) {
+            if found == name.as_bytes() {
+                return Some(text(value));
+            }
+        }
+        None
     }
 
     /// All, in the order in which they were put in.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         let mut rest = &*self.0;
-        std::iter::from_fn(move || Some((take(&mut rest)?, take(&mut rest)?)))
+        std::iter::from_fn(move || Some((text(take(&mut rest)?), text(take(&mut rest)?))))
     }
 
     /// What it takes in memory.
@@ -26,12 +32,16 @@ impl Pairs {
     }
 }
 
-fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let (length, after) = rest.split_at_checked(LENGTH)?;
     let length = u32::from_le_bytes(length.try_into().expect("four bytes")) as usize;
     let (text, after) = after.split_at(length);
     *rest = after;
-    Some(std::str::from_utf8(text).expect("only texts are put in"))
+    Some(text)
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("only texts are put in")
 }
 
 impl<N: AsRef<str>, V: AsRef<str>> FromIterator<(N, V)> for Pairs {

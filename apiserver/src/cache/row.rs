@@ -13,7 +13,7 @@ use super::object::Object;
 use super::reached::Reached;
 use super::select::{Selection, Trigger};
 use super::state::{self, Live, State};
-use super::watch::{Start, Watching};
+use super::watch::{Initial, Start, Watching};
 use super::watchers::Watchers;
 use super::{At, Error};
 
@@ -65,19 +65,18 @@ pub(crate) struct Cacher {
 
 #[derive(Default)]
 struct Inner {
-    state: Arc<State>,
+    state: State,
     watchers: Watchers,
     ended: bool,
 }
 
-/// What a watcher finds when it looks.
-pub(super) enum Look {
-    /// Events after this revision, in this state.
-    Events(Arc<State>, Revision),
-    /// Nothing up to this revision.
-    Nothing(Revision),
-    /// The row is no longer fed.
-    Ended,
+/// How many events a watcher looks at together: the row waits while they are handed over.
+const LOOK_AT: usize = 256;
+
+/// What a watcher finds when it looks: the next events, and up to which revision these are all.
+pub(super) struct Look {
+    pub(super) events: Vec<Arc<Event>>,
+    pub(super) reached: Revision,
 }
 
 impl Cacher {
@@ -85,7 +84,7 @@ impl Cacher {
         let Row { prefix, decoder, fields } = row;
         let object = |entry: &Arc<Entry>| Object::new(Arc::clone(entry), prefix.len(), &*decoder);
         let state = State::starting_at(entries.revision, entries.entries.iter().map(object));
-        let inner = Inner { state: Arc::new(state), ..Inner::default() };
+        let inner = Inner { state, ..Inner::default() };
         Self { prefix: prefix.into(), fields, decoder, store, reached, inner: Mutex::new(inner) }
     }
 
@@ -111,32 +110,25 @@ impl Cacher {
     /// Takes over changes of the row. What it has seen already is passed over.
     pub(super) fn apply(&self, changes: &[storage::Change]) {
         let now = Instant::now();
-        let before = Arc::clone(&self.lock().state);
-        let mut state = (*before).clone();
-        let mut events = Vec::with_capacity(changes.len());
-        for change in changes {
-            if change.revision() <= state.revision {
-                continue;
-            }
-            let current = match change {
-                storage::Change::Put { entry, .. } => Some(Arc::new(self.object(entry))),
-                storage::Change::Delete { .. } => None,
-            };
+        let seen = self.revision();
+        let new = changes.iter().filter(|change| change.revision() > seen);
+        // Decoding takes the time, so it is done before the row is locked.
+        let decoded: Vec<_> = new
+            .map(|change| match change {
+                storage::Change::Put { entry, .. } => (change, Some(Arc::new(self.object(entry)))),
+                storage::Change::Delete { .. } => (change, None),
+            })
+            .collect();
+        let mut inner = self.lock();
+        let Inner { state, watchers, .. } = &mut *inner;
+        for (change, current) in decoded {
             let previous = state.get(change.key()).cloned();
             let key = Arc::clone(change.key());
             let event = Arc::new(Event::new(change.revision(), now, key, current, previous));
-            state.apply(Arc::clone(&event));
-            events.push(event);
+            watchers.note(&event);
+            state.apply(event);
         }
         state.trim(now);
-        let mut inner = self.lock();
-        inner.state = Arc::new(state);
-        for event in &events {
-            inner.watchers.note(event);
-        }
-        drop(inner);
-        // Freeing what only the old state held may take a while: not under the lock.
-        drop(before);
     }
 
     fn object(&self, entry: &Arc<Entry>) -> Object {
@@ -150,13 +142,15 @@ impl Cacher {
         inner.watchers.wake_all();
     }
 
-    /// The state now, and the revision at which it is that. The revision that the cache has reached is
-    /// read first: the state is at least as new, unless the row had ended before.
-    fn current(&self) -> Result<(Arc<State>, Revision), Error> {
+    /// Looks at the state, and tells it at which revision it is that. The revision that the cache has
+    /// reached is read first: the state is at least as new, unless the row had ended before.
+    fn read<T>(&self, look: impl FnOnce(&State, Revision) -> T) -> Result<T, Error> {
         let reached = self.reached.get();
         let inner = self.lock();
-        let revision = reached.max(inner.state.revision);
-        if inner.ended { Err(Error::Ended) } else { Ok((Arc::clone(&inner.state), revision)) }
+        if inner.ended {
+            return Err(Error::Ended);
+        }
+        Ok(look(&inner.state, reached.max(inner.state.revision)))
     }
 
     /// One object, the newest.
@@ -175,10 +169,12 @@ impl Cacher {
     /// The objects of a selection, all at one revision.
     pub(crate) async fn list(&self, query: &Query) -> Result<View, Error> {
         self.wait(query.at).await?;
-        let (state, revision) = self.current()?;
-        let At::Exact(exact) = query.at else { return view(state.live(), revision, query) };
-        match state.live_at(exact, &query.selection.prefix) {
-            Ok(live) => view(&live, exact, query),
+        let At::Exact(exact) = query.at else {
+            let (live, revision) = self.read(|state, revision| (state.live(), revision))?;
+            return view(&live, revision, query);
+        };
+        match self.read(|state, _| state.past(exact, &query.selection.prefix))? {
+            Ok(past) => view(&past.restore(), exact, query),
             Err(Error::Expired { .. }) => self.list_stored(exact, query).await,
             Err(other) => Err(other),
         }
@@ -226,18 +222,18 @@ impl Cacher {
         if inner.ended {
             return Err(Error::Ended);
         }
-        let state = Arc::clone(&inner.state);
-        let now = reached.max(state.revision);
-        let after = match start {
-            Start::After(revision) => revision,
-            Start::Initial { .. } => now,
+        let (live, after) = match start {
+            Start::After(revision) => (None, revision),
+            Start::Initial { .. } => (Some(inner.state.live()), reached.max(inner.state.revision)),
         };
-        state.check(after)?;
-        let pending = (after < state.revision).then_some(after + 1);
+        inner.state.check(after)?;
+        let pending = (after < inner.state.revision).then_some(after + 1);
         let id = inner.watchers.add(&trigger, pending, Arc::clone(&wake));
         drop(inner);
         let slot = WatchSlot { cacher: Arc::clone(self), trigger, id };
-        Ok(Watching::new(slot, wake, selection, start, (state, after), bookmarks))
+        let bookmark = matches!(start, Start::Initial { bookmark: true, .. });
+        let initial = live.map(|live| Initial { live, after: None, bookmark });
+        Ok(Watching::new(slot, wake, selection, initial, after, bookmarks))
     }
 }
 
@@ -266,27 +262,29 @@ pub(super) struct WatchSlot {
 }
 
 impl WatchSlot {
-    /// Takes the note for the watcher together with the state that it belongs to.
-    pub(super) fn look(&self) -> Look {
+    /// The next events after a revision. They may or may not concern the watcher; what is passed over
+    /// does not.
+    pub(super) fn look(&self, seen: Revision) -> Result<Look, Error> {
         // Read first: what it covers is in the state, and noted, already.
         let reached = self.cacher.reached.get();
         let mut inner = self.cacher.lock();
-        if inner.ended {
-            return Look::Ended;
+        let Inner { state, watchers, ended } = &mut *inner;
+        if *ended {
+            return Err(Error::Ended);
         }
-        let state = Arc::clone(&inner.state);
-        let slot = inner.watchers.slot(&self.trigger, self.id);
-        match slot.expect("a slot is there as long as its watcher").pending.take() {
-            Some(first) => Look::Events(state, first - 1),
-            None => Look::Nothing(reached.max(state.revision)),
-        }
-    }
-
-    /// Puts back the note, for what was not read yet.
-    pub(super) fn note(&self, revision: Revision) {
-        let mut inner = self.cacher.lock();
-        let slot = inner.watchers.slot(&self.trigger, self.id);
-        slot.expect("a slot is there as long as its watcher").pending = Some(revision);
+        let slot = watchers.slot(&self.trigger, self.id).expect("a slot is there as long as its watcher");
+        let Some(first) = slot.pending.take() else {
+            return Ok(Look { events: Vec::new(), reached: reached.max(state.revision) });
+        };
+        let seen = seen.max(first - 1);
+        state.check(seen)?;
+        let events: Vec<_> = state.after(seen).take(LOOK_AT).cloned().collect();
+        let reached = match events.last() {
+            Some(last) if events.len() == LOOK_AT => last.revision,
+            _ => state.revision,
+        };
+        slot.pending = (reached < state.revision).then_some(reached + 1);
+        Ok(Look { events, reached })
     }
 }
 

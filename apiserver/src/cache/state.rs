@@ -1,11 +1,12 @@
-//! One row at one revision, as persistent ordered maps: a clone shares everything with its origin, so
-//! readers and watchers work on a state of their own while the next one is made.
+//! One row at its newest revision, and the last events that led there: the window.
 //!
-//! There is one map of what lives and one of the last events, the window. An older revision is the
-//! newest with the events since undone.
+//! What lives is in a persistent ordered map, so that a reader takes a snapshot of it for nothing. It is
+//! changed in place: only what a reader still holds is copied. An older revision is the newest one with
+//! the events since undone.
 //!
-//! **Invariant:** `window` holds every event of the row after `oldest`.
+//! **Invariant:** `window` holds every event of the row after `oldest`, in order.
 
+use std::collections::VecDeque;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,15 +31,33 @@ const WINDOW_BYTES: usize = 16 << 20;
 /// For how long: Kubernetes promises clients five minutes to take up where they were.
 const WINDOW_AGE: Duration = Duration::from_secs(300);
 
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct State {
     live: Live,
-    window: OrdMap<Revision, Arc<Event>>,
+    window: VecDeque<Arc<Event>>,
     /// That of the last event; the row is what it is at every later one that the cache has reached.
     pub(super) revision: Revision,
     /// The oldest revision that can be read or watched from.
     pub(super) oldest: Revision,
     bytes: usize,
+}
+
+/// What lived at an older revision: the newest state and the events to undo, the last first.
+pub(super) struct Past {
+    live: Live,
+    undo: Vec<Arc<Event>>,
+}
+
+impl Past {
+    pub(super) fn restore(mut self) -> Live {
+        for event in &self.undo {
+            match &event.previous {
+                Some(previous) => self.live.insert(Arc::clone(event.key()), Arc::clone(previous)),
+                None => self.live.remove(event.key()),
+            };
+        }
+        self.live
+    }
 }
 
 impl State {
@@ -57,8 +76,8 @@ impl State {
     }
 
     /// What lives now.
-    pub(super) fn live(&self) -> &Live {
-        &self.live
+    pub(super) fn live(&self) -> Live {
+        self.live.clone()
     }
 
     /// Whether the row can be read and watched from this revision.
@@ -70,26 +89,16 @@ impl State {
     }
 
     /// What lived under the prefix at a revision; other keys are as they may be.
-    pub(super) fn live_at(&self, revision: Revision, prefix: &str) -> Result<Live, Error> {
+    pub(super) fn past(&self, revision: Revision, prefix: &str) -> Result<Past, Error> {
         self.check(revision)?;
-        let mut live = self.live.clone();
-        for event in self.after(revision).rev() {
-            let key = event.key();
-            if !key.starts_with(prefix) {
-                continue;
-            }
-            match &event.previous {
-                Some(previous) => live.insert(Arc::clone(key), Arc::clone(previous)),
-                None => live.remove(key),
-            };
-        }
-        Ok(live)
+        let since = self.after(revision).rev().filter(|event| event.key().starts_with(prefix));
+        Ok(Past { live: self.live(), undo: since.cloned().collect() })
     }
 
     /// The events after a revision.
     pub(super) fn after(&self, revision: Revision) -> impl DoubleEndedIterator<Item = &Arc<Event>> {
-        let since = (Bound::Excluded(revision), Bound::Unbounded);
-        self.window.range(since).map(|(_, event)| event)
+        let seen = self.window.partition_point(|event| event.revision <= revision);
+        self.window.range(seen..)
     }
 
     pub(super) fn apply(&mut self, event: Arc<Event>) {
@@ -99,19 +108,19 @@ impl State {
         };
         self.revision = event.revision;
         self.bytes += event.size();
-        self.window.insert(event.revision, event);
+        self.window.push_back(event);
     }
 
     /// Forgets the oldest events until the window is within its bounds.
     pub(super) fn trim(&mut self, now: Instant) {
-        while let Some((revision, first)) = self.window.get_min() {
+        while let Some(first) = self.window.front() {
             let old = now.saturating_duration_since(first.at) > WINDOW_AGE;
             if !old && self.window.len() <= WINDOW_EVENTS && self.bytes <= WINDOW_BYTES {
                 return;
             }
-            self.oldest = *revision;
+            self.oldest = first.revision;
             self.bytes -= first.size();
-            self.window.remove(&self.oldest);
+            self.window.pop_front();
         }
     }
 }
@@ -126,8 +135,18 @@ pub(super) fn under<'a>(
         Some(after) if after >= prefix => Bound::Excluded(after),
         _ => Bound::Included(prefix),
     };
-    live.range::<_, str>((start, Bound::Unbounded))
-        .take_while(move |(key, _)| key.starts_with(prefix))
+    // The end is looked up, so that going through touches no keys. Prefixes of rows and namespaces end
+    // with a slash; what starts with one ends before the next character.
+    let end = prefix.strip_suffix('/').map(|folder| format!("{folder}0"));
+    let end = match (&end, start) {
+        // Behind the end there is nothing; a range must not begin there.
+        (Some(end), Bound::Excluded(after)) if after >= end.as_str() => Bound::Excluded(after),
+        (Some(end), _) => Bound::Excluded(end.as_str()),
+        (None, _) => Bound::Unbounded,
+    };
+    let whole = prefix.ends_with('/');
+    live.range::<_, str>((start, end))
+        .take_while(move |(key, _)| whole || key.starts_with(prefix))
         .map(|(_, object)| object)
 }
 
@@ -153,7 +172,7 @@ mod tests {
     }
 
     fn listed(state: &State, revision: Revision) -> Vec<(String, Revision)> {
-        let live = state.live_at(revision, "/").unwrap();
+        let live = state.past(revision, "/").unwrap().restore();
         under(&live, "/", None).map(|object| (object.key().to_string(), object.revision())).collect()
     }
 
@@ -169,7 +188,7 @@ mod tests {
         assert_eq!(listed(&state, 14), [("/a".to_owned(), 12)]);
         assert_eq!(listed(&state, 19), [("/a".to_owned(), 12), ("/b".to_owned(), 15)]);
         assert_eq!(listed(&state, 25), [("/b".to_owned(), 15)]);
-        assert!(matches!(state.live_at(9, "/"), Err(Error::Expired { requested: 9, oldest: 10 })));
+        assert!(matches!(state.past(9, "/").map(drop), Err(Error::Expired { requested: 9, oldest: 10 })));
     }
 
     #[tokio::test]
@@ -188,5 +207,21 @@ mod tests {
         assert!(state.bytes <= WINDOW_BYTES);
         put(&mut state, "/a", 41, 0, start + WINDOW_AGE * 2);
         assert_eq!((state.window.len(), state.oldest), (1, 40));
+    }
+
+    #[test]
+    fn a_prefix_ends_where_it_does() {
+        let keys = ["/a", "/a/1", "/a/2", "/a/2/x", "/a0", "/ab/1", "/b"];
+        let live: Live = keys.iter().map(|key| (Arc::from(*key), object(key, 1, 0))).collect();
+        let names = |prefix, after| -> Vec<String> {
+            under(&live, prefix, after).map(|object| object.key().to_string()).collect()
+        };
+        assert_eq!(names("/a/", None), ["/a/1", "/a/2", "/a/2/x"]);
+        assert_eq!(names("/a/", Some("/a/1")), ["/a/2", "/a/2/x"]);
+        assert_eq!(names("/a/", Some("/")), ["/a/1", "/a/2", "/a/2/x"]);
+        assert_eq!(names("/a/", Some("/a0")), [""; 0]);
+        assert_eq!(names("/a/", Some("/b")), [""; 0]);
+        assert_eq!(names("/a", Some("/a/2/x")), ["/a0", "/ab/1"]);
+        assert_eq!(names("", None), keys);
     }
 }

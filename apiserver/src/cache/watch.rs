@@ -8,12 +8,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::event::{Change, Delivery};
-use super::row::{Look, WatchSlot};
+use super::row::WatchSlot;
 use super::select::Selection;
-use super::state::{self, State};
+use super::state::{self, Live};
 use super::{At, Error};
 
-/// How many deliveries are handed out together: one chunk of an HTTP body.
+/// How many initial objects are handed out together: one chunk of an HTTP body.
 const BATCH: usize = 100;
 /// Events that are looked at before other tasks get their turn.
 /// How often a watcher that wants bookmarks gets one; as from kube-apiserver.
@@ -48,10 +48,10 @@ pub(crate) struct Watching {
 }
 
 /// The initial events that were not delivered yet.
-struct Initial {
-    state: Arc<State>,
-    after: Option<Arc<str>>,
-    bookmark: bool,
+pub(super) struct Initial {
+    pub(super) live: Live,
+    pub(super) after: Option<Arc<str>>,
+    pub(super) bookmark: bool,
 }
 
 type Batch = Vec<Delivery>;
@@ -61,14 +61,10 @@ impl Watching {
         slot: WatchSlot,
         wake: Arc<Notify>,
         selection: Selection,
-        start: Start,
-        (state, seen): (Arc<State>, Revision),
+        initial: Option<Initial>,
+        seen: Revision,
         bookmarks: bool,
     ) -> Self {
-        let initial = match start {
-            Start::After(_) => None,
-            Start::Initial { bookmark, .. } => Some(Initial { state, after: None, bookmark }),
-        };
         let bookmark_at = Instant::now() + BOOKMARK_EVERY;
         Self { slot, wake, selection, seen, initial, bookmarks, bookmark_at, ended: false }
     }
@@ -111,27 +107,28 @@ impl Watching {
             return self.initial(initial);
         }
         loop {
-            match self.slot.look() {
-                Look::Ended => return Err(Error::Ended),
-                Look::Events(state, after) => {
-                    // Nothing before the noted revision concerns this watcher.
-                    self.seen = self.seen.max(after);
-                    let batch = self.events(&state)?;
-                    if !batch.is_empty() {
-                        return Ok(batch);
-                    }
+            let look = self.slot.look(self.seen)?;
+            self.seen = self.seen.max(look.reached);
+            if look.events.is_empty() {
+                return Ok(self.bookmark_if_due().into_iter().collect());
+            }
+            let mut batch = Vec::new();
+            for event in look.events {
+                if let Some(kind) = event.seen_by(&self.selection) {
+                    let change = Change::new(kind, event);
+                    change.object().readable()?;
+                    batch.push(Delivery::Change(change));
                 }
-                Look::Nothing(revision) => {
-                    self.seen = self.seen.max(revision);
-                    return Ok(self.bookmark_if_due().into_iter().collect());
-                }
+            }
+            if !batch.is_empty() {
+                return Ok(batch);
             }
         }
     }
 
     fn initial(&mut self, mut initial: Initial) -> Result<Batch, Error> {
         let mut batch = Vec::new();
-        let all = state::under(initial.state.live(), &self.selection.prefix, initial.after.as_deref());
+        let all = state::under(&initial.live, &self.selection.prefix, initial.after.as_deref());
         let mut selected = all.filter(|object| self.selection.selects(object));
         for object in selected.by_ref().take(BATCH) {
             object.readable()?;
@@ -151,26 +148,6 @@ impl Watching {
         if batch.is_empty() {
             return self.ready();
         }
-        Ok(batch)
-    }
-
-    /// The next events that concern this watcher, in one state.
-    fn events(&mut self, state: &State) -> Result<Batch, Error> {
-        state.check(self.seen)?;
-        let mut batch = Vec::new();
-        for event in state.after(self.seen) {
-            if batch.len() == BATCH {
-                self.slot.note(self.seen + 1);
-                return Ok(batch);
-            }
-            if let Some(kind) = event.seen_by(&self.selection) {
-                let change = Change::new(kind, Arc::clone(event));
-                change.object().readable()?;
-                batch.push(Delivery::Change(change));
-            }
-            self.seen = event.revision;
-        }
-        self.seen = self.seen.max(state.revision);
         Ok(batch)
     }
 

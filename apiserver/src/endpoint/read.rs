@@ -16,9 +16,11 @@ use super::Request;
 use super::render::Wanted;
 use crate::http::body::{self, BoxError};
 use crate::http::{Body, reply};
-use crate::registry::options::{At, ListOptions};
-use crate::registry::reads::WatchEvent;
-use crate::registry::watch::Watching;
+use crate::cache::Delivery;
+use crate::http::accept::Form;
+use crate::registry::object;
+use crate::registry::options::ListOptions;
+use crate::registry::reads::{At, Watching, refused};
 use decapod_api::resource::Resource;
 
 /// Watches end after at least this long (and at most twice), so that they spread over servers.
@@ -27,8 +29,9 @@ const MIN_WATCH: Duration = Duration::from_secs(30 * 60);
 pub(super) async fn get(request: &Request<'_>) -> Result<Response<Body>, Error> {
     let call = request.call()?;
     let wanted = Wanted::of(request.headers, &request.info.query)?;
-    let (object, _) = request.core.registry.current(&call).await?.ok_or_else(|| call.not_found())?;
-    Ok(reply::json(StatusCode::OK, &wanted.object(request.resource, &object)))
+    let key = object::key(call.resource, &call.namespace, &call.name).ok_or(Error::UnknownPath)?;
+    let object = request.core.registry.reads.get(call.resource, &key).await?.ok_or_else(|| call.not_found())?;
+    Ok(reply::bytes(StatusCode::OK, wanted.event(request.resource, &object, true)?))
 }
 
 pub(super) async fn list(request: &Request<'_>) -> Result<Response<Body>, Error> {
@@ -95,40 +98,41 @@ fn frames(
 }
 
 impl Frames {
-    /// The next frame: all events that are there already, together.
+    /// The next frames: all events that are there already, together.
     async fn next(&mut self) -> Option<Bytes> {
         if self.done {
             return None;
         }
-        let event = tokio::select! {
+        let batch = tokio::select! {
             () = self.stop.cancelled() => None,
             () = &mut self.end => None,
-            event = self.watching.recv() => event,
+            batch = self.watching.next() => batch,
         }?;
-        let frame = self.encode(event);
-        let Ok(more) = self.watching.try_recv() else { return Some(frame) };
-        let mut bytes = BytesMut::from(&frame[..]);
-        bytes.put_slice(&self.encode(more));
-        // A bound on one chunk; the rest comes with the next.
-        for _ in 0..64 {
-            let Ok(more) = self.watching.try_recv() else { break };
-            bytes.put_slice(&self.encode(more));
+        let batch = match batch {
+            Ok(batch) => batch,
+            Err(error) => return Some(self.fail(&refused(error))),
+        };
+        let mut bytes = BytesMut::new();
+        for delivery in &batch {
+            let frame = self.encode(delivery);
+            if batch.len() == 1 {
+                return Some(frame);
+            }
+            bytes.put_slice(&frame);
         }
         Some(bytes.freeze())
     }
 
-    fn encode(&mut self, event: Result<WatchEvent, Error>) -> Bytes {
-        let (kind, object) = match event {
-            Ok(WatchEvent::Added(object)) => ("ADDED", object),
-            Ok(WatchEvent::Modified(object)) => ("MODIFIED", object),
-            Ok(WatchEvent::Deleted(object)) => ("DELETED", object),
-            Ok(WatchEvent::Bookmark(revision, initial)) => {
-                return frame("BOOKMARK", &self.bookmark(revision, initial).to_string().into());
-            }
-            Err(error) => return self.fail(&error),
-        };
-        match self.wanted.event(self.resource, &object, std::mem::take(&mut self.first)) {
-            Ok(bytes) => frame(kind, &bytes),
+    fn encode(&mut self, delivery: &Delivery) -> Bytes {
+        if let Delivery::Bookmark { revision, initial_end } = delivery {
+            return frame("BOOKMARK", &self.bookmark(*revision, *initial_end).to_string().into());
+        }
+        if let (Form::Object, Some(frame)) = (self.wanted.form, delivery.frame()) {
+            return frame;
+        }
+        let Some((kind, object)) = delivery.object() else { return Bytes::new() };
+        match self.wanted.event(self.resource, object, std::mem::take(&mut self.first)) {
+            Ok(bytes) => frame(kind.as_str(), &bytes),
             Err(error) => self.fail(&error),
         }
     }
@@ -144,9 +148,9 @@ impl Frames {
             meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let (kind, version) = match self.wanted.form {
-            crate::http::accept::Form::Object => (self.resource.kind, self.resource.api_version()),
-            crate::http::accept::Form::Metadata => ("PartialObjectMetadata", "meta.k8s.io/v1".to_owned()),
-            crate::http::accept::Form::Table => {
+            Form::Object => (self.resource.kind, self.resource.api_version()),
+            Form::Metadata => ("PartialObjectMetadata", "meta.k8s.io/v1".to_owned()),
+            Form::Table => {
                 return json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
                     "columnDefinitions": null, "rows": []});
             }

@@ -10,7 +10,7 @@ use crate::http::accept::{self, Form};
 use crate::http::query::Query;
 use crate::http::{Body, reply};
 use crate::registry::list::Listed;
-use crate::registry::reads::Cached;
+use crate::registry::reads::Object;
 use crate::table::{self, Include};
 
 /// A client's wishes.
@@ -41,9 +41,9 @@ impl Wanted {
     }
 
     /// One event's object; a table has its columns in the first one only.
-    pub(crate) fn event(&self, resource: &Resource, object: &Cached, first: bool) -> Result<Bytes, Error> {
+    pub(crate) fn event(&self, resource: &Resource, object: &Object, first: bool) -> Result<Bytes, Error> {
         match self.form {
-            Form::Object => Ok(object.bytes.clone()),
+            Form::Object => Ok(object.bytes()),
             Form::Metadata => Ok(metadata(&parse(object)?).to_string().into()),
             Form::Table => {
                 let object = parse(object)?;
@@ -85,28 +85,28 @@ fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
-fn parse(object: &Cached) -> Result<Value, Error> {
-    serde_json::from_slice(&object.bytes).map_err(|e| Error::Internal(format!("{}: {e}", object.key)))
+fn parse(object: &Object) -> Result<Value, Error> {
+    serde_json::from_slice(&object.bytes()).map_err(|e| Error::Internal(format!("{}: {e}", object.key())))
 }
 
 fn metadata(object: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
 }
 
-fn concatenated(resource: &Resource, meta: &Value, items: &[std::sync::Arc<Cached>]) -> Bytes {
+fn concatenated(resource: &Resource, meta: &Value, items: &[std::sync::Arc<Object>]) -> Bytes {
     let head = format!(
         "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
         resource.list_kind(),
         resource.api_version()
     );
-    let size = head.len() + 2 + items.iter().map(|i| i.bytes.len() + 1).sum::<usize>();
+    let size = head.len() + 2 + items.iter().map(|i| i.len() + 1).sum::<usize>();
     let mut bytes = BytesMut::with_capacity(size);
     bytes.put_slice(head.as_bytes());
     for (index, item) in items.iter().enumerate() {
         if index > 0 {
             bytes.put_u8(b',');
         }
-        bytes.put_slice(&item.bytes);
+        item.write(&mut bytes);
     }
     bytes.put_slice(b"]}");
     bytes.freeze()

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Request, object, read, render, token};
 use crate::clock::rfc3339;
 use crate::http::{Body, reply};
-use crate::registry::object::copy_field;
+use crate::registry::object::{copy_field, items_mut};
 use crate::registry::options::DeleteOptions;
 use crate::registry::patch::Patch;
 use crate::registry::update::Part;
@@ -85,7 +85,7 @@ fn ephemeral_containers(object: &mut Value, new: &Value) {
 
 fn resize(object: &mut Value, new: &Value) {
     let wanted = new["spec"]["containers"].as_array().cloned().unwrap_or_default();
-    for container in object["spec"]["containers"].as_array_mut().into_iter().flatten() {
+    for container in items_mut(object, &["spec", "containers"]) {
         if let Some(from) = wanted.iter().find(|w| w["name"] == container["name"]) {
             container["resources"] = from["resources"].clone();
             container["resizePolicy"] = from["resizePolicy"].clone();

@@ -4,7 +4,7 @@
 //! The messages are facts of Kubernetes, embedded as text; there is no code per kind.
 //!
 //! Protobuf always carries fields that are no pointers in Go, also when they are empty. An empty
-//! text and a zero that is not one of [`MEANT_ZERO`] therefore say nothing and are left out.
+//! text, a zero and a false that are none of those below therefore say nothing and are left out.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -64,6 +64,31 @@ const MEANT_ZERO: [&str; 28] = [
     "tolerationSeconds",
     "ttlSecondsAfterFinished",
     "value",
+];
+/// Flags that are pointers in Go, where false is not the same as absent.
+const MEANT_FALSE: [&str; 22] = [
+    "allocateLoadBalancerNodePorts",
+    "allowPrivilegeEscalation",
+    "allowVolumeExpansion",
+    "allowed",
+    "attachRequired",
+    "automountServiceAccountToken",
+    "blockOwnerDeletion",
+    "controller",
+    "enableServiceLinks",
+    "hostUsers",
+    "immutable",
+    "optional",
+    "orphanDependents",
+    "podInfoOnMount",
+    "privileged",
+    "readOnlyRootFilesystem",
+    "ready",
+    "runAsNonRoot",
+    "serving",
+    "shareProcessNamespace",
+    "suspend",
+    "terminating",
 ];
 /// Texts that are pointers in Go, where empty is not the same as absent.
 const MEANT_EMPTY: [&str; 1] = ["storageClassName"];
@@ -288,6 +313,7 @@ fn one(object: &mut Map<String, Value>, field: &Field, wire: &Wire<'_>, depth: u
     let says_nothing = match &value {
         Value::Null => true,
         Value::String(text) => text.is_empty() && !MEANT_EMPTY.contains(&field.name),
+        Value::Bool(flag) => !flag && !MEANT_FALSE.contains(&field.name),
         Value::Number(number) => number.as_f64() == Some(0.0) && !MEANT_ZERO.contains(&field.name),
         _ => false,
     };

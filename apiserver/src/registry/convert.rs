@@ -60,7 +60,7 @@ fn rename<'a>(object: Value, names: impl Iterator<Item = (&'a str, &'a str)>) ->
 
 /// `autoscaling/v1` knows one metric: the CPU utilization. Others travel in an annotation.
 fn autoscaler_v1(mut object: Value) -> Value {
-    let metrics = object["spec"].as_object_mut().and_then(|spec| spec.remove("metrics"));
+    let metrics = object.get_mut("spec").and_then(Value::as_object_mut).and_then(|spec| spec.remove("metrics"));
     let mut others = Vec::new();
     for metric in metrics.iter().flat_map(|m| m.as_array().into_iter().flatten()) {
         let utilization = &metric["resource"]["target"]["averageUtilization"];
@@ -79,13 +79,13 @@ fn autoscaler_v1(mut object: Value) -> Value {
 
 fn autoscaler_v2(mut object: Value) -> Value {
     let mut metrics = Vec::new();
-    if let Some(spec) = object["spec"].as_object_mut()
+    if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut)
         && let Some(percent) = spec.remove("targetCPUUtilizationPercentage")
     {
         let target = json!({"type": "Utilization", "averageUtilization": percent});
         metrics.push(json!({"type": "Resource", "resource": {"name": "cpu", "target": target}}));
     }
-    let annotation = object["metadata"]["annotations"].as_object_mut().and_then(|a| a.remove(METRICS_ANNOTATION));
+    let annotation = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut).and_then(|a| a.remove(METRICS_ANNOTATION));
     let others = annotation.and_then(|a| serde_json::from_str::<Vec<Value>>(a.as_str()?).ok());
     metrics.extend(others.into_iter().flatten());
     if !metrics.is_empty() {

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::object::{self, set_meta};
 use super::options::{DeleteOptions, Propagation};
-use super::reads::Filter;
-use super::{Call, MAX_RETRIES, MODIFIED, Registry, convert, generation, options, reads, strategy};
+use super::reads::{At, Filter};
+use super::{Call, MAX_RETRIES, MODIFIED, Registry, convert, generation, reads, strategy};
 use crate::admission;
 use crate::clock::rfc3339;
 
@@ -83,10 +83,10 @@ impl Registry {
         options: &DeleteOptions,
     ) -> Result<Vec<Value>, Error> {
         let prefix = object::prefix(call.resource, &call.namespace).ok_or(Error::UnknownPath)?;
-        let view = self.reads.list(call.resource, &prefix, filter, options::At::Newest, None, None).await?;
+        let view = self.reads.list(call.resource, &prefix, filter, At::Newest, None, None).await?;
         let mut deleted = Vec::with_capacity(view.items.len());
         for item in view.items {
-            let one = Call { name: item.name.clone(), namespace: item.namespace.clone(), ..call.same() };
+            let one = Call { name: item.name().to_owned(), namespace: item.namespace().to_owned(), ..call.same() };
             match self.delete(&one, options).await {
                 Ok(Deleted::Gone(object) | Deleted::Begun(object)) => deleted.push(object),
                 Err(Error::NotFound { .. }) => {}

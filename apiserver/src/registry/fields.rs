@@ -2,7 +2,6 @@
 //! `metadata.namespace`.
 
 use decapod_api::resource::Resource;
-use serde_json::Value;
 
 /// The fields of a kind, as dotted paths into the object.
 pub(crate) fn of(resource: &Resource) -> &'static [&'static str] {
@@ -54,40 +53,20 @@ pub(crate) fn of(resource: &Resource) -> &'static [&'static str] {
     }
 }
 
-/// The text by which a selector compares a field.
-pub(crate) fn text(object: &Value, field: &str) -> String {
-    let field = match field {
+/// Where in the object a field is: mostly where its name says.
+pub(crate) fn path(field: &str) -> &str {
+    match field {
         "status.successful" => "status.succeeded",
         "source" => "source.component",
         other => other,
-    };
-    let value = field.split('.').fold(object, |value, part| &value[part]);
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => default(field).to_owned(),
-        other => other.to_string(),
     }
 }
 
 /// What an absent field compares as.
-fn default(field: &str) -> &'static str {
+pub(crate) fn default(field: &str) -> &'static str {
     match field {
         "spec.unschedulable" | "spec.hostNetwork" => "false",
-        "status.replicas" | "status.succeeded" => "0",
+        "status.replicas" | "status.successful" => "0",
         _ => "",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn values_compare_as_text() {
-        let node = json!({"spec": {"unschedulable": true}});
-        assert_eq!(text(&node, "spec.unschedulable"), "true");
-        assert_eq!(text(&json!({}), "spec.unschedulable"), "false");
-        assert_eq!(text(&json!({}), "spec.nodeName"), "");
     }
 }

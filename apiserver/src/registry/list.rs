@@ -7,8 +7,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use decapod_api::status::Error;
 use serde::{Deserialize, Serialize};
 
-use super::options::{At, ListOptions};
-use super::reads::{Filter, View};
+use super::options::ListOptions;
+use super::reads::{At, Filter, View};
 use super::{Call, Registry, fields, object};
 
 /// Where a list goes on: opaque to clients.
@@ -58,7 +58,7 @@ impl Registry {
             let after = key.strip_prefix(root.as_str()).unwrap_or(key).to_owned();
             encode(&Token { rv: view.revision, after })
         });
-        let remaining = (continue_token.is_some() && filter.is_everything()).then_some(view.remaining);
+        let remaining = view.remaining.filter(|_| continue_token.is_some());
         Ok(Listed { view, continue_token, remaining })
     }
 }

@@ -21,6 +21,13 @@ pub(crate) fn map_mut<'a>(object: &'a mut Value, field: &str) -> &'a mut Map<Str
     slot.as_object_mut().expect("made a map above")
 }
 
+/// The items of a list deep in an object; none if it is not there. Nothing is made on the way,
+/// as indexing would.
+pub(crate) fn items_mut<'a>(object: &'a mut Value, path: &[&str]) -> impl Iterator<Item = &'a mut Value> {
+    let list = path.iter().try_fold(object, |value, field| value.get_mut(*field));
+    list.and_then(Value::as_array_mut).into_iter().flatten()
+}
+
 /// Sets a field of `metadata`, or removes it if the value is null.
 pub(crate) fn set_meta(object: &mut Value, field: &str, value: Value) {
     let meta = meta_mut(object);

@@ -4,6 +4,7 @@ use decapod_api::status::Error;
 use decapod_api::{fields, labels};
 use serde::Deserialize;
 
+use super::reads::At;
 use crate::http::query::Query;
 
 /// What is done about unknown and duplicate fields.
@@ -137,19 +138,6 @@ impl DeleteOptions {
             None => None,
         })
     }
-}
-
-/// Which state a read wants (`resourceVersion` with `resourceVersionMatch`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum At {
-    /// The newest.
-    Newest,
-    /// Any that is there.
-    Any,
-    /// This revision or a later one.
-    NotOlderThan(u64),
-    /// This revision.
-    Exact(u64),
 }
 
 /// `ListOptions`, also of a watch.

@@ -1,36 +1,20 @@
-//! Reading objects: the bytes as they are served, beside the little that selectors need.
+//! Reading through the watch cache: which row of it, how its values are read, and what its errors
+//! are to a client.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use decapod_api::meta;
 use decapod_api::resource::Resource;
 use decapod_api::status::Error;
 use decapod_api::{fields, labels};
-use decapod_storage as storage;
-use futures::StreamExt;
+use decapod_storage::{self as storage, Entry, Store};
 use serde_json::Value;
-use storage::{Change, Entry, Event, Store};
-use tokio::sync::mpsc;
 
-use super::options::At;
-use super::{fields as selectable, object};
+use super::{convert, fields as selectable, object};
+use crate::cache::{self, AsStored, BoxError, Cache, Cacher, Decode, Decoded, Field, Row, Scanner, Selection};
 
-/// An object at one revision, encoded once.
-#[derive(Debug)]
-pub(crate) struct Cached {
-    pub(crate) key: Arc<str>,
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-    pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) fields: Vec<(&'static str, String)>,
-    pub(crate) revision: u64,
-    pub(crate) bytes: Bytes,
-}
+pub(crate) use crate::cache::{At, Object, Query, Start, View, Watching};
 
-/// What a read is about.
+/// What a list or watch selects.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
     pub(crate) labels: labels::Selector,
@@ -38,73 +22,33 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    pub(crate) fn is_everything(&self) -> bool {
-        self.labels.is_everything() && self.fields.is_everything()
-    }
-
-    fn matches(&self, object: &Cached) -> bool {
-        self.labels.matches(&object.labels)
-            && self.fields.matches(|field| match field {
-                "metadata.name" => Some(object.name.as_str()),
-                "metadata.namespace" => Some(object.namespace.as_str()),
-                other => object.fields.iter().find(|(name, _)| *name == other).map(|(_, value)| value.as_str()),
-            })
+    fn under(&self, prefix: &str) -> Selection {
+        Selection { prefix: prefix.into(), labels: self.labels.clone(), fields: self.fields.clone() }
     }
 }
 
-/// A list or a part of one.
-#[derive(Debug)]
-pub(crate) struct View {
-    pub(crate) items: Vec<Arc<Cached>>,
-    pub(crate) revision: u64,
-    /// How many more there are; only known without selectors.
-    pub(crate) remaining: usize,
-    /// The key after which the next part starts.
-    pub(crate) next: Option<Arc<str>>,
-}
-
-/// What a watch delivers.
-#[derive(Clone, Debug)]
-pub(crate) enum WatchEvent {
-    Added(Arc<Cached>),
-    Modified(Arc<Cached>),
-    Deleted(Arc<Cached>),
-    /// All up to this revision was delivered; true ends the initial events.
-    Bookmark(u64, bool),
-}
-
-/// Where a watch starts.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum From {
-    /// After this revision.
-    After(u64),
-    /// With all that is there now, as `ADDED`; then, if asked, the bookmark that ends them.
-    Initial { at: At, bookmark: bool },
-}
-
-/// Events that a watcher may be behind before it is ended.
-const BUFFER: usize = 1024;
-/// Bookmarks come this often, as from kube-apiserver.
-const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Reads over the store.
-#[derive(Clone)]
+/// Reads of all rows.
 pub(crate) struct Reads {
-    store: Arc<dyn Store>,
+    cache: Cache,
 }
 
 impl Reads {
     pub(crate) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+        Self { cache: Cache::new(store) }
+    }
+
+    async fn row(&self, resource: &'static Resource) -> Result<Arc<Cacher>, Error> {
+        let prefix = object::prefix(resource, "").ok_or(Error::UnknownPath)?;
+        let id = format!("{}/{}/{}", resource.group, resource.version, resource.plural);
+        self.cache.row(&id, || make(resource, prefix)).await.map_err(refused)
     }
 
     /// One object, the newest.
-    pub(crate) async fn get(&self, resource: &'static Resource, key: &str) -> Result<Option<Arc<Cached>>, Error> {
-        let entry = self.store.get(key).await.map_err(failed)?;
-        entry.map(|entry| cached(resource, &entry).map(Arc::new)).transpose()
+    pub(crate) async fn get(&self, resource: &'static Resource, key: &str) -> Result<Option<Arc<Object>>, Error> {
+        self.row(resource).await?.get(key).await.map_err(refused)
     }
 
-    /// The objects under a prefix.
+    /// The objects under a prefix of the row.
     pub(crate) async fn list(
         &self,
         resource: &'static Resource,
@@ -114,189 +58,77 @@ impl Reads {
         limit: Option<usize>,
         after: Option<Arc<str>>,
     ) -> Result<View, Error> {
-        let at = match at {
-            At::Exact(revision) => Some(revision),
-            At::NotOlderThan(revision) => {
-                self.wait(revision).await?;
-                None
-            }
-            At::Newest | At::Any => None,
-        };
-        let page = self.store.list(prefix, storage::List { at, limit: None, after }).await.map_err(failed)?;
-        let mut view = View { items: Vec::new(), revision: page.revision, remaining: 0, next: None };
-        for (index, entry) in page.entries.iter().enumerate() {
-            let object = cached(resource, entry)?;
-            if !filter.matches(&object) {
-                continue;
-            }
-            if limit.is_some_and(|limit| view.items.len() >= limit) {
-                view.next = view.items.last().map(|last| last.key.clone());
-                view.remaining = page.entries.len() - index;
-                break;
-            }
-            view.items.push(Arc::new(object));
-        }
-        Ok(view)
+        let query = Query { selection: filter.under(prefix), at, limit, after };
+        self.row(resource).await?.list(&query).await.map_err(refused)
     }
 
-    async fn wait(&self, revision: u64) -> Result<(), Error> {
-        let current = self.store.revision().await.map_err(failed)?;
-        if revision > current {
-            return Err(Error::ResourceVersionTooLarge { requested: revision, current });
-        }
-        Ok(())
-    }
-
-    /// Watches a prefix; the stream ends after an error, or without one if the watcher is slow.
+    /// Follows the objects under a prefix of the row.
     pub(crate) async fn watch(
         &self,
         resource: &'static Resource,
         prefix: &str,
-        filter: Filter,
-        from: From,
+        filter: &Filter,
+        start: Start,
         bookmarks: bool,
-    ) -> Result<mpsc::Receiver<Result<WatchEvent, Error>>, Error> {
-        let (initial, after, end) = match from {
-            From::After(revision) => {
-                self.wait(revision).await?;
-                (Vec::new(), revision, false)
-            }
-            From::Initial { at, bookmark } => {
-                let view = self.list(resource, prefix, &filter, at, None, None).await?;
-                (view.items, view.revision, bookmark)
-            }
-        };
-        let watch = self.store.watch(prefix, after).await.map_err(failed)?;
-        let (sender, receiver) = mpsc::channel(BUFFER);
-        tokio::spawn(async move {
-            for object in initial {
-                if sender.send(Ok(WatchEvent::Added(object))).await.is_err() {
-                    return;
-                }
-            }
-            if end && sender.send(Ok(WatchEvent::Bookmark(after, true))).await.is_err() {
-                return;
-            }
-            feed(resource, watch, filter, sender, after, bookmarks).await;
-        });
-        Ok(receiver)
+    ) -> Result<Watching, Error> {
+        self.row(resource).await?.watch(filter.under(prefix), start, bookmarks).await.map_err(refused)
     }
 }
 
-async fn feed(
+fn make(resource: &'static Resource, prefix: String) -> Row {
+    let names = selectable::of(resource);
+    let scanner = Scanner::new(names.iter().map(|name| field(name)).collect());
+    let decoder: Arc<dyn Decode> = if convert::shared(resource) {
+        Arc::new(Converted { resource, scanner })
+    } else {
+        Arc::new(AsStored(scanner))
+    };
+    Row { prefix, decoder, fields: names.iter().map(|&name| name.to_owned()).collect() }
+}
+
+fn field(name: &str) -> Field {
+    let (path, default) = (selectable::path(name), selectable::default(name));
+    Field { path: path.to_owned(), default: default.to_owned(), ..Field::new(name) }
+}
+
+/// A row that shares its storage with another: its objects are converted when they are read.
+struct Converted {
     resource: &'static Resource,
-    mut watch: storage::Watch,
-    filter: Filter,
-    sender: mpsc::Sender<Result<WatchEvent, Error>>,
-    mut seen: u64,
-    bookmarks: bool,
-) {
-    let mut tick = tokio::time::interval(BOOKMARK_INTERVAL);
-    tick.tick().await;
-    loop {
-        let event = tokio::select! {
-            () = sender.closed() => return,
-            _ = tick.tick() => {
-                if bookmarks && sender.send(Ok(WatchEvent::Bookmark(seen, false))).await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            event = watch.next() => event,
-        };
-        let changes = match event {
-            None => return,
-            Some(Ok(Event::Progress(revision))) => {
-                seen = revision;
-                continue;
-            }
-            Some(Ok(Event::Changes(changes))) => changes,
-            Some(Err(error)) => {
-                drop(sender.send(Err(failed(error))).await);
-                return;
-            }
-        };
-        for change in changes {
-            match translate(resource, &change, &filter) {
-                Ok((revision, event)) => {
-                    seen = revision;
-                    if let Some(event) = event && sender.send(Ok(event)).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    drop(sender.send(Err(error)).await);
-                    return;
-                }
-            }
-        }
+    scanner: Scanner,
+}
+
+impl Decode for Converted {
+    fn decode(&self, entry: &Entry) -> Result<Decoded, BoxError> {
+        let stored: Value = serde_json::from_slice(&entry.value)?;
+        let body = object::encode(&convert::served(self.resource, stored));
+        let facts = self.scanner.scan(&body)?;
+        Ok(Decoded { body, facts })
     }
-}
-
-fn translate(
-    resource: &'static Resource,
-    change: &Change,
-    filter: &Filter,
-) -> Result<(u64, Option<WatchEvent>), Error> {
-    match change {
-        Change::Put { entry, previous } => {
-            let now = cached(resource, entry)?;
-            let matched = match previous {
-                Some(previous) => filter.matches(&cached(resource, previous)?),
-                None => false,
-            };
-            let event = match (matched, filter.matches(&now)) {
-                (false, false) => None,
-                (false, true) => Some(WatchEvent::Added(Arc::new(now))),
-                (true, true) => Some(WatchEvent::Modified(Arc::new(now))),
-                (true, false) => Some(WatchEvent::Deleted(Arc::new(now))),
-            };
-            Ok((entry.modified, event))
-        }
-        Change::Delete { previous, revision } => {
-            let last = Entry { modified: *revision, ..Entry::clone(previous) };
-            let last = cached(resource, &last)?;
-            let event = filter.matches(&last).then(|| WatchEvent::Deleted(Arc::new(last)));
-            Ok((*revision, event))
-        }
-    }
-}
-
-fn cached(resource: &'static Resource, entry: &Entry) -> Result<Cached, Error> {
-    let object = object::decode(&entry.value, entry.modified)
-        .map_err(|e| Error::Internal(format!("{} cannot be decoded: {e}", entry.key)))?;
-    let labels = meta::labels(&object).into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-    let fields = selectable::of(resource).iter().map(|&f| (f, selectable::text(&object, f))).collect();
-    Ok(Cached {
-        key: entry.key.clone(),
-        namespace: meta::namespace(&object).to_owned(),
-        name: meta::name(&object).to_owned(),
-        labels,
-        fields,
-        revision: entry.modified,
-        bytes: served(&object),
-    })
-}
-
-/// The object with kind, apiVersion and metadata first.
-fn served(object: &Value) -> Bytes {
-    object.to_string().into()
 }
 
 /// What a failure of the store is to a client.
 pub(crate) fn failed(error: storage::Error) -> Error {
+    refused(error.into())
+}
+
+/// What a failure of the cache is to a client.
+pub(crate) fn refused(error: cache::Error) -> Error {
     match error {
-        storage::Error::Compacted { .. } => Error::Expired {
-            message: "The resourceVersion for the provided watch is too old.".to_owned(),
+        cache::Error::Expired { requested, oldest } => Error::Expired {
+            message: format!("too old resource version: {requested} ({oldest})"),
             continue_token: None,
         },
-        storage::Error::Future { requested, current } => Error::ResourceVersionTooLarge { requested, current },
-        storage::Error::Lagged => Error::Expired {
-            message: "the watcher did not keep up".to_owned(),
-            continue_token: None,
-        },
-        other => {
-            tracing::error!(error = &other as &dyn std::error::Error, "the store failed");
+        cache::Error::Ended => {
+            Error::Expired { message: "too old resource version: the watch must start anew".to_owned(), continue_token: None }
+        }
+        cache::Error::Future { requested, current } => Error::ResourceVersionTooLarge { requested, current },
+        cache::Error::Timeout => Error::Timeout("the cache did not catch up with the store in time".to_owned()),
+        other @ cache::Error::Unreadable { .. } => {
+            tracing::error!(error = %other, "an object cannot be read");
+            Error::Internal(other.to_string())
+        }
+        cache::Error::Store(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
             Error::Unavailable("the store is unavailable".to_owned())
         }
     }

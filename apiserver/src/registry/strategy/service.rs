@@ -9,6 +9,7 @@ use decapod_api::field;
 use serde_json::{Value, json};
 
 use super::super::allocate::{Allocation, Claim, allocations};
+use super::super::object::items_mut;
 use super::super::{Call, Registry};
 use super::Strategy;
 
@@ -164,7 +165,7 @@ fn drop_unneeded(new: &mut Value, old: &Value) {
     }
     if needs_node_ports(old) && !needs_node_ports(new) {
         let before: Vec<u16> = ports(old).iter().filter_map(node_port).collect();
-        for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        for port in items_mut(new, &["spec", "ports"]) {
             if node_port(port).is_some_and(|p| before.contains(&p))
                 && let Some(port) = port.as_object_mut()
             {
@@ -185,7 +186,7 @@ fn carry_over(new: &mut Value, old: &Value) {
         return;
     }
     let mut used: Vec<u16> = ports(new).iter().filter_map(node_port).collect();
-    for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
+    for port in items_mut(new, &["spec", "ports"]) {
         if node_port(port).is_some() {
             continue;
         }
