@@ -37,8 +37,3 @@ pub(crate) fn chain_id(chain: &str) -> [u8; 8] {
 pub(crate) fn slot(chain: &str, number: u32) -> Vec<u8> {
     [chain_id(chain).as_slice(), &number.to_ne_bytes()].concat()
 }
-
-/// (chain . address . port)
-pub(crate) fn member(chain: &str, address: Ipv4Addr, port: u16) -> Vec<u8> {
-    [chain_id(chain).as_slice(), &target(address, port)].concat()
-}

@@ -35,9 +35,7 @@ const NAT_DESTINATION: u32 = 1;
 const NAT_RANDOM_FULLY: u32 = 1 << 4;
 const COMPARE_EQUAL: u32 = 0;
 const COMPARE_NOT_EQUAL: u32 = 1;
-const DYNSET_ADD: u32 = 0;
 const DYNSET_UPDATE: u32 = 1;
-const DYNSET_DELETE: u32 = 2;
 /// The size of an interface's name in the kernel, terminator included.
 const INTERFACE_NAME: usize = 16;
 
@@ -50,8 +48,6 @@ impl Register {
     pub(crate) const KEY: Self = Self(8);
     /// Where a target (address and port) is put together.
     pub(crate) const TARGET: Self = Self(16);
-    /// The two registers before the target: a chain's id and the target are one key.
-    const MEMBER: Self = Self(14);
 
     const fn plus(self, words: u32) -> Self {
         Self(self.0 + words)
@@ -98,7 +94,7 @@ impl Rule<'_> {
 
     /// Loads (source address . destination address) into [`Register::KEY`].
     pub(crate) fn load_addresses(&mut self) -> &mut Self {
-        self.payload(BASE_NETWORK, 12, 8, Register::KEY)
+        self.payload(BASE_NETWORK, 12, 4, Register::KEY).payload(BASE_NETWORK, 16, 4, Register::KEY.plus(1))
     }
 
     /// Loads the source address into [`Register::KEY`].
@@ -191,20 +187,20 @@ impl Rule<'_> {
         self.lookup(set, Register::KEY, Some(Register::TARGET))
     }
 
-    /// Goes on if the set has (`chain` . [`Register::TARGET`]).
-    pub(crate) fn member_target(&mut self, chain: [u8; 8], set: &str) -> &mut Self {
-        self.immediate(Register::MEMBER, &chain).lookup(set, Register::MEMBER, None)
+    /// Loads (`chain` . a random number below `count`) into [`Register::KEY`].
+    pub(crate) fn choose_slot(&mut self, chain: [u8; 8], count: u32) -> &mut Self {
+        let (high, low) = chain.split_at(4);
+        self.immediate(Register::KEY, high).immediate(Register::KEY.plus(1), low).expression("numgen", |e| {
+            e.attr_be32(1, Register::KEY.plus(2).0);
+            e.attr_be32(2, count);
+            e.attr_be32(3, 1);
+        })
     }
 
-    /// Loads one of `count` targets of a chain at random from the map `set` into [`Register::TARGET`].
-    pub(crate) fn choose_target(&mut self, chain: [u8; 8], count: u32, set: &str) -> &mut Self {
-        self.immediate(Register::KEY, &chain)
-            .expression("numgen", |e| {
-                e.attr_be32(1, Register::KEY.plus(2).0);
-                e.attr_be32(2, count);
-                e.attr_be32(3, 1);
-            })
-            .lookup_target(set)
+    /// Loads a fixed target into [`Register::TARGET`].
+    pub(crate) fn load_target(&mut self, address: Ipv4Addr, port: u16) -> &mut Self {
+        self.immediate(Register::TARGET, &address.octets())
+            .immediate(Register::TARGET.plus(1), &port.to_be_bytes())
     }
 
     /// Translates the destination to [`Register::TARGET`] and ends.
@@ -222,15 +218,14 @@ impl Rule<'_> {
         self.expression("masq", |e| e.attr_be32(1, NAT_RANDOM_FULLY))
     }
 
-    /// Remembers in the map `set` that [`Register::KEY`] goes to [`Register::TARGET`], in place of what
-    /// was remembered.
+    /// Adds [`Register::KEY`] to the set, or keeps it there for its whole timeout again. Goes on only if
+    /// there is room.
     pub(crate) fn remember(&mut self, set: &str) -> &mut Self {
-        self.dynset(set, DYNSET_DELETE).dynset(set, DYNSET_ADD)
-    }
-
-    /// Keeps for its whole timeout again what the map `set` remembers for [`Register::KEY`].
-    pub(crate) fn refresh(&mut self, set: &str) -> &mut Self {
-        self.dynset(set, DYNSET_UPDATE)
+        self.expression("dynset", |e| {
+            e.attr_str(1, set);
+            e.attr_be32(3, DYNSET_UPDATE);
+            e.attr_be32(4, Register::KEY.0);
+        })
     }
 
     /// Refuses the packet and ends.
@@ -330,15 +325,6 @@ impl Rule<'_> {
             if let Some(to) = to {
                 e.attr_be32(3, to.0);
             }
-        })
-    }
-
-    fn dynset(&mut self, set: &str, operation: u32) -> &mut Self {
-        self.expression("dynset", |e| {
-            e.attr_str(1, set);
-            e.attr_be32(3, operation);
-            e.attr_be32(4, Register::KEY.0);
-            e.attr_be32(5, Register::TARGET.0);
         })
     }
 }

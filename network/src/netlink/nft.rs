@@ -33,7 +33,8 @@ const LIST_ELEMENT: u16 = 1;
 
 /// Bits per part of a compound type, as the `nft` program reads it.
 const TYPE_BITS: u32 = 6;
-const TYPE_INTEGER: u32 = 4;
+/// A number in the machine's order: `nft` lists compound keys only of types whose length it knows.
+const TYPE_MARK: u32 = 19;
 const TYPE_ADDRESS: u32 = 7;
 const TYPE_PROTOCOL: u32 = 12;
 const TYPE_PORT: u32 = 13;
@@ -79,8 +80,6 @@ pub(crate) enum Verdict<'a> {
 pub(crate) enum Type {
     /// A chain's id and a number, in the machine's order.
     Slot,
-    /// A chain's id, address and port.
-    Member,
     /// An IPv4 address.
     Address,
     /// Source and destination.
@@ -97,8 +96,7 @@ impl Type {
     /// The type's number, and its length in bytes.
     fn describe(self) -> (u32, u32) {
         let parts: &[u32] = match self {
-            Self::Slot => &[TYPE_INTEGER, TYPE_INTEGER, TYPE_INTEGER],
-            Self::Member => &[TYPE_INTEGER, TYPE_INTEGER, TYPE_ADDRESS, TYPE_PORT],
+            Self::Slot => &[TYPE_MARK, TYPE_MARK, TYPE_MARK],
             Self::Address => &[TYPE_ADDRESS],
             Self::AddressPair => &[TYPE_ADDRESS, TYPE_ADDRESS],
             Self::Target => &[TYPE_ADDRESS, TYPE_PORT],

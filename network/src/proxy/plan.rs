@@ -2,7 +2,8 @@
 //!
 //! A port of a Service has up to four chains. `svc/…` is for its ClusterIP; `ext/…` for what comes from
 //! outside (NodePort, external and load balancer IPs); `all/…` reaches every endpoint where a traffic
-//! policy narrows the other two; `lb/…` admits the sources that a load balancer's Service names.
+//! policy narrows the other two; `lb/…` admits the sources that a load balancer's Service names. Where
+//! clients are remembered, each endpoint has a chain `ep/…` too.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -13,7 +14,7 @@ use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::endpoint::Endpoints;
-use super::ruleset::{Frontend, Rule, ServiceRules, Target};
+use super::ruleset::{Endpoint, Frontend, Rule, ServiceRules, Target};
 use crate::protocol::Protocol;
 use crate::world::World;
 
@@ -51,6 +52,15 @@ fn is_ours(service: &Service) -> bool {
     let external_name = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
     let address = spec.and_then(|spec| spec.cluster_ip.as_deref()).unwrap_or_default();
     !labelled && !external_name && !matches!(address, "" | "None")
+}
+
+/// Which endpoints a chain balances among.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// All.
+    Cluster,
+    /// Those of this node.
+    Local,
 }
 
 /// One port of a Service.
@@ -95,31 +105,26 @@ impl<'a> Plan<'a> {
     }
 
     fn write(&self, rules: &mut ServiceRules) {
-        let affinity = self.affinity();
-        if let Some((name, seconds)) = &affinity {
-            rules.affinities.insert(name.clone(), *seconds);
-        }
-        let affinity = affinity.map(|(name, _)| name);
-        let internal = self.spec.internal_traffic_policy.as_deref() != Some("Local");
-        let inside = if internal { &self.cluster } else { &self.local };
+        let is_inside_local = self.spec.internal_traffic_policy.as_deref() == Some("Local");
+        let inside = if is_inside_local { Scope::Local } else { Scope::Cluster };
         let masquerade = Rule::MasqueradeUnlessFrom(self.node.cluster_cidr);
         let svc = self.chain("svc");
-        self.balance(rules, &svc, vec![masquerade.clone()], inside, &affinity);
+        self.balance(rules, &svc, vec![masquerade.clone()], inside);
         for address in ipv4(self.spec.cluster_ips.iter().flatten().chain(&self.spec.cluster_ip)) {
             self.lead(rules, Frontend::Ip(address, self.protocol, self.port), &svc);
         }
         if self.has_outside() {
-            let all = if internal { svc } else { self.chain("all") };
-            self.write_outside(rules, &all, &affinity);
-            if !internal && self.is_outside_local() {
-                self.balance(rules, &all, vec![masquerade], &self.cluster, &affinity);
+            let all = if is_inside_local { self.chain("all") } else { svc };
+            self.write_outside(rules, &all);
+            if is_inside_local && self.is_outside_local() {
+                self.balance(rules, &all, vec![masquerade], Scope::Cluster);
             }
         }
         rules.hairpins.extend(self.local.iter().map(|target| target.address));
     }
 
     /// The chains and frontends for what comes from outside of the cluster.
-    fn write_outside(&self, rules: &mut ServiceRules, all: &str, affinity: &Option<String>) {
+    fn write_outside(&self, rules: &mut ServiceRules, all: &str) {
         let ext = self.chain("ext");
         if self.is_outside_local() {
             // The policy is for clients outside: the cluster itself reaches every endpoint.
@@ -127,9 +132,9 @@ impl<'a> Plan<'a> {
                 Rule::GotoFrom(self.node.cluster_cidr, all.to_owned()),
                 Rule::GotoFromLocal(all.to_owned()),
             ];
-            self.balance(rules, &ext, exceptions, &self.local, affinity);
+            self.balance(rules, &ext, exceptions, Scope::Local);
         } else {
-            self.balance(rules, &ext, vec![Rule::Masquerade], &self.cluster, affinity);
+            self.balance(rules, &ext, vec![Rule::Masquerade], Scope::Cluster);
         }
         if let Some(port) = self.node_port {
             self.lead(rules, Frontend::Port(self.protocol, port), &ext);
@@ -156,15 +161,9 @@ impl<'a> Plan<'a> {
         admit.chain(others).collect()
     }
 
-    /// Makes a chain that balances among the targets after the rules `first`.
-    fn balance(
-        &self,
-        rules: &mut ServiceRules,
-        chain: &str,
-        first: Vec<Rule>,
-        targets: &[Target],
-        affinity: &Option<String>,
-    ) {
+    /// Makes a chain that balances among the endpoints in `scope` after the rules `first`.
+    fn balance(&self, rules: &mut ServiceRules, chain: &str, first: Vec<Rule>, scope: Scope) {
+        let targets = if scope == Scope::Local { &self.local } else { &self.cluster };
         let mut list = first;
         if self.cluster.is_empty() {
             list = vec![Rule::Reject];
@@ -173,14 +172,42 @@ impl<'a> Plan<'a> {
             list.push(Rule::Drop);
         } else {
             let count = u32::try_from(targets.len()).expect("far fewer endpoints than 2^32");
-            list.push(Rule::Balance { count, affinity: affinity.clone() });
+            let endpoints = match self.affinity() {
+                None => {
+                    list.push(Rule::Balance(count));
+                    targets.iter().map(|target| Endpoint::Target(*target)).collect()
+                }
+                Some(seconds) => {
+                    let (remembered, chains) = self.remember(rules, targets, seconds);
+                    list.extend(remembered);
+                    list.push(Rule::BalanceChains(count));
+                    chains
+                }
+            };
             let slots = (0..).map(|number| (chain.to_owned(), number));
-            rules.endpoints.extend(slots.zip(targets.iter().copied()));
-            if affinity.is_some() {
-                rules.members.extend(targets.iter().map(|target| (chain.to_owned(), *target)));
-            }
+            rules.endpoints.extend(slots.zip(endpoints));
         }
         rules.chains.insert(chain.to_owned(), list);
+    }
+
+    /// Makes the endpoints' own chains and sets of clients. Returns the rules that send clients where
+    /// they were sent before, and the chains: those that balance among one endpoint share them.
+    fn remember(
+        &self,
+        rules: &mut ServiceRules,
+        targets: &[Target],
+        seconds: u32,
+    ) -> (Vec<Rule>, Vec<Endpoint>) {
+        let made = targets.iter().map(|target| {
+            let name = format!("{}/{}:{}", self.suffix, target.address, target.port);
+            // A set's timeout cannot be changed, so it is part of its name.
+            let (set, chain) = (format!("affinity/{name}/{seconds}"), format!("ep/{name}"));
+            rules.affinities.insert(set.clone(), seconds);
+            let list = vec![Rule::Remember(set.clone()), Rule::Translate(*target)];
+            rules.chains.insert(chain.clone(), list);
+            (Rule::GotoRemembered { set, chain: chain.clone() }, Endpoint::Chain(chain))
+        });
+        made.unzip()
     }
 
     fn lead(&self, rules: &mut ServiceRules, frontend: Frontend, chain: &str) {
@@ -200,15 +227,14 @@ impl<'a> Plan<'a> {
         self.spec.external_traffic_policy.as_deref() == Some("Local")
     }
 
-    fn affinity(&self) -> Option<(String, u32)> {
+    /// How many seconds clients are remembered, if the Service wants that.
+    fn affinity(&self) -> Option<u32> {
         if self.spec.session_affinity.as_deref() != Some("ClientIP") {
             return None;
         }
         let config = self.spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
         let seconds = config.and_then(|config| u32::try_from(config.timeout_seconds?).ok());
-        let seconds = seconds.unwrap_or(AFFINITY_SECONDS);
-        // The timeout is part of the name: a map's timeout cannot be changed.
-        Some((format!("{}/{seconds}", self.chain("aff")), seconds))
+        Some(seconds.unwrap_or(AFFINITY_SECONDS))
     }
 
     fn chain(&self, kind: &str) -> String {

@@ -2,15 +2,16 @@
 //!
 //! A packet's first lookup finds its Service, whatever the number of Services: by (address . protocol .
 //! port), or by (protocol . port) if the address is the node's own. A second finds its endpoint: by (chain
-//! . number). Nothing is ever searched rule by rule, and there is no set per Service: the kernel searches
+//! . number). Nothing is searched rule by rule, but for the endpoints of a Service that remembers its
+//! clients; and there is no set per Service: the kernel searches
 //! the sets of a table one by one when rules refer to them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::ruleset::{Delta, Frontend, Rule, Slot, Target};
+use super::ruleset::{Delta, Endpoint, Frontend, Rule, Slot};
 use crate::key;
 use crate::netlink::expression::{End, Refusal};
 use crate::netlink::nft::{Element, Hook, Point, Set, Transaction, Type, Value, Values, Verdict};
@@ -19,7 +20,7 @@ use crate::protocol::Protocol;
 const IPS: &str = "service-ips";
 const PORTS: &str = "service-ports";
 const ENDPOINTS: &str = "endpoints";
-const MEMBERS: &str = "members";
+const ENDPOINT_CHAINS: &str = "endpoint-chains";
 const HAIRPIN: &str = "hairpin";
 const REJECT: &str = "reject";
 
@@ -42,7 +43,7 @@ pub(super) fn base(transaction: &mut Transaction<'_>, service_cidrs: &[Ipv4Net])
     transaction.set_create(set(IPS, Type::ServiceIp, Values::Verdicts));
     transaction.set_create(set(PORTS, Type::ServicePort, Values::Verdicts));
     transaction.set_create(set(ENDPOINTS, Type::Slot, Values::Of(Type::Target)));
-    transaction.set_create(set(MEMBERS, Type::Member, Values::None));
+    transaction.set_create(set(ENDPOINT_CHAINS, Type::Slot, Values::Verdicts));
     transaction.set_create(set(HAIRPIN, Type::AddressPair, Values::None));
     for (chain, hook) in [("prerouting", PREROUTING), ("output", OUTPUT)] {
         transaction.chain_base(chain, hook);
@@ -76,8 +77,8 @@ pub(super) fn base(transaction: &mut Transaction<'_>, service_cidrs: &[Ipv4Net])
 /// any more.
 pub(super) fn delta(transaction: &mut Transaction<'_>, delta: &Delta) {
     for (name, seconds) in &delta.affinities_new {
-        let values = Values::Of(Type::Target);
-        transaction.set_create(Set { name, keys: Type::Address, values, timeout_seconds: Some(*seconds) });
+        let timeout_seconds = Some(*seconds);
+        transaction.set_create(Set { name, keys: Type::Address, values: Values::None, timeout_seconds });
     }
     delta.chains_new.keys().for_each(|name| transaction.chain_create(name));
     delta.chains_changed.keys().for_each(|name| transaction.chain_flush(name));
@@ -97,21 +98,24 @@ pub(super) fn delta(transaction: &mut Transaction<'_>, delta: &Delta) {
 }
 
 fn endpoints(transaction: &mut Transaction<'_>, delta: &Delta) {
-    let slot = |(chain, number): &Slot, target: &Target| Element {
-        key: key::slot(chain, *number),
-        value: Value::Bytes(key::target(target.address, target.port)),
+    for set in [ENDPOINTS, ENDPOINT_CHAINS] {
+        let changed = || delta.endpoints.iter();
+        let gone: Vec<_> =
+            changed().filter_map(|(slot, (from, _))| slot_element(set, slot, from.as_ref()?)).collect();
+        transaction.elements_delete(set, &gone);
+        let new: Vec<_> =
+            changed().filter_map(|(slot, (_, to))| slot_element(set, slot, to.as_ref()?)).collect();
+        transaction.elements_add(set, &new);
+    }
+}
+
+/// What stands at a slot as an element of `set`, if it belongs there.
+fn slot_element<'e>(set: &str, (chain, number): &Slot, endpoint: &'e Endpoint) -> Option<Element<'e>> {
+    let (home, value) = match endpoint {
+        Endpoint::Target(target) => (ENDPOINTS, Value::Bytes(key::target(target.address, target.port))),
+        Endpoint::Chain(chain) => (ENDPOINT_CHAINS, Value::Verdict(Verdict::Goto(chain))),
     };
-    let changed = || delta.endpoints.iter();
-    let gone: Vec<_> = changed().filter_map(|(at, (from, _))| Some(slot(at, from.as_ref()?))).collect();
-    transaction.elements_delete(ENDPOINTS, &gone);
-    let new: Vec<_> = changed().filter_map(|(at, (_, to))| Some(slot(at, to.as_ref()?))).collect();
-    transaction.elements_add(ENDPOINTS, &new);
-    let members = |members: &BTreeSet<(String, Target)>| -> Vec<_> {
-        let keys = members.iter().map(|(chain, target)| key::member(chain, target.address, target.port));
-        keys.map(|key| Element { key, value: Value::None }).collect()
-    };
-    transaction.elements_delete(MEMBERS, &members(&delta.members_gone));
-    transaction.elements_add(MEMBERS, &members(&delta.members_new));
+    (home == set).then(|| Element { key: key::slot(chain, *number), value })
 }
 
 fn frontends(
@@ -157,24 +161,20 @@ fn rule_write(transaction: &mut Transaction<'_>, chain: &str, rule: &Rule) {
         Rule::GotoFromLocal(other) => transaction.rule(chain, |r| {
             r.address_local(End::Source).verdict(Verdict::Goto(other));
         }),
-        Rule::Balance { count, affinity } => balance(transaction, chain, *count, affinity.as_deref()),
+        Rule::GotoRemembered { set, chain: other } => transaction.rule(chain, |r| {
+            r.load_source().lookup_member(set).verdict(Verdict::Goto(other));
+        }),
+        Rule::Remember(set) => transaction.rule(chain, |r| _ = r.load_source().remember(set)),
+        Rule::Translate(target) => transaction.rule(chain, |r| {
+            r.load_target(target.address, target.port).translate();
+        }),
+        Rule::Balance(count) => transaction.rule(chain, |r| {
+            r.choose_slot(key::chain_id(chain), *count).lookup_target(ENDPOINTS).translate();
+        }),
+        Rule::BalanceChains(count) => transaction.rule(chain, |r| {
+            r.choose_slot(key::chain_id(chain), *count).lookup_verdict(ENDPOINT_CHAINS);
+        }),
         Rule::Reject => transaction.rule(chain, |r| _ = r.mark(MARK_REJECT)),
         Rule::Drop => transaction.rule(chain, |r| _ = r.verdict(Verdict::Drop)),
     }
-}
-
-/// Sends the packet to where the client was sent before, or to one of the endpoints at random.
-fn balance(transaction: &mut Transaction<'_>, chain: &str, count: u32, affinity: Option<&str>) {
-    let id = key::chain_id(chain);
-    if let Some(map) = affinity {
-        // Endpoints come and go while clients are remembered: only one of now will do.
-        transaction.rule(chain, |r| {
-            r.load_source().lookup_target(map).member_target(id, MEMBERS).refresh(map).translate();
-        });
-        transaction.rule(chain, |r| {
-            r.choose_target(id, count, ENDPOINTS).load_source().remember(map).translate();
-        });
-        // What follows is reached when the map is full: better any endpoint than none.
-    }
-    transaction.rule(chain, |r| _ = r.choose_target(id, count, ENDPOINTS).translate());
 }

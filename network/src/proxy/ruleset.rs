@@ -1,7 +1,7 @@
 //! The desired rule set as plain data, and how it changes.
 //!
-//! A Service contributes chains with their endpoints, frontends (what leads to a chain), affinity maps
-//! and hairpins. Chains and affinity maps belong to one Service; a frontend may be claimed by several (two Services with one
+//! A Service contributes chains with their endpoints, frontends (what leads to a chain), affinity sets
+//! and hairpins. Chains and affinity sets belong to one Service; a frontend may be claimed by several (two Services with one
 //! external IP), and the first by name has it; a hairpin is shared.
 //!
 //! **Invariant**: [`Ruleset::service_set`] returns exactly the difference between the rule set before and
@@ -45,12 +45,29 @@ pub(crate) enum Rule {
     GotoFrom(Ipv4Net, String),
     /// The chain decides for packets from this node itself.
     GotoFromLocal(String),
-    /// One of the chain's so many endpoints, at random or as remembered by the affinity map.
-    Balance { count: u32, affinity: Option<String> },
+    /// The chain decides for clients that the set remembers.
+    GotoRemembered { set: String, chain: String },
+    /// The set remembers the client.
+    Remember(String),
+    /// The endpoint takes the connection.
+    Translate(Target),
+    /// One of the chain's so many endpoints, at random.
+    Balance(u32),
+    /// The same, where endpoints are chains.
+    BalanceChains(u32),
     /// Refuses at once: nobody serves.
     Reject,
     /// Drops silently: others serve, not this node.
     Drop,
+}
+
+/// What stands at a number of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// The endpoint itself.
+    Target(Target),
+    /// A chain that leads to it and remembers the client.
+    Chain(String),
 }
 
 /// What one Service needs.
@@ -59,12 +76,10 @@ pub(crate) struct ServiceRules {
     /// Chains by name.
     pub(crate) chains: BTreeMap<String, Vec<Rule>>,
     /// The endpoints among which chains balance, numbered from zero.
-    pub(crate) endpoints: BTreeMap<Slot, Target>,
-    /// The endpoints that clients may be sent to again, for chains with affinity.
-    pub(crate) members: BTreeSet<(String, Target)>,
+    pub(crate) endpoints: BTreeMap<Slot, Endpoint>,
     /// What leads to which chain.
     pub(crate) frontends: BTreeMap<Frontend, String>,
-    /// Affinity maps by name, with the seconds that an idle client is remembered.
+    /// Sets of clients that endpoints serve, by name, with the seconds that an idle client is remembered.
     pub(crate) affinities: BTreeMap<String, u32>,
     /// Endpoints of this node: a connection from one to itself needs another source address.
     pub(crate) hairpins: BTreeSet<Ipv4Addr>,
@@ -90,14 +105,10 @@ pub(crate) struct Delta {
     /// Chains that are gone.
     pub(crate) chains_gone: BTreeSet<String>,
     /// Slots whose endpoint is another than before: from, to.
-    pub(crate) endpoints: BTreeMap<Slot, (Option<Target>, Option<Target>)>,
-    /// Members that are new.
-    pub(crate) members_new: BTreeSet<(String, Target)>,
-    /// Members that are gone.
-    pub(crate) members_gone: BTreeSet<(String, Target)>,
-    /// Affinity maps that are new, with their timeout in seconds.
+    pub(crate) endpoints: BTreeMap<Slot, (Option<Endpoint>, Option<Endpoint>)>,
+    /// Affinity sets that are new, with their timeout in seconds.
     pub(crate) affinities_new: BTreeMap<String, u32>,
-    /// Affinity maps that are gone.
+    /// Affinity sets that are gone.
     pub(crate) affinities_gone: BTreeSet<String>,
     /// Frontends that lead to another chain than before: from, to.
     pub(crate) frontends: BTreeMap<Frontend, (Option<String>, Option<String>)>,
@@ -123,7 +134,7 @@ impl Ruleset {
         }
         delta.chains(&old.chains, &new.chains);
         delta.affinities(&old.affinities, &new.affinities);
-        delta.endpoints(&old, &new);
+        delta.endpoints(&old.endpoints, &new.endpoints);
         let changed: BTreeSet<Frontend> = old.frontends.keys().chain(new.frontends.keys()).copied().collect();
         for frontend in changed {
             self.claim(key, frontend, new.frontends.get(&frontend), delta);
@@ -147,7 +158,7 @@ impl Ruleset {
         for rules in self.services.values() {
             delta.chains(&BTreeMap::new(), &rules.chains);
             delta.affinities(&BTreeMap::new(), &rules.affinities);
-            delta.endpoints(&ServiceRules::default(), rules);
+            delta.endpoints(&BTreeMap::new(), &rules.endpoints);
             delta.flows.extend(rules.flows.keys());
         }
         for (frontend, claims) in &self.claims {
@@ -202,12 +213,11 @@ impl Delta {
     pub(crate) fn is_empty(&self) -> bool {
         let chains =
             [self.chains_new.is_empty(), self.chains_changed.is_empty(), self.chains_gone.is_empty()];
-        let maps = [self.affinities_new.is_empty(), self.affinities_gone.is_empty()];
-        let endpoints =
-            [self.endpoints.is_empty(), self.members_new.is_empty(), self.members_gone.is_empty()];
+        let maps =
+            [self.endpoints.is_empty(), self.affinities_new.is_empty(), self.affinities_gone.is_empty()];
         let elements =
             [self.frontends.is_empty(), self.hairpins_new.is_empty(), self.hairpins_gone.is_empty()];
-        [&chains[..], &maps, &endpoints, &elements].concat().into_iter().all(|empty| empty)
+        [&chains[..], &maps, &elements].concat().into_iter().all(|empty| empty)
     }
 
     fn chains(&mut self, old: &BTreeMap<String, Vec<Rule>>, new: &BTreeMap<String, Vec<Rule>>) {
@@ -229,16 +239,14 @@ impl Delta {
         self.affinities_gone.extend(old.keys().filter(|name| !new.contains_key(*name)).cloned());
     }
 
-    fn endpoints(&mut self, old: &ServiceRules, new: &ServiceRules) {
-        let slots: BTreeSet<_> = old.endpoints.keys().chain(new.endpoints.keys()).collect();
+    fn endpoints(&mut self, old: &BTreeMap<Slot, Endpoint>, new: &BTreeMap<Slot, Endpoint>) {
+        let slots: BTreeSet<_> = old.keys().chain(new.keys()).collect();
         for slot in slots {
-            let (from, to) = (old.endpoints.get(slot).copied(), new.endpoints.get(slot).copied());
+            let (from, to) = (old.get(slot), new.get(slot));
             if from != to {
-                self.endpoints.insert(slot.clone(), (from, to));
+                self.endpoints.insert(slot.clone(), (from.cloned(), to.cloned()));
             }
         }
-        self.members_new.extend(new.members.difference(&old.members).cloned());
-        self.members_gone.extend(old.members.difference(&new.members).cloned());
     }
 
     fn frontend(&mut self, frontend: Frontend, before: Option<String>, after: Option<String>) {

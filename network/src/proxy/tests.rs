@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::plan::{self, Node};
-use super::ruleset::{Delta, Frontend, Rule, Ruleset, ServiceRules, Slot, Target};
+use super::ruleset::{Delta, Endpoint, Frontend, Rule, Ruleset, ServiceRules, Slot, Target};
 use crate::netlink::conntrack::{Flow, Tuple};
 use crate::protocol::Protocol;
 use crate::proxy::flow::is_stale;
@@ -69,7 +69,11 @@ fn target(address: [u8; 4]) -> Target {
 
 fn targets(rules: &ServiceRules, chain: &str) -> Vec<Ipv4Addr> {
     let slots = rules.endpoints.iter().filter(|((of, _), _)| of == chain);
-    slots.map(|(_, target)| target.address).collect()
+    let target = |endpoint: &Endpoint| match endpoint {
+        Endpoint::Target(target) => target.address,
+        Endpoint::Chain(chain) => panic!("{chain} in place of an address"),
+    };
+    slots.map(|(_, endpoint)| target(endpoint)).collect()
 }
 
 const SVC: &str = "svc/default/web/tcp/80";
@@ -167,8 +171,7 @@ fn a_udp_flow_is_stale_when_its_target_is_gone() {
 #[derive(Debug, Default, PartialEq)]
 struct Model {
     chains: BTreeMap<String, Vec<Rule>>,
-    endpoints: BTreeMap<Slot, Target>,
-    members: BTreeSet<(String, Target)>,
+    endpoints: BTreeMap<Slot, Endpoint>,
     affinities: BTreeMap<String, u32>,
     frontends: BTreeMap<Frontend, String>,
     hairpins: BTreeSet<Ipv4Addr>,
@@ -177,7 +180,7 @@ struct Model {
 impl Model {
     fn apply(&mut self, delta: &Delta) {
         for (name, seconds) in &delta.affinities_new {
-            assert_eq!(self.affinities.insert(name.clone(), *seconds), None, "map {name} exists");
+            assert_eq!(self.affinities.insert(name.clone(), *seconds), None, "set {name} exists");
         }
         for (name, rules) in &delta.chains_new {
             assert_eq!(self.chains.insert(name.clone(), rules.clone()), None, "chain {name} exists");
@@ -187,13 +190,7 @@ impl Model {
         }
         for (slot, (from, to)) in &delta.endpoints {
             assert_eq!(self.endpoints.remove(slot), *from, "{slot:?}");
-            self.endpoints.extend(to.map(|target| (slot.clone(), target)));
-        }
-        for member in &delta.members_gone {
-            assert!(self.members.remove(member), "no member {member:?}");
-        }
-        for member in &delta.members_new {
-            assert!(self.members.insert(member.clone()), "member {member:?} exists");
+            self.endpoints.extend(to.clone().map(|endpoint| (slot.clone(), endpoint)));
         }
         for (frontend, (from, to)) in &delta.frontends {
             assert_eq!(self.frontends.remove(frontend), *from, "{frontend:?}");
@@ -209,7 +206,7 @@ impl Model {
             assert!(self.chains.remove(name).is_some(), "no chain {name}");
         }
         for name in &delta.affinities_gone {
-            assert!(self.affinities.remove(name).is_some(), "no map {name}");
+            assert!(self.affinities.remove(name).is_some(), "no set {name}");
         }
         self.check();
     }
@@ -223,20 +220,25 @@ impl Model {
         for (name, rule) in
             self.chains.iter().flat_map(|(name, rules)| rules.iter().map(move |rule| (name, rule)))
         {
-            if let Rule::Balance { count, affinity } = rule {
-                slots += *count as usize;
-                for number in 0..*count {
-                    let target = self.endpoints[&(name.clone(), number)];
-                    let is_member = self.members.contains(&(name.clone(), target));
-                    assert_eq!(is_member, affinity.is_some(), "{name}");
-                }
-            }
             match rule {
                 Rule::GotoFrom(_, chain) | Rule::GotoFromLocal(chain) => {
                     assert!(self.chains.contains_key(chain), "no chain {chain}");
                 }
-                Rule::Balance { affinity: Some(map), .. } => {
-                    assert!(self.affinities.contains_key(map), "no map {map}");
+                Rule::GotoRemembered { set, chain } => {
+                    assert!(self.affinities.contains_key(set), "no set {set}");
+                    assert!(self.chains.contains_key(chain), "no chain {chain}");
+                }
+                Rule::Remember(set) => assert!(self.affinities.contains_key(set), "no set {set}"),
+                Rule::Balance(count) | Rule::BalanceChains(count) => {
+                    slots += *count as usize;
+                    for number in 0..*count {
+                        match &self.endpoints[&(name.clone(), number)] {
+                            Endpoint::Target(_) => assert_eq!(*rule, Rule::Balance(*count)),
+                            Endpoint::Chain(chain) => {
+                                assert!(self.chains.contains_key(chain), "no chain {chain}")
+                            }
+                        }
+                    }
                 }
                 _ => {}
             }
