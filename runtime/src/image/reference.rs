@@ -44,6 +44,10 @@ impl Reference {
         }
         let repository = full_repository(name);
         let (_, path) = repository.split_once('/').ok_or_else(|| fail("it has no repository"))?;
+        let (registry, _) = repository.split_once('/').unwrap_or_default();
+        if registry.starts_with(['.', ':', '-']) {
+            return Err(fail("the registry is not a host name"));
+        }
         if !path.split('/').all(is_component) {
             return Err(fail("repository names are lower case letters, digits, and . _ - between them"));
         }

@@ -439,6 +439,7 @@ impl Plan {
                 ("/etc/resolv.conf", pod.join("resolv.conf")),
             ],
             shm,
+            oom_floor: oom_floor(),
             host_devices,
         })
     }
@@ -481,6 +482,22 @@ impl Plan {
             namespaces.push(("cgroup", None));
         }
         namespaces
+    }
+}
+
+/// The lowest OOM score that containers can get: without `CAP_SYS_RESOURCE`, as where the agent
+/// runs in a container itself, that is the agent's own.
+fn oom_floor() -> i64 {
+    let number = |path: &str, find: &dyn Fn(&str) -> Option<i64>| {
+        fs::read_to_string(path).ok().and_then(|text| find(&text))
+    };
+    let capabilities = number("/proc/self/status", &|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+        i64::from_str_radix(line.trim(), 16).ok()
+    });
+    match capabilities {
+        Some(set) if set >> 24 & 1 == 1 => -1000,
+        _ => number("/proc/self/oom_score_adj", &|text| text.trim().parse().ok()).unwrap_or(0),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::shim::READY;
 use crate::sys::{durable, mount};
 
 /// A shim is ready within milliseconds; a machine under heavy load may need longer.
-const SHIM_WITHIN: Duration = Duration::from_secs(30);
+const SHIM_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the kernel allows for a host name.
 const MAX_HOSTNAME: usize = 63;

@@ -48,6 +48,8 @@ pub(super) struct Facts<'a> {
     pub(super) files: Vec<(&'static str, PathBuf)>,
     /// The pod's shared memory.
     pub(super) shm: PathBuf,
+    /// The lowest OOM score that this machine lets us give.
+    pub(super) oom_floor: i64,
     /// Devices of the machine, for privileged containers.
     pub(super) host_devices: Vec<Value>,
 }
@@ -102,7 +104,7 @@ impl Facts<'_> {
             "env": self.env(terminal),
             "cwd": self.cwd(),
             "noNewPrivileges": context.no_new_privs,
-            "oomScoreAdj": resources.oom_score_adj,
+            "oomScoreAdj": resources.oom_score_adj.clamp(self.oom_floor, 1000),
         })
     }
 
@@ -309,6 +311,7 @@ mod tests {
             namespaces: vec![("network", Some("/ns/net".into())), ("mount", None)],
             files: vec![("/etc/hosts", "/pod/hosts".into())],
             shm: "/pod/shm".into(),
+            oom_floor: -1000,
             host_devices: Vec::new(),
         };
         facts.spec()

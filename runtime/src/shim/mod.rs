@@ -56,8 +56,8 @@ pub fn main(args: &[OsString]) -> ExitCode {
 fn prepare(state: &Path, run: &Path) -> std::io::Result<server::Server> {
     let setup: Setup = durable::read_json(&state.join("shim.json"))?
         .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, "no shim.json"))?;
-    let init = setup::sandbox(&setup, run)?;
-    server::Server::new(run, init)
+    let (init, protection) = setup::sandbox(&setup, run)?;
+    server::Server::new(run, init, protection)
 }
 
 /// Tells the agent how it went, and lets go of the pipe to it.

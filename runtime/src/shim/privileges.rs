@@ -39,22 +39,35 @@ pub(super) fn apply(privileges: &Privileges, filter: Option<&[sock_filter]>) -> 
         install(filter)?;
     }
     drop_bounding(privileges.bounding)?;
+    let header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
+    // What the agent itself was not given, it cannot pass on.
+    let held = held(&header)?;
+    let (permitted, ambient) = (privileges.permitted & held, privileges.ambient & held);
     // What is ambient must be inheritable. Nothing else is: CVE-2022-24769.
     let halves = [0, 32].map(|shift| CapabilityHalf {
-        effective: half(privileges.permitted, shift),
-        permitted: half(privileges.permitted, shift),
-        inheritable: half(privileges.ambient, shift),
+        effective: half(permitted, shift),
+        permitted: half(permitted, shift),
+        inheritable: half(ambient, shift),
     });
-    let header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
     // SAFETY: header and both halves live through the call and have the layout of version 3.
     if unsafe { libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0)?;
-    for capability in (0..64).filter(|bit| privileges.ambient >> bit & 1 == 1) {
+    for capability in (0..64).filter(|bit| ambient >> bit & 1 == 1) {
         prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability)?;
     }
     Ok(())
+}
+
+/// The capabilities that this process has.
+fn held(header: &CapabilityHeader) -> io::Result<u64> {
+    let mut halves = [CapabilityHalf::default(); 2];
+    // SAFETY: header and both halves live through the call and have the layout of version 3.
+    if unsafe { libc::syscall(libc::SYS_capget, &raw const *header, halves.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u64::from(halves[0].permitted) | u64::from(halves[1].permitted) << 32)
 }
 
 fn half(set: u64, shift: u32) -> u32 {

@@ -15,7 +15,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::container::{Container, Source};
 use super::launch::{self, Stdio};
-use super::setup;
+use super::setup::{self, Protection};
 use crate::protocol::{self, Reply, Request, SOCKET, Streams};
 use crate::sys::cgroup::Hierarchies;
 use crate::sys::fds;
@@ -37,6 +37,7 @@ pub(super) struct Server {
     root: PathBuf,
     groups: Hierarchies,
     init: Option<i32>,
+    protection: Protection,
     listener: UnixListener,
     signals: SignalFd,
     connections: BTreeMap<u64, Connection>,
@@ -63,7 +64,7 @@ enum Token {
 }
 
 impl Server {
-    pub(super) fn new(run: &Path, init: Option<i32>) -> io::Result<Self> {
+    pub(super) fn new(run: &Path, init: Option<i32>, protection: Protection) -> io::Result<Self> {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
         // Only the agent ends a shim: not a service manager that ends the agent's process group.
@@ -82,6 +83,7 @@ impl Server {
             root,
             groups: Hierarchies::detect()?,
             init,
+            protection,
             listener,
             signals,
             connections: BTreeMap::new(),
@@ -279,7 +281,9 @@ impl Server {
             return Reply::Failed { message: "the container was started already".to_owned() };
         }
         let (id, group) = (launch.container.clone(), launch.cgroup.clone());
-        match Container::start(launch, &self.root) {
+        let result = Container::start(launch, &self.root);
+        self.protection.restore();
+        match result {
             Ok(container) => {
                 let started = container.started;
                 self.containers.insert(id, container);
@@ -328,7 +332,9 @@ impl Server {
             Ok(stdio) => stdio,
             Err(error) => return self.send(id, &Reply::Failed { message: error.to_string() }, &[]),
         };
-        match launch::exec(container, &held.launch.privileges, &self.root, process, stdio) {
+        let result = launch::exec(container, &held.launch.privileges, &self.root, process, stdio);
+        self.protection.restore();
+        match result {
             Ok((pid, master)) => {
                 self.execs.insert(pid, id);
                 let process = Identity::of(pid).unwrap_or(Identity { pid, started: 0 });

@@ -19,9 +19,38 @@ const SHM_BYTES: u64 = 64 << 20;
 /// The kernel takes a shim last but for what may not be killed at all.
 const SHIM_OOM_SCORE: &str = "-998";
 
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+
+/// How reluctantly the kernel kills the shim for want of memory. libcontainer sets a container's
+/// score on the process that creates it: to be restored after each.
+pub(super) struct Protection {
+    score: String,
+}
+
+impl Protection {
+    fn new() -> io::Result<Self> {
+        let inherited = fs::read_to_string(OOM_SCORE)?.trim().to_owned();
+        // Without CAP_SYS_RESOURCE a score cannot be lower than the one that was inherited.
+        let score = match fs::write(OOM_SCORE, SHIM_OOM_SCORE) {
+            Ok(()) => SHIM_OOM_SCORE.to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => inherited,
+            Err(error) => return Err(error),
+        };
+        Ok(Protection { score })
+    }
+
+    /// Sets the score again.
+    pub(super) fn restore(&self) {
+        if let Err(error) = fs::write(OOM_SCORE, &self.score) {
+            eprintln!("cannot restore the OOM score: {error}");
+        }
+    }
+}
+
 /// Turns this process into the shim of a sandbox. Returns the process that is the first of the
 /// pod's shared process namespace, if it has one.
-pub(super) fn sandbox(setup: &Setup, run: &Path) -> io::Result<Option<i32>> {
+pub(super) fn sandbox(setup: &Setup, run: &Path) -> io::Result<(Option<i32>, Protection)> {
+    close_inherited();
     nix::unistd::setsid()?;
     // Containers would inherit the agent's groups where their own list is empty.
     nix::unistd::setgroups(&[])?;
@@ -30,7 +59,7 @@ pub(super) fn sandbox(setup: &Setup, run: &Path) -> io::Result<Option<i32>> {
     if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    fs::write("/proc/self/oom_score_adj", SHIM_OOM_SCORE)?;
+    let oom_score = Protection::new()?;
     if let Some(group) = &setup.cgroup {
         Hierarchies::detect()?.join(group, nix::unistd::getpid().as_raw())?;
     }
@@ -55,7 +84,7 @@ pub(super) fn sandbox(setup: &Setup, run: &Path) -> io::Result<Option<i32>> {
     }
     let init = if setup.pid { Some(start_init()?) } else { None };
     name_namespaces(setup, run, init)?;
-    Ok(init)
+    Ok((init, oom_score))
 }
 
 /// Mounts the namespaces under names: they live on without the shim, and others can enter.
@@ -113,7 +142,10 @@ fn start_init() -> io::Result<i32> {
     // SAFETY: like fork: no memory is shared, and this process has one thread.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match pid {
-        0 => reap_for_ever(),
+        0 => {
+            close_stdout();
+            reap_for_ever()
+        }
         pid if pid > 0 => Ok(i32::try_from(pid).expect("process ids fit an int")),
         _ => Err(io::Error::last_os_error()),
     }
@@ -130,6 +162,12 @@ fn reap_for_ever() -> ! {
         {}
         signals.wait().ok();
     }
+}
+
+/// Whoever started the agent may have left descriptors open; containers must not have them.
+fn close_inherited() {
+    // SAFETY: this process has just begun: beside its three streams it owns no descriptor yet.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
 }
 
 /// Gives the pipe to the agent back, so that it sees the end.

@@ -1,0 +1,101 @@
+//! What containers may do, and what not.
+
+use decapod_proto::cri;
+
+use super::support::{World, context, script};
+
+/// The lines of /proc/self/status that say what a process may do.
+const LOOK: &str = "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups|Uid|Gid)' /proc/self/status | tr '\\t' ' '";
+
+fn look() -> String {
+    // The test image has no grep and tr of its own name.
+    LOOK.replace("grep", "busybox grep").replace("| tr", "| busybox tr")
+}
+
+fn line<'a>(text: &'a str, key: &str) -> &'a str {
+    let found = text.lines().find_map(|line| line.strip_prefix(key));
+    found.unwrap_or_else(|| panic!("no {key} in {text}")).trim_start_matches(':').trim()
+}
+
+pub async fn defaults_are_kubernetes() {
+    let world = World::new("caps").await;
+    let pod = world.pod("caps").await;
+    let (_, log) = world.run(&pod, &script("default", &look())).await;
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        assert_eq!(line(&log, set), "00000000a80425fb", "{set}: {log}");
+    }
+    assert_eq!(line(&log, "CapInh"), "0000000000000000");
+    assert_eq!((line(&log, "NoNewPrivs"), line(&log, "Seccomp")), ("0", "2"), "{log}");
+    assert_eq!(line(&log, "Groups"), "0");
+    let mut config = script("strict", &look());
+    let strict = context(&mut config);
+    strict.capabilities = Some(cri::Capability {
+        drop_capabilities: vec!["ALL".into()],
+        add_capabilities: vec!["NET_BIND_SERVICE".into()],
+        ..Default::default()
+    });
+    strict.no_new_privs = true;
+    strict.run_as_user = Some(cri::Int64Value { value: 33 });
+    strict.supplemental_groups = vec![1234];
+    let (_, log) = world.run(&pod, &config).await;
+    assert_eq!(line(&log, "CapBnd"), "0000000000000400");
+    assert_eq!(line(&log, "CapEff"), "0000000000000000");
+    assert_eq!((line(&log, "NoNewPrivs"), line(&log, "Seccomp")), ("1", "2"));
+    assert_eq!(line(&log, "Uid"), "33 33 33 33");
+    assert_eq!(line(&log, "Gid"), "34 34 34 34");
+    assert_eq!(line(&log, "Groups"), "34 50 1234");
+    // An exec has what the container has.
+    let mut config = script("up", "sleep 1000");
+    context(&mut config).no_new_privs = true;
+    let id = world.start(&pod, &config).await;
+    let inside = world.exec(&id, &["sh", "-c", &look()]).await;
+    let log = String::from_utf8(inside.stdout).unwrap();
+    assert_eq!((line(&log, "NoNewPrivs"), line(&log, "Seccomp")), ("1", "2"), "{log}");
+    assert_eq!(line(&log, "CapBnd"), "00000000a80425fb");
+    world.end().await;
+}
+
+pub async fn filters_forbid() {
+    let world = World::new("filter").await;
+    let pod = world.pod("filter").await;
+    let attempts = "unshare -U true 2>/dev/null && echo user; mount -t tmpfs x /tmp 2>/dev/null && echo mount; \
+                    echo x 2>/dev/null > /proc/sys/kernel/hostname && echo sysctl; \
+                    busybox cat /proc/kcore 2>/dev/null | head -c 1; \
+                    mknod /tmp/disk b 8 0 && head -c 1 /tmp/disk 2>/dev/null && echo disk; \
+                    ls /sys/firmware; echo end";
+    let (_, log) = world.run(&pod, &script("c", attempts)).await;
+    assert_eq!(log, "end\n");
+    let mut config = script("privileged", &format!("mount -t tmpfs x /tmp && echo mounted; {}", look()));
+    context(&mut config).privileged = true;
+    let (_, log) = world.run(&pod, &config).await;
+    assert!(log.starts_with("mounted\n"), "{log}");
+    assert_eq!(line(&log, "Seccomp"), "0");
+    let mut config = script("readonly", "touch /x 2>/dev/null || echo no; touch /dev/shm/x && echo yes");
+    context(&mut config).readonly_rootfs = true;
+    assert_eq!(world.run(&pod, &config).await.1, "no\nyes\n");
+    world.end().await;
+}
+
+pub async fn mounts_are_as_asked() {
+    let world = World::new("mounts").await;
+    let pod = world.pod("mounts").await;
+    let volume = world.root.join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(volume.join("file"), "from outside\n").unwrap();
+    let mount = |target: &str, readonly| cri::Mount {
+        container_path: target.into(),
+        host_path: volume.display().to_string(),
+        readonly,
+        ..Default::default()
+    };
+    let mut config = script(
+        "c",
+        "cat /ro/file; touch /ro/x 2>/dev/null || echo denied; echo inside > /rw/new; pwd; busybox dmesg -h 2>/dev/null; true",
+    );
+    config.mounts = vec![mount("/ro", true), mount("/rw", false)];
+    config.working_dir = "/made/for/it".into();
+    let (_, log) = world.run(&pod, &config).await;
+    assert_eq!(log, "from outside\ndenied\n/made/for/it\n");
+    assert_eq!(std::fs::read_to_string(volume.join("new")).unwrap(), "inside\n");
+    world.end().await;
+}
