@@ -64,17 +64,33 @@ fn status(error: &kube::Error) -> Option<&kube::core::Status> {
 ///
 /// A source whose text the outer error repeats already is left out.
 pub fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
+    let mut text = words(error);
     let mut source = error.source();
     while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.contains(&words) {
+        let words = words(cause);
+        // The source of an API error is its own `Status`, which says the same again.
+        let is_status = cause.is::<kube::core::Status>() || cause.is::<Box<kube::core::Status>>();
+        if !is_status && !text.contains(&words) {
             text.push_str(": ");
             text.push_str(&words);
         }
         source = cause.source();
     }
     text
+}
+
+/// What an error says of itself; of an API error the message, without the whole `Status`.
+fn words(error: &(dyn StdError + 'static)) -> String {
+    match as_kube(error) {
+        Some(kube::Error::Api(status)) => status.message.clone(),
+        _ => error.to_string(),
+    }
+}
+
+/// The error as that of a request, whether it is held directly or in a box.
+pub(crate) fn as_kube<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a kube::Error> {
+    let boxed = || error.downcast_ref::<Box<kube::Error>>().map(|boxed| &**boxed);
+    error.downcast_ref::<kube::Error>().or_else(boxed)
 }
 
 #[cfg(test)]
@@ -97,6 +113,12 @@ mod tests {
 
     #[test]
     fn a_chain_names_every_source_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot write")]
+        struct Outer(#[source] Box<kube::Error>);
+        let refused = Outer(Box::new(api(409, "Conflict")));
+        assert_eq!(chain(&refused), "cannot write: no");
+        assert!(as_kube(std::error::Error::source(&refused).unwrap()).unwrap().is_conflict());
         let inner = std::io::Error::other("disk on fire");
         let outer = kube::Error::ReadEvents(inner);
         assert_eq!(chain(&outer), "Error reading events stream: disk on fire");

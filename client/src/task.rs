@@ -128,7 +128,7 @@ impl Supervisor {
             shared.ended(name, failure);
         };
         let held = self.lineage();
-        let span = tracing::debug_span!("task", name);
+        let span = tracing::debug_span!(parent: None, "task", name);
         self.group.tasks.spawn(
             async move {
                 watched.await;

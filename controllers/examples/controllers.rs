@@ -11,6 +11,8 @@ use decapod_controllers::Options;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let path = std::env::args_os().nth(1).ok_or("usage: controllers KUBECONFIG")?;
     let client = transport::from_kubeconfig(&PathBuf::from(path)).await?;
     let (supervisor, clock) = (Supervisor::new(), Arc::new(SystemClock::new()));

@@ -88,7 +88,7 @@ where
 /// Whether a conflict lies somewhere under `error`.
 fn is_conflict(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut errors = std::iter::successors(Some(error), |error| error.source());
-    errors.any(|error| error.downcast_ref::<kube::Error>().is_some_and(ErrorExt::is_conflict))
+    errors.any(|error| error::as_kube(error).is_some_and(ErrorExt::is_conflict))
 }
 
 /// Adds to `queue` the keys that each change of an informer concerns, until the informer ends.

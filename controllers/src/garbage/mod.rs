@@ -255,7 +255,7 @@ impl Collector {
         match action {
             Action::Nothing => Ok(()),
             Action::DropOwners(uids) => {
-                let references = plan::without_owners(meta, &uids);
+                let references = some(plan::without_owners(meta, &uids));
                 self.write_meta(api, meta, json!({"ownerReferences": references})).await
             }
             Action::Delete { policy, unblock } => {
@@ -313,7 +313,7 @@ impl Collector {
         for (kind, dependent) in self.monitors.dependents(&uid) {
             let Some(monitor) = self.monitors.find(&kind) else { continue };
             let key = ObjectKey::of_meta(&dependent.metadata);
-            let references = plan::without_owners(&dependent.metadata, std::slice::from_ref(&uid));
+            let references = some(plan::without_owners(&dependent.metadata, std::slice::from_ref(&uid)));
             let api = self.api(&monitor, &key);
             self.write_meta(&api, &dependent.metadata, json!({"ownerReferences": references})).await?;
         }
@@ -327,7 +327,7 @@ impl Collector {
         finalizer: &str,
     ) -> Result<()> {
         let finalizers = meta.finalizers.iter().flatten().filter(|one| *one != finalizer);
-        let finalizers: Vec<_> = finalizers.collect();
+        let finalizers = some(finalizers.collect());
         self.write_meta(api, meta, json!({"finalizers": finalizers})).await
     }
 
@@ -357,6 +357,11 @@ impl Collector {
         // A set of what is absent is true in any state.
         self.absent.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A list that is dropped from an object altogether when it is empty.
+fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
+    (!list.is_empty()).then_some(list)
 }
 
 /// The objects of a kind, in a namespace if it has any.

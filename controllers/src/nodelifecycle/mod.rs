@@ -175,6 +175,7 @@ impl Controller {
     }
 
     async fn write_taints(&self, node: &Node, taints: &[Taint]) -> Result<()> {
+        let taints = if taints.is_empty() { None } else { Some(taints) };
         let patch = json!({
             "metadata": {"resourceVersion": node.resource_version()},
             "spec": {"taints": taints},

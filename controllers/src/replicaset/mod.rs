@@ -36,7 +36,10 @@ struct Controller {
     sets: Informer<ReplicaSet>,
     pods: Informer<Pod>,
     recorder: Recorder,
+    /// Writes of pods.
     expectations: Expectations,
+    /// Writes of the ReplicaSets themselves.
+    own: Expectations,
 }
 
 /// Starts the controller with so many workers.
@@ -49,8 +52,9 @@ pub(crate) fn start(context: &Context, workers: usize) {
         concerned(&known, change)
     });
     let recorder = context.recorder(NAME);
-    let expectations = Expectations::default();
-    let controller = Arc::new(Controller { context: context.clone(), sets, pods, recorder, expectations });
+    let (expectations, own) = (Expectations::default(), Expectations::default());
+    let controller =
+        Arc::new(Controller { context: context.clone(), sets, pods, recorder, expectations, own });
     reconcile::run(&context.supervisor, NAME, &queue, workers, move |key| {
         let controller = controller.clone();
         async move { controller.reconcile(&key).await }
@@ -81,8 +85,10 @@ impl Controller {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
         self.sets.synced().await;
         self.pods.synced().await;
+        self.own.settled(key, &self.sets, &*self.context.clock).await?;
         let Some(set) = self.sets.get(key) else {
             self.expectations.forget(key);
+            self.own.forget(key);
             return Ok(None);
         };
         self.expectations.settled(key, &self.pods, &*self.context.clock).await?;
@@ -104,9 +110,10 @@ impl Controller {
             let mut wanted = ReplicaSet::clone(&set);
             wanted.status = Some(status);
             let api: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), &key.namespace);
-            let written = api.replace_status(&key.name, &PostParams::default(), &wanted).await;
-            if !written.as_ref().is_err_and(ErrorExt::is_not_found) {
-                written.says("write the status of a ReplicaSet")?;
+            match api.replace_status(&key.name, &PostParams::default(), &wanted).await {
+                Ok(written) => self.own.wrote(key, &written),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error).says("write the status of a ReplicaSet"),
             }
         }
         outcome.map(|()| again).map_err(|(_, error)| error)
