@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use decapod_client::clock::{Clock, timeout};
@@ -20,6 +21,11 @@ const PORT: u16 = 53;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The most servers that are asked for one answer; resolvers know three.
 const SERVERS: usize = 3;
+/// After so many failures in a row a server is taken to be down: a lost packet is none.
+const FAILURES: u32 = 3;
+/// How long a server that is down is left alone. Questions fail at once meanwhile, in place of keeping
+/// every client waiting.
+const REST: Duration = Duration::from_secs(2);
 
 /// Why a server gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -34,10 +40,40 @@ enum Error {
     Timeout,
 }
 
+/// A server, and whether it answers.
+#[derive(Debug)]
+struct Upstream {
+    address: SocketAddr,
+    failures: AtomicU32,
+    /// In milliseconds of the monotonic clock.
+    rests_until: AtomicU64,
+}
+
+impl Upstream {
+    fn new(address: SocketAddr) -> Self {
+        Self { address, failures: AtomicU32::new(0), rests_until: AtomicU64::new(0) }
+    }
+
+    fn is_down(&self, now: Duration) -> bool {
+        self.failures.load(Ordering::Relaxed) >= FAILURES
+            && now.as_millis() < u128::from(self.rests_until.load(Ordering::Relaxed))
+    }
+
+    fn answered(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
+    fn failed(&self, now: Duration) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let until = u64::try_from((now + REST).as_millis()).unwrap_or(u64::MAX);
+        self.rests_until.store(until, Ordering::Relaxed);
+    }
+}
+
 /// Asks upstream servers, and remembers what they said.
 #[derive(Debug)]
 pub(super) struct Forwarder {
-    servers: Vec<SocketAddr>,
+    servers: Vec<Upstream>,
     cache: Cache,
     clock: Arc<dyn Clock>,
 }
@@ -45,7 +81,7 @@ pub(super) struct Forwarder {
 impl Forwarder {
     /// A forwarder to these servers, of which the first that answers is believed.
     pub(super) fn new(servers: &[SocketAddr], clock: Arc<dyn Clock>) -> Self {
-        let servers = servers.iter().copied().take(SERVERS).collect();
+        let servers = servers.iter().take(SERVERS).map(|server| Upstream::new(*server)).collect();
         Self { servers, cache: Cache::default(), clock }
     }
 
@@ -54,14 +90,20 @@ impl Forwarder {
         if let Some(known) = self.cache.get(query, dnssec, self.clock.monotonic()) {
             return Some(known);
         }
-        for server in &self.servers {
-            let asked = timeout(&*self.clock, PATIENCE, exchange(*server, query, dnssec)).await;
+        for upstream in &self.servers {
+            if upstream.is_down(self.clock.monotonic()) {
+                continue;
+            }
+            let server = upstream.address;
+            let asked = timeout(&*self.clock, PATIENCE, exchange(server, query, dnssec)).await;
             match asked.unwrap_or(Err(Error::Timeout)) {
                 Ok(answer) => {
+                    upstream.answered();
                     self.cache.put(query, dnssec, &answer, self.clock.monotonic());
                     return Some(answer);
                 }
                 Err(error) => {
+                    upstream.failed(self.clock.monotonic());
                     let error = decapod_client::error::chain(&error);
                     tracing::debug!(%server, name = %query.name, error, "no answer from upstream");
                 }
@@ -148,7 +190,32 @@ fn servers_parse(text: &str) -> impl Iterator<Item = SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use decapod_client::clock::ManualClock;
+    use hickory_proto::rr::{Name, RecordType};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_is_down_keeps_nobody_waiting() {
+        let silent = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        let clock = Arc::new(ManualClock::default());
+        let forwarder = Forwarder::new(&[silent.local_addr().unwrap()], clock.clone());
+        let query = Query::query(Name::from_ascii("example.com.").unwrap(), RecordType::A);
+        let patience_passes = async || {
+            let asked = forwarder.resolve(&query, false);
+            let passes = async {
+                clock.sleepers(1).await;
+                clock.advance(PATIENCE);
+            };
+            assert_eq!(tokio::join!(asked, passes).0, None);
+        };
+        for _ in 0..FAILURES {
+            patience_passes().await;
+        }
+        assert_eq!(forwarder.resolve(&query, false).await, None, "and no time has passed");
+        clock.advance(REST);
+        patience_passes().await;
+    }
 
     #[test]
     fn servers_are_read_as_resolvers_do() {
