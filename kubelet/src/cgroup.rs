@@ -12,7 +12,8 @@ use crate::pod::qos::{CPU_PERIOD_US, Class, Limits};
 /// How the kernel's cgroups are mounted here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Hierarchy {
-    /// One tree per controller (or group of controllers that share one).
+    /// One tree per controller (or group of controllers that share one), and trees without any: runtimes put
+    /// processes there too.
     V1(Vec<Tree>),
     /// One tree for all.
     V2(PathBuf),
@@ -80,6 +81,12 @@ impl Cgroups {
         let path = self.pod(class, uid);
         self.create(&path, limits)?;
         Ok(path)
+    }
+
+    /// Weighs all Burstable pods together, by the sum of their requests, against BestEffort ones and the system.
+    pub(crate) fn weigh_burstable(&self, shares: u64) -> Result<(), Error> {
+        let limits = Limits { shares, quota: None, memory: None };
+        self.create(&format!("{}/burstable", self.kubepods()), limits)
     }
 
     /// Removes a pod's cgroup, of whichever class it was. Idempotent.
@@ -161,14 +168,13 @@ fn detect(mountinfo: &str) -> Option<Hierarchy> {
                     .filter(|o| !matches!(*o, "rw" | "ro" | "xattr") && !o.contains('='))
                     .map(str::to_owned)
                     .collect();
-                if !controllers.is_empty() {
-                    v1.push(Tree { controllers, path: PathBuf::from(point) });
-                }
+                v1.push(Tree { controllers, path: PathBuf::from(point) });
             }
             _ => {}
         }
     }
     if v1.iter().any(|t| t.controllers.iter().any(|c| c == "memory")) {
+        v1.extend(v2.map(|path| Tree { controllers: Vec::new(), path }));
         return Some(Hierarchy::V1(v1));
     }
     v2.map(Hierarchy::V2)
@@ -266,7 +272,8 @@ mod tests {
     #[test]
     fn v1_wins_where_it_has_the_controllers() {
         let Some(Hierarchy::V1(trees)) = detect(HYBRID) else { panic!("v1") };
-        assert_eq!(trees.len(), 2, "the named hierarchy has no controller");
+        assert_eq!(trees.len(), 4);
+        assert!(trees[2..].iter().all(|t| t.controllers.is_empty()), "for removal alone");
         assert_eq!(trees[0].controllers, ["cpu", "cpuacct"]);
         let unified = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(detect(unified), Some(Hierarchy::V2("/sys/fs/cgroup".into())));

@@ -160,10 +160,11 @@ fn volumes_dir(options: &Options) -> PathBuf {
 /// # Errors
 /// When something could not be removed; it is safe to try again.
 pub async fn teardown(options: &Options, runtime: &dyn Runtime) -> Result<(), Error> {
-    for container in runtime.container_list(None).await? {
-        if container.labels.contains_key(mark::POD_UID) {
-            runtime.container_stop(&container.id, TEARDOWN_GRACE).await?;
-        }
+    let containers = runtime.container_list(None).await?;
+    let pods = containers.iter().filter(|c| c.labels.contains_key(mark::POD_UID));
+    let stops = pods.map(|c| runtime.container_stop(&c.id, TEARDOWN_GRACE));
+    for stopped in futures::future::join_all(stops).await {
+        stopped?;
     }
     for sandbox in runtime.sandbox_list(None).await? {
         if sandbox.labels.contains_key(mark::POD_UID) {

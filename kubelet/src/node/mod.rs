@@ -17,10 +17,12 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::shared::Shared;
-use desired::RuntimeState;
+pub(crate) use desired::RuntimeState;
 
 /// How often the status is computed: conditions such as memory pressure change without an event.
 const CHECK: Duration = Duration::from_secs(10);
+/// How often it is computed while the node is not ready: a node should not be idle for want of a look.
+const CHECK_UNREADY: Duration = Duration::from_millis(200);
 /// How often the status is written although it did not change, as in Kubernetes.
 const WRITE: Duration = Duration::from_secs(300);
 /// Kubernetes' namespace of node leases.
@@ -56,8 +58,7 @@ impl Registrar {
             tracing::warn!(error = chain(&error), "the node could not be registered");
             self.shared.clock.sleep(RETRY).await;
         }
-        let reference = self.reference().await;
-        self.shared.tell.node(reference, "Starting", "Starting kubelet.");
+        self.shared.tell.node(self.reference(), "Starting", "Starting kubelet.");
         let mut written = self.shared.clock.monotonic();
         loop {
             let due = self.shared.clock.monotonic() - written >= WRITE;
@@ -66,7 +67,11 @@ impl Registrar {
                 Ok(false) => {}
                 Err(error) => tracing::warn!(error = chain(&error), "the node's status could not be written"),
             }
-            self.shared.clock.sleep(CHECK).await;
+            let check = match runtime_state(&self.shared).await {
+                RuntimeState::Ready => CHECK,
+                RuntimeState::NotReady(_) => CHECK_UNREADY,
+            };
+            self.shared.clock.sleep(check).await;
         }
     }
 
@@ -75,7 +80,7 @@ impl Registrar {
     }
 
     /// Events about a node carry its name as uid, by an old habit of Kubernetes that `kubectl describe` relies on.
-    async fn reference(&self) -> ObjectReference {
+    fn reference(&self) -> ObjectReference {
         let name = &self.shared.options.node_name;
         ObjectReference {
             api_version: Some("v1".to_owned()),
@@ -159,12 +164,23 @@ impl Registrar {
         let parameters = PatchParams::default();
         let name = &self.shared.options.node_name;
         self.api().patch_status(name, &parameters, &Patch::Strategic(&patch)).await?;
+        let (before, now) = (old.and_then(ready), ready(new));
+        if before != now {
+            let reason = if now == Some(true) { "NodeReady" } else { "NodeNotReady" };
+            let message = format!("Node {name} status is now: {reason}");
+            self.shared.tell.node(self.reference(), reason, message);
+        }
         Ok(())
     }
 }
 
+/// Whether a status says that the node is ready.
+fn ready(status: &NodeStatus) -> Option<bool> {
+    status.conditions.iter().flatten().find(|c| c.type_ == "Ready").map(|c| c.status == "True")
+}
+
 /// Ready if the runtime says so of itself and of the network.
-async fn runtime_state(shared: &Shared) -> RuntimeState {
+pub(crate) async fn runtime_state(shared: &Shared) -> RuntimeState {
     let status = match shared.runtime.status().await {
         Ok(status) => status.status.unwrap_or_default(),
         Err(error) => return RuntimeState::NotReady(format!("container runtime is down: {}", chain(&error))),

@@ -154,9 +154,7 @@ fn run(pod: &Pod, spec: &PodSpec, observed: &Observed, facts: &Facts<'_>, plan: 
 /// No sandbox is ready: make one, unless the pod has nothing left to do.
 fn sandbox_lost(pod: &Pod, spec: &PodSpec, observed: &Observed, facts: &Facts<'_>, plan: &mut Plan) {
     if finished(spec, observed) {
-        plan.ended = true;
-        plan.actions.extend(observed.sandbox().map(|s| Action::SandboxStop { id: s.id.clone() }));
-        return;
+        return stop(spec, observed, spec::grace(spec), false, facts, plan);
     }
     let mut waits = false;
     for container in observed.alive() {

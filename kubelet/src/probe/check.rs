@@ -214,11 +214,13 @@ impl Call<'_> {
             let text = format!("HTTP probe failed with statuscode: {}", status.as_u16());
             Ok(Answer::Done(Outcome::failed(text)))
         };
-        // The connection is driven here and dropped with the answer.
+        let mut answer = std::pin::pin!(answer);
+        let mut connection = std::pin::pin!(connection);
+        // The connection is driven here and dropped with the answer. It may end first, with the answer handed over.
         tokio::select! {
             biased;
-            answer = answer => answer,
-            ended = connection => Err(ended.err().map_or_else(|| "EOF".into(), Into::into)),
+            answer = &mut answer => answer,
+            _ended = &mut connection => answer.await,
         }
     }
 

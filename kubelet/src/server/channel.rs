@@ -1,5 +1,7 @@
 //! Kubernetes' channels over one WebSocket: the first byte of each binary message says which stream it belongs to.
 
+use std::time::Duration;
+
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use bytes::{BufMut, Bytes, BytesMut};
 use decapod_runtime::TerminalSize;
@@ -25,6 +27,9 @@ pub(super) const CLOSE: u8 = 255;
 
 /// How much of a stream goes into one message.
 const CHUNK: usize = 32 * 1024;
+
+/// How long a client has to close a connection that has come to its end.
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// Messages that wait for a slow client.
 pub(super) const AHEAD: usize = 8;

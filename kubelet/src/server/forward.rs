@@ -7,6 +7,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
+use decapod_client::clock;
 use decapod_client::error::chain;
 use decapod_proto::cri;
 use decapod_runtime::Connection;
@@ -91,10 +92,13 @@ async fn run(shared: Arc<Shared>, socket: WebSocket, sandbox: String, ports: Vec
                 feed(&mut inputs, channel, &data).await;
             }
         };
+        let mut client = std::pin::pin!(client);
         // The connection ends when the client goes, or when all ports have been closed from inside.
         tokio::select! {
-            () = client => {}
-            () = async { while pumps.join_next().await.is_some() {} } => {}
+            () = &mut client => {}
+            () = async { while pumps.join_next().await.is_some() {} } => {
+                let _late = clock::timeout(&*shared.clock, channel::LINGER, client).await;
+            }
         }
     };
     tokio::join!(work, channel::drain(messages, sink));

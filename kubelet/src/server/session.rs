@@ -7,6 +7,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
+use decapod_client::clock::{self, Clock};
 use decapod_client::error::chain;
 use decapod_proto::cri;
 use decapod_runtime::{Input, Output, Session};
@@ -104,7 +105,7 @@ pub(super) async fn exec(
             stderr: request.stderr,
         })
         .await?;
-    Ok(serve(upgrade, session, &request))
+    Ok(serve(upgrade, session, &request, &shared))
 }
 
 pub(super) async fn attach(
@@ -125,21 +126,22 @@ pub(super) async fn attach(
             stderr: request.stderr,
         })
         .await?;
-    Ok(serve(upgrade, session, &request))
+    Ok(serve(upgrade, session, &request, &shared))
 }
 
-fn serve(upgrade: WebSocketUpgrade, session: Session, request: &Request) -> Response {
+fn serve(upgrade: WebSocketUpgrade, session: Session, request: &Request, shared: &Shared) -> Response {
+    let clock = shared.clock.clone();
     // A client learns by an empty message that the streams are there.
     let first = match (request.stdout, request.stderr) {
         (true, _) => STDOUT,
         (false, true) => STDERR,
         (false, false) => ERROR,
     };
-    upgrade.protocols([V5, V4]).on_upgrade(move |socket| run(socket, session, first))
+    upgrade.protocols([V5, V4]).on_upgrade(move |socket| run(socket, session, first, clock))
 }
 
 /// Carries the streams until the process has ended or the client is gone; dropping the session then ends an exec.
-async fn run(socket: WebSocket, session: Session, first: u8) {
+async fn run(socket: WebSocket, session: Session, first: u8, clock: Arc<dyn Clock>) {
     let (sink, stream) = socket.split();
     let (out, messages) = mpsc::channel(AHEAD);
     if out.send(channel::message(first, &[])).await.is_err() {
@@ -149,9 +151,13 @@ async fn run(socket: WebSocket, session: Session, first: u8) {
     let process = carry(stdout, stderr, exit, out);
     let client = receive(stream, stdin, resize);
     let work = async {
+        let mut client = std::pin::pin!(client);
         tokio::select! {
-            () = process => {}
-            () = client => {}
+            () = process => {
+                // Closing a connection on which the client still sends would take the last messages from it.
+                let _late = clock::timeout(&*clock, channel::LINGER, client).await;
+            }
+            () = &mut client => {}
         }
     };
     tokio::join!(work, channel::drain(messages, sink));

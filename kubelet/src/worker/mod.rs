@@ -48,6 +48,8 @@ pub(crate) struct State {
     known: Option<(PodStatus, u64)>,
     /// Why the pod as a whole has failed.
     failure: Option<Failure>,
+    /// The pod was told that it waits for the network.
+    network_told: bool,
     /// Everything of the pod was removed from the node.
     removed: bool,
 }

@@ -10,10 +10,11 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use super::{Next, State, UnderWay, observe};
+use crate::node::{RuntimeState, runtime_state};
 use crate::pod::observed::{Observed, Owner};
 use crate::pod::plan::{self, Action, Facts, Goal, KillReason, Plan};
 use crate::pod::status::{self, Failure, Waiting};
-use crate::pod::{observed, spec};
+use crate::pod::{observed, qos, spec};
 use crate::probe::{Seed, Target};
 use crate::shared::Shared;
 use crate::tell::format_pod;
@@ -21,6 +22,8 @@ use crate::{config, files, volume};
 
 /// The grace for what is left of a pod that the API server no longer has.
 const ORPHAN_GRACE: Duration = Duration::from_secs(1);
+/// While the network is not ready: how often a pod that needs it looks again.
+const NETWORK_CHECK: Duration = Duration::from_millis(500);
 /// Rounds of planning in one sync: sandbox, then containers, and a bound in case a plan should not settle.
 const ROUNDS: usize = 8;
 
@@ -275,6 +278,17 @@ impl PodSync {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.shared.tell.pod(pod, "SandboxChanged", message);
         }
+        if pod_spec.host_network != Some(true)
+            && let RuntimeState::NotReady(why) = runtime_state(&self.shared).await
+        {
+            if !self.state.network_told {
+                let message = format!("network is not ready: {why}");
+                self.shared.tell.pod_warning(pod, "NetworkNotReady", message);
+                self.state.network_told = true;
+            }
+            self.wake_after(NETWORK_CHECK);
+            return false;
+        }
         if !self.make_cgroup(pod, pod_spec) || !self.prepare_volumes(pod, observed).await {
             return false;
         }
@@ -302,10 +316,15 @@ impl PodSync {
     }
 
     fn make_cgroup(&mut self, pod: &Pod, pod_spec: &PodSpec) -> bool {
-        let class = crate::pod::qos::class(pod_spec);
-        let limits = crate::pod::qos::pod(pod_spec);
+        let class = qos::class(pod_spec);
+        let limits = qos::pod(pod_spec);
         match self.shared.cgroups.ensure_pod(class, &self.owner.uid, limits) {
-            Ok(_) => true,
+            Ok(_) => {
+                if class == qos::Class::Burstable {
+                    weigh_burstable(&self.shared);
+                }
+                true
+            }
             Err(error) => {
                 let message = format!("unable to ensure pod container exists: {}", chain(&error));
                 self.shared.tell.pod_warning(pod, "FailedCreatePodContainer", message);
@@ -327,7 +346,7 @@ impl PodSync {
         let options = &self.shared.options;
         let servers: Vec<String> = options.cluster_dns.iter().map(ToString::to_string).collect();
         let cluster = files::Cluster { servers: &servers, domain: &options.cluster_domain };
-        let class = crate::pod::qos::class(pod_spec);
+        let class = qos::class(pod_spec);
         Ok(config::PodFacts {
             pod,
             spec: pod_spec,
@@ -501,7 +520,19 @@ fn clean(
         volume::remove_tree(&logs)?;
     }
     shared.cgroups.remove_pod(uid)?;
+    weigh_burstable(shared);
     Ok(())
+}
+
+/// The Burstable pods of the node weigh what they request together; a node that cannot say so still runs them.
+fn weigh_burstable(shared: &Shared) {
+    let pods = shared.pods.list();
+    let running = pods.iter().filter(|p| !p.status.as_ref().is_some_and(status::is_terminal));
+    let specs = running.filter_map(|p| p.spec.as_ref()).filter(|s| qos::class(s) == qos::Class::Burstable);
+    let sum: u64 = specs.map(|s| qos::pod(s).shares).sum();
+    if let Err(error) = shared.cgroups.weigh_burstable(sum.clamp(2, 262_144)) {
+        tracing::warn!(error = chain(&error), "the weight of Burstable pods could not be set");
+    }
 }
 
 /// A duration as Kubernetes writes it: `10s`, `1m20s`, `5m0s`.

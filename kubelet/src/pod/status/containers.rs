@@ -73,7 +73,7 @@ fn one(
             .filter(|s| s.terminated.is_some());
     }
     wait(input, container, sort, &mut status);
-    readiness(input, container, &mut status);
+    readiness(input, container, sort, &mut status);
     status.volume_mounts = mounts(container);
     status
 }
@@ -221,19 +221,17 @@ fn wait(input: &Input<'_>, container: &Container, sort: Sort, status: &mut Conta
     status.state = Some(waiting(reason.reason, reason.message.clone()));
 }
 
-/// `started` and `ready` follow the probes while the container runs.
-fn readiness(input: &Input<'_>, container: &Container, status: &mut ContainerStatus) {
+/// `started` and `ready` follow the probes while the container runs; an init container is ready once it did its work.
+fn readiness(input: &Input<'_>, container: &Container, sort: Sort, status: &mut ContainerStatus) {
     let running = status.state.as_ref().is_some_and(|s| s.running.is_some());
     let current = input.observed.newest(&container.name).filter(|_| running);
     let started = current.is_some_and(|c| input.verdicts.startup(container, &c.id) == Some(true));
     status.started = Some(started);
-    status.ready = started && current.is_some_and(|c| input.verdicts.readiness(container, &c.id));
-    // An init container that did its work counts as ready.
-    let done = status.state.as_ref().and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0);
-    let init = input.pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten());
-    if done && init.into_iter().any(|c| c.name == container.name && spec::init_sort(c) == Sort::Init) {
-        status.ready = true;
-    }
+    status.ready = if sort == Sort::Init {
+        status.state.as_ref().and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0)
+    } else {
+        started && current.is_some_and(|c| input.verdicts.readiness(container, &c.id))
+    };
 }
 
 fn mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
