@@ -142,8 +142,9 @@ fn question(id: u16, service: u16) -> Result<Vec<u8>, Failure> {
     Ok(message.to_vec()?)
 }
 
+/// What the server takes of its own, and with its share of what it maps.
 fn memory(process: u32) -> Result<String, Failure> {
     let status = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
-    let line = status.lines().find(|line| line.starts_with("Pss:")).unwrap_or_default();
-    Ok(line.split_whitespace().collect::<Vec<_>>().join(" "))
+    let lines = status.lines().filter(|line| line.starts_with("Pss:") || line.starts_with("Pss_Anon:"));
+    Ok(lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join(", "))
 }
