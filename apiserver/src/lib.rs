@@ -21,10 +21,10 @@ mod version;
 
 pub mod pki;
 
+pub use self::http::Body;
 pub use auth::UserInfo;
 pub use auth::token_file::Error as TokenFileError;
 pub use clock::{Clock, SystemClock};
-pub use self::http::Body;
 pub use registry::allocate::Cidr;
 pub use server::{Handle, InProcess, Options, Server, StartError};
 pub use version::git_version;

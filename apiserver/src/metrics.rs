@@ -16,8 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::http::{Body, RequestInfo, reply};
 use crate::server::limits::{MAX_READS, MAX_WRITES};
 
-const BUCKETS: [f64; 14] =
-    [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.25, 2.0, 5.0, 15.0, 60.0];
+const BUCKETS: [f64; 14] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.25, 2.0, 5.0, 15.0, 60.0];
 
 /// The labels of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -60,9 +59,8 @@ impl Labels {
             (true, true, true) => "cluster",
         };
         let verb = match a.verb.as_str() {
-            verb @ ("get" | "list" | "watch" | "create" | "update" | "patch" | "delete" | "deletecollection") => {
-                verb.to_ascii_uppercase()
-            }
+            verb @ ("get" | "list" | "watch" | "create" | "update" | "patch" | "delete"
+            | "deletecollection") => verb.to_ascii_uppercase(),
             "post" | "put" | "head" | "options" => a.verb.to_ascii_uppercase(),
             _ => "other".to_owned(),
         };

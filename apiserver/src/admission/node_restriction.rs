@@ -34,10 +34,14 @@ pub(super) async fn check_write(
                 return refuse("can only create mirror pods bound to itself".to_owned());
             }
         } else if old.is_some_and(|old| old["spec"]["nodeName"] != *node) {
-            return refuse(format!("can only update pod status for pods with spec.nodeName set to \"{node}\""));
+            return refuse(format!(
+                "can only update pod status for pods with spec.nodeName set to \"{node}\""
+            ));
         }
     }
-    if is(call.resource, "coordination.k8s.io", "leases") && (call.namespace != NODE_LEASES || call.name != node) {
+    if is(call.resource, "coordination.k8s.io", "leases")
+        && (call.namespace != NODE_LEASES || call.name != node)
+    {
         return refuse("can only access node lease with the same name as the requesting node".to_owned());
     }
     if is(call.resource, "storage.k8s.io", "csinodes") && call.name != node {
@@ -56,9 +60,9 @@ fn own_node(node: &str, call: &Call, object: &Value, old: Option<&Value>) -> Opt
         return Some("is not allowed to modify taints".to_owned());
     }
     let (labels, previous) = (meta::labels(object), meta::labels(before));
-    let restricted = labels.iter().filter(|(key, value)| {
-        key.contains(RESTRICTED_PREFIX) && previous.get(*key) != Some(*value)
-    });
+    let restricted = labels
+        .iter()
+        .filter(|(key, value)| key.contains(RESTRICTED_PREFIX) && previous.get(*key) != Some(*value));
     let restricted: Vec<&str> = restricted.map(|(key, _)| *key).collect();
     if !restricted.is_empty() {
         return Some(format!("is not allowed to modify labels: {}", restricted.join(", ")));
@@ -69,9 +73,9 @@ fn own_node(node: &str, call: &Call, object: &Value, old: Option<&Value>) -> Opt
 pub(super) async fn check_delete(_registry: &Registry, call: &Call, old: &Value) -> Result<(), Error> {
     let Some(node) = name_of(&call.user) else { return Ok(()) };
     if is(call.resource, "", "pods") && old["spec"]["nodeName"] != *node {
-        return Err(call.forbidden(format!(
-            "node \"{node}\" can only delete pods with spec.nodeName set to itself"
-        )));
+        return Err(
+            call.forbidden(format!("node \"{node}\" can only delete pods with spec.nodeName set to itself"))
+        );
     }
     let own_lease = call.namespace == NODE_LEASES && call.name == node;
     if is(call.resource, "coordination.k8s.io", "leases") && !own_lease {

@@ -45,7 +45,8 @@ pub(super) async fn priority(registry: &Registry, call: &Call, pod: &mut Value) 
         Some(found.ok_or_else(|| call.forbidden(format!("no PriorityClass with name {name} was found")))?)
     };
     let value = class.as_ref().and_then(|class| class["value"].as_i64()).unwrap_or(0);
-    let policy = class.as_ref().and_then(|class| class["preemptionPolicy"].as_str()).unwrap_or("PreemptLowerPriority");
+    let policy =
+        class.as_ref().and_then(|class| class["preemptionPolicy"].as_str()).unwrap_or("PreemptLowerPriority");
     let spec = map_mut(pod, "spec");
     let asked = spec.get("priority").and_then(Value::as_i64);
     if asked.is_some_and(|asked| asked != value) {
@@ -68,7 +69,8 @@ mod tests {
 
     #[test]
     fn tolerations_are_added_once() {
-        let mut pod = json!({"spec": {"tolerations": [{"key": "node.kubernetes.io/not-ready", "operator": "Exists"}]}});
+        let mut pod =
+            json!({"spec": {"tolerations": [{"key": "node.kubernetes.io/not-ready", "operator": "Exists"}]}});
         default_tolerations(&mut pod);
         default_tolerations(&mut pod);
         let list = pod["spec"]["tolerations"].as_array().unwrap();

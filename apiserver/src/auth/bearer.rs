@@ -78,9 +78,10 @@ mod tests {
     fn finds_bearer_tokens() {
         let mut headers = HeaderMap::new();
         assert_eq!(bearer(&headers), None);
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(
-            "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.YWJj",
-        ));
+        headers.insert(
+            SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static("v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.YWJj"),
+        );
         assert_eq!(bearer(&headers).as_deref(), Some("abc"));
         headers.insert(AUTHORIZATION, HeaderValue::from_static("Basic abc"));
         assert_eq!(bearer(&headers), None);

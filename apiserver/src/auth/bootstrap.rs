@@ -81,10 +81,8 @@ fn add(object: &mut Value, words: &[&str]) {
             push(object, "rules", json!({"nonResourceURLs": list(urls), "verbs": list(verbs)}));
         }
         [verbs, groups, resources, names @ ..] => {
-            let groups: Vec<&str> =
-                groups.split(',').map(|g| if g == "core" { "" } else { g }).collect();
-            let mut rule =
-                json!({"apiGroups": groups, "resources": list(resources), "verbs": list(verbs)});
+            let groups: Vec<&str> = groups.split(',').map(|g| if g == "core" { "" } else { g }).collect();
+            let mut rule = json!({"apiGroups": groups, "resources": list(resources), "verbs": list(verbs)});
             if let Some(names) = names.first() {
                 rule["resourceNames"] = json!(list(names));
             }
@@ -146,9 +144,17 @@ mod tests {
         assert_eq!((count("roles"), count("rolebindings")), (7, 7));
         assert!(count("clusterroles") >= 70 && count("clusterrolebindings") >= 50);
         let find = |r: &str, n: &str| {
-            objects.iter().find(|o| o.resource == r && o.object["metadata"]["name"] == n).unwrap().object.clone()
+            objects
+                .iter()
+                .find(|o| o.resource == r && o.object["metadata"]["name"] == n)
+                .unwrap()
+                .object
+                .clone()
         };
-        assert_eq!(find("clusterroles", "cluster-admin")["rules"][1], json!({"nonResourceURLs": ["*"], "verbs": ["*"]}));
+        assert_eq!(
+            find("clusterroles", "cluster-admin")["rules"][1],
+            json!({"nonResourceURLs": ["*"], "verbs": ["*"]})
+        );
         assert!(find("clusterroles", "admin")["aggregationRule"].is_object());
         assert_eq!(
             find("clusterrolebindings", "system:kube-dns")["subjects"][0],

@@ -47,7 +47,9 @@ impl NodeAuthorizer {
         let filter = Filter { fields, ..Filter::default() };
         let view = self.registry.reads.list(pods, &prefix, &filter, At::Newest, None, None).await;
         let Ok(view) = view else { return false };
-        view.items.iter().any(|item| serde_json::from_slice::<Value>(&item.bytes()).is_ok_and(|pod| wanted(&pod)))
+        view.items
+            .iter()
+            .any(|item| serde_json::from_slice::<Value>(&item.bytes()).is_ok_and(|pod| wanted(&pod)))
     }
 }
 
@@ -89,7 +91,10 @@ fn refers(pod: &Value, kind: &str, name: &str) -> bool {
                 || items(&spec["volumes"]).any(|v| volume_names(v, "secret", "secretName", name))
                 || env_names(spec, "secret", name)
         }
-        _ => items(&spec["volumes"]).any(|v| volume_names(v, "configMap", "name", name)) || env_names(spec, "configMap", name),
+        _ => {
+            items(&spec["volumes"]).any(|v| volume_names(v, "configMap", "name", name))
+                || env_names(spec, "configMap", name)
+        }
     }
 }
 
@@ -100,16 +105,20 @@ fn items(list: &Value) -> impl Iterator<Item = &Value> {
 fn volume_names(volume: &Value, source: &str, field: &str, name: &str) -> bool {
     volume[source][field] == name
         || items(&volume["projected"]["sources"]).any(|s| s[source]["name"] == name)
-        || (source == "secret" && ["csi", "flexVolume", "rbd", "iscsi", "cephfs", "scaleIO", "storageos"].iter().any(|kind| {
-            volume[*kind]["secretRef"]["name"] == name || volume[*kind]["nodePublishSecretRef"]["name"] == name
-        }))
+        || (source == "secret"
+            && ["csi", "flexVolume", "rbd", "iscsi", "cephfs", "scaleIO", "storageos"].iter().any(|kind| {
+                volume[*kind]["secretRef"]["name"] == name
+                    || volume[*kind]["nodePublishSecretRef"]["name"] == name
+            }))
 }
 
 fn env_names(spec: &Value, source: &str, name: &str) -> bool {
-    let containers = ["containers", "initContainers", "ephemeralContainers"].into_iter().flat_map(|f| items(&spec[f]));
+    let containers =
+        ["containers", "initContainers", "ephemeralContainers"].into_iter().flat_map(|f| items(&spec[f]));
     let (key, from) = (format!("{source}KeyRef"), format!("{source}Ref"));
     containers.into_iter().any(|c| {
-        items(&c["env"]).any(|e| e["valueFrom"][&key]["name"] == name) || items(&c["envFrom"]).any(|e| e[&from]["name"] == name)
+        items(&c["env"]).any(|e| e["valueFrom"][&key]["name"] == name)
+            || items(&c["envFrom"]).any(|e| e[&from]["name"] == name)
     })
 }
 
@@ -125,8 +134,15 @@ mod tests {
             "volumes": [{"name": "a", "secret": {"secretName": "vol"}}, {"name": "b", "projected": {"sources": [
                 {"configMap": {"name": "kube-root-ca.crt"}}]}}, {"name": "c", "persistentVolumeClaim": {"claimName": "data"}}],
             "containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "env"}}}], "envFrom": [{"configMapRef": {"name": "all"}}]}]}});
-        for (kind, name) in [("secrets", "pull"), ("secrets", "vol"), ("secrets", "env"), ("configmaps", "all"),
-            ("configmaps", "kube-root-ca.crt"), ("persistentvolumeclaims", "data"), ("serviceaccounts", "bot")] {
+        for (kind, name) in [
+            ("secrets", "pull"),
+            ("secrets", "vol"),
+            ("secrets", "env"),
+            ("configmaps", "all"),
+            ("configmaps", "kube-root-ca.crt"),
+            ("persistentvolumeclaims", "data"),
+            ("serviceaccounts", "bot"),
+        ] {
             assert!(refers(&pod, kind, name), "{kind} {name}");
             assert!(!refers(&pod, kind, "other"), "{kind}");
         }

@@ -269,17 +269,37 @@ mod tests {
         let mut policy = Policy::default();
         let role = |v: Value| Some(serde_json::from_value::<Role>(v).unwrap());
         let binding = |v: Value| Some(serde_json::from_value::<Binding>(v).unwrap());
-        policy.set_role("", "reader", role(json!({"metadata": {"labels": {"agg": "true"}}, "rules": [
+        policy.set_role(
+            "",
+            "reader",
+            role(json!({"metadata": {"labels": {"agg": "true"}}, "rules": [
             {"apiGroups": [""], "resources": ["pods", "*/status"], "verbs": ["get", "list"]},
-            {"nonResourceURLs": ["/metrics", "/debug/*"], "verbs": ["get"]}]})));
-        policy.set_role("", "all", role(json!({"metadata": {}, "aggregationRule":
-            {"clusterRoleSelectors": [{"matchLabels": {"agg": "true"}}]}})));
-        policy.set_role("web", "one", role(json!({"rules": [
-            {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["s"], "verbs": ["*"]}]})));
-        policy.set_binding("", "readers", binding(json!({"roleRef": {"kind": "ClusterRole", "name": "all"},
-            "subjects": [{"kind": "Group", "name": "dev"}]})));
-        policy.set_binding("web", "one", binding(json!({"roleRef": {"kind": "Role", "name": "one"},
-            "subjects": [{"kind": "ServiceAccount", "name": "bot"}]})));
+            {"nonResourceURLs": ["/metrics", "/debug/*"], "verbs": ["get"]}]})),
+        );
+        policy.set_role(
+            "",
+            "all",
+            role(json!({"metadata": {}, "aggregationRule":
+            {"clusterRoleSelectors": [{"matchLabels": {"agg": "true"}}]}})),
+        );
+        policy.set_role(
+            "web",
+            "one",
+            role(json!({"rules": [
+            {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["s"], "verbs": ["*"]}]})),
+        );
+        policy.set_binding(
+            "",
+            "readers",
+            binding(json!({"roleRef": {"kind": "ClusterRole", "name": "all"},
+            "subjects": [{"kind": "Group", "name": "dev"}]})),
+        );
+        policy.set_binding(
+            "web",
+            "one",
+            binding(json!({"roleRef": {"kind": "Role", "name": "one"},
+            "subjects": [{"kind": "ServiceAccount", "name": "bot"}]})),
+        );
         policy
     }
 

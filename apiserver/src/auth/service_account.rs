@@ -22,8 +22,7 @@ pub(crate) const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 pub(crate) const USER_PREFIX: &str = "system:serviceaccount:";
 /// Kubernetes grants no token of less than ten minutes.
 pub(crate) const MIN_LIFETIME: Duration = Duration::from_secs(600);
-/// A pod's projected token asks for this and is granted more (see [`EXTENDED_LIFETIME`]) is not
-/// done here: what is asked for is what is given, up to this bound.
+/// What is asked for is given up to this bound.
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A named object with its uid.
@@ -81,8 +80,6 @@ pub(crate) trait Lookup: Send + Sync + 'static {
 /// Why a bearer token is not a good service account token.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("not a token of this issuer")]
-    Foreign,
     #[error("the token is malformed, expired or not signed by this cluster")]
     Invalid(#[from] jsonwebtoken::errors::Error),
     #[error("the token is not for the audiences {0:?}")]
@@ -173,8 +170,6 @@ impl Tokens {
     }
 
     fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, Error> {
-        // Whose token is it? Answered before the signature, so that other authenticators' tokens
-        // are not reported as broken.
         let mut validation = Validation::new(Algorithm::ES256);
         validation.validate_aud = false;
         // Time is checked below against the injected clock.
@@ -183,10 +178,9 @@ impl Tokens {
         let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation)?.claims;
         let now = now.as_second();
         if claims.exp <= now || claims.nbf > now + 60 {
-            return Err(jsonwebtoken::errors::Error::from(
-                jsonwebtoken::errors::ErrorKind::ExpiredSignature,
-            )
-            .into());
+            return Err(
+                jsonwebtoken::errors::Error::from(jsonwebtoken::errors::ErrorKind::ExpiredSignature).into()
+            );
         }
         Ok(claims)
     }
@@ -306,7 +300,10 @@ mod tests {
         assert!(matches!(gone.authenticate(&token, &[], now).await, Err(Error::Unbound("pod"))));
         let reborn = tokens(&[("serviceaccounts", "bot", "other"), ("pods", "p", "u2")]);
         let (token, _) = reborn.sign(&grant(), now).unwrap();
-        assert!(matches!(reborn.authenticate(&token, &[], now).await, Err(Error::Unbound("service account"))));
+        assert!(matches!(
+            reborn.authenticate(&token, &[], now).await,
+            Err(Error::Unbound("service account"))
+        ));
         // Signed by another cluster's key.
         let (foreign, _) = gone.sign(&grant(), now).unwrap();
         assert!(matches!(reborn.authenticate(&foreign, &[], now).await, Err(Error::Invalid(_))));

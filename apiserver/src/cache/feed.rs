@@ -64,16 +64,6 @@ impl Cache {
         self.shared.warm(id, make()).await
     }
 
-    /// Drops the cache of a row that is served no more, and ends its watches.
-    pub(crate) async fn forget(&self, id: &str) {
-        let mut gate = self.shared.gate.lock().await;
-        let removed = self.shared.rows.write().unwrap_or_else(PoisonError::into_inner).remove(id);
-        if let Some(cacher) = removed {
-            gate.remove(&cacher);
-            cacher.end();
-        }
-    }
-
     async fn start(&self) -> Result<Feed, Error> {
         let revision = self.shared.store.revision().await?;
         self.shared.reached.set(revision);

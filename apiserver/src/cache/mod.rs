@@ -30,11 +30,10 @@ use std::sync::Arc;
 
 use decapod_storage::{self as storage, Revision};
 
-pub(crate) use decode::{AsStored, BoxError, Decode, Decoded, Facts, Field, Scanner};
-pub(crate) use event::{Change, Delivery, Kind};
+pub(crate) use decode::{AsStored, BoxError, Decode, Decoded, Field, Scanner};
+pub(crate) use event::Delivery;
 pub(crate) use feed::Cache;
 pub(crate) use object::Object;
-pub(crate) use pairs::Pairs;
 pub(crate) use row::{Cacher, Query, Row, View};
 pub(crate) use select::Selection;
 pub(crate) use watch::{Start, Watching};

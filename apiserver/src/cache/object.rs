@@ -50,11 +50,6 @@ impl Object {
         &self.entry.key
     }
 
-    /// What the store holds: for compare-and-swap.
-    pub(crate) fn entry(&self) -> &Arc<Entry> {
-        &self.entry
-    }
-
     /// The object's `resourceVersion`.
     pub(crate) fn revision(&self) -> Revision {
         self.revision

@@ -102,6 +102,7 @@ impl Cacher {
     }
 
     /// How many objects, and how many watchers there are.
+    #[cfg(test)]
     pub(crate) fn size(&self) -> (usize, usize) {
         let inner = self.lock();
         (inner.state.len(), inner.watchers.len())
@@ -301,15 +302,6 @@ pub(super) struct ByPrefix(HashMap<Arc<str>, Vec<Arc<Cacher>>>);
 impl ByPrefix {
     pub(super) fn add(&mut self, cacher: Arc<Cacher>) {
         self.0.entry(Arc::clone(cacher.prefix())).or_default().push(cacher);
-    }
-
-    pub(super) fn remove(&mut self, cacher: &Arc<Cacher>) {
-        if let Some(cachers) = self.0.get_mut(cacher.prefix()) {
-            cachers.retain(|other| !Arc::ptr_eq(other, cacher));
-            if cachers.is_empty() {
-                self.0.remove(cacher.prefix());
-            }
-        }
     }
 
     /// The rows that a key belongs to.

@@ -19,6 +19,7 @@ pub(crate) struct Selection {
 
 impl Selection {
     /// Everything under a prefix.
+    #[cfg(test)]
     pub(crate) fn all(prefix: &str) -> Self {
         Self {
             prefix: prefix.into(),

@@ -71,6 +71,7 @@ impl State {
         self.live.get(key)
     }
 
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.live.len()
     }

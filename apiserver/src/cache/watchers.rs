@@ -112,6 +112,7 @@ impl Watchers {
         }
     }
 
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         let fields = self.fields.values().flat_map(HashMap::values);
         let named = self.keys.values().chain(self.names.values()).chain(self.folders.values());

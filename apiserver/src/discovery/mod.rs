@@ -144,7 +144,9 @@ mod tests {
         let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
         let response = answer("/apis", &headers).unwrap();
-        assert!(response.headers()["content-type"].to_str().unwrap().contains("v=v2;as=APIGroupDiscoveryList"));
+        assert!(
+            response.headers()["content-type"].to_str().unwrap().contains("v=v2;as=APIGroupDiscoveryList")
+        );
         headers.insert(IF_NONE_MATCH, response.headers()[ETAG].clone());
         assert_eq!(answer("/apis", &headers).unwrap().status(), StatusCode::NOT_MODIFIED);
         assert!(answer("/apis/nope", &headers).is_none());

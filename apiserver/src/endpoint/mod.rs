@@ -78,7 +78,8 @@ pub(crate) async fn resource(
     let request = Request { core, info, user, headers: &headers, resource: row };
     check_route(&request)?;
     if subresource::is_connection(&a.subresource) {
-        return crate::nodeproxy::connect(&request, http::Request::from_parts(parts, incoming), &headers).await;
+        return crate::nodeproxy::connect(&request, http::Request::from_parts(parts, incoming), &headers)
+            .await;
     }
     let body = match a.verb.as_str() {
         "get" | "list" | "watch" => Bytes::new(),

@@ -75,7 +75,8 @@ pub(super) fn respond(request: &Request<'_>, call: &Call, deleted: Deleted) -> R
 }
 
 fn success(call: &Call, object: &Value) -> Value {
-    let mut details = json!({"name": meta::name(object), "kind": call.resource.plural, "uid": meta::uid(object)});
+    let mut details =
+        json!({"name": meta::name(object), "kind": call.resource.plural, "uid": meta::uid(object)});
     if !call.resource.group.is_empty() {
         details["group"] = call.resource.group.into();
     }

@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Request;
 use super::render::Wanted;
-use crate::http::body::{self, BoxError};
-use crate::http::{Body, reply};
 use crate::cache::Delivery;
 use crate::http::accept::Form;
+use crate::http::body::{self, BoxError};
+use crate::http::{Body, reply};
 use crate::registry::object;
 use crate::registry::options::ListOptions;
 use crate::registry::reads::{At, Watching, refused};
@@ -30,7 +30,8 @@ pub(super) async fn get(request: &Request<'_>) -> Result<Response<Body>, Error> 
     let call = request.call()?;
     let wanted = Wanted::of(request.headers, &request.info.query)?;
     let key = object::key(call.resource, &call.namespace, &call.name).ok_or(Error::UnknownPath)?;
-    let object = request.core.registry.reads.get(call.resource, &key).await?.ok_or_else(|| call.not_found())?;
+    let object =
+        request.core.registry.reads.get(call.resource, &key).await?.ok_or_else(|| call.not_found())?;
     Ok(reply::bytes(StatusCode::OK, wanted.event(request.resource, &object, true)?))
 }
 
@@ -57,7 +58,9 @@ pub(super) async fn watch(request: &Request<'_>) -> Result<Response<Body>, Error
         Ok(watching) => watching,
         // A watch from a lost revision says so in its first event, as clients expect it.
         Err(error @ Error::Expired { .. }) if options.at != At::Newest => {
-            return Ok(streamed(stream::iter([Ok(frame("ERROR", &error.to_status().to_string().into()))]).boxed()));
+            return Ok(streamed(
+                stream::iter([Ok(frame("ERROR", &error.to_status().to_string().into()))]).boxed(),
+            ));
         }
         Err(error) => return Err(error),
     };

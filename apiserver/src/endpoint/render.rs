@@ -26,7 +26,9 @@ impl Wanted {
             None | Some("Metadata") => Include::Metadata,
             Some("None") => Include::None,
             Some("Object") => Include::Object,
-            Some(other) => return Err(Error::BadRequest(format!("unrecognized includeObject value: \"{other}\""))),
+            Some(other) => {
+                return Err(Error::BadRequest(format!("unrecognized includeObject value: \"{other}\"")));
+            }
         };
         Ok(Self { form: accept::form(headers)?, include })
     }
@@ -67,7 +69,8 @@ impl Wanted {
                 let items = list.view.items.iter().map(|o| parse(o).map(|o| metadata(&o)));
                 let items = items.collect::<Result<Vec<_>, _>>()?;
                 let kind = "PartialObjectMetadataList";
-                let whole = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items});
+                let whole =
+                    json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items});
                 Ok(whole.to_string().into())
             }
             Form::Table => {

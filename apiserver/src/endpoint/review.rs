@@ -46,8 +46,12 @@ fn user_value(user: &UserInfo) -> Value {
 
 async fn token(request: &Request<'_>, review: &Value) -> Value {
     let spec = &review["spec"];
-    let audiences: Vec<String> =
-        spec["audiences"].as_array().into_iter().flatten().filter_map(|a| a.as_str().map(str::to_owned)).collect();
+    let audiences: Vec<String> = spec["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|a| a.as_str().map(str::to_owned))
+        .collect();
     let token = spec["token"].as_str().unwrap_or_default();
     let now = request.core.clock.now();
     match request.core.authenticator.token(token, &audiences, now).await {
@@ -96,7 +100,9 @@ fn attributes(spec: &Value) -> Result<Attributes, Error> {
             name: text(resource, "name"),
             path: String::new(),
         }),
-        (false, true) => Ok(Attributes { verb: text(path, "verb"), path: text(path, "path"), ..Attributes::default() }),
+        (false, true) => {
+            Ok(Attributes { verb: text(path, "verb"), path: text(path, "path"), ..Attributes::default() })
+        }
         _ => Err(Error::BadRequest(
             "spec: exactly one of nonResourceAttributes or resourceAttributes must be specified".to_owned(),
         )),
@@ -114,6 +120,7 @@ fn rules(request: &Request<'_>, review: &Value) -> Result<Value, Error> {
         rules.push(PolicyRule { api_groups: all(), resources: all(), verbs: all(), ..PolicyRule::default() });
         rules.push(PolicyRule { non_resource_urls: all(), verbs: all(), ..PolicyRule::default() });
     }
-    let (paths, resources): (Vec<_>, Vec<_>) = rules.into_iter().partition(|r| !r.non_resource_urls.is_empty());
+    let (paths, resources): (Vec<_>, Vec<_>) =
+        rules.into_iter().partition(|r| !r.non_resource_urls.is_empty());
     Ok(json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false}))
 }

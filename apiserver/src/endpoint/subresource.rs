@@ -103,7 +103,10 @@ fn scale_of(object: &Value) -> Value {
                 .map(|s| s.to_string())
         }
         Value::Object(map) => Some(
-            map.iter().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect::<Vec<_>>().join(","),
+            map.iter()
+                .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
+                .collect::<Vec<_>>()
+                .join(","),
         ),
         _ => None,
     };
@@ -122,7 +125,9 @@ async fn scale(request: &Request<'_>, verb: &str, bytes: &[u8]) -> Result<Respon
         let (object, _) = registry.current(&call).await?.ok_or_else(|| call.not_found())?;
         return Ok(reply::json(StatusCode::OK, &scale_of(&object)));
     }
-    let wanted = if verb == "patch" { Err(Patch::parse(request.content_type(), bytes)?.0) } else {
+    let wanted = if verb == "patch" {
+        Err(Patch::parse(request.content_type(), bytes)?.0)
+    } else {
         let mut scale = body::parse(request.content_type(), bytes)?.value;
         body::check_gvk("autoscaling/v1", "Scale", &mut scale)?;
         Ok(scale)
@@ -137,7 +142,12 @@ async fn scale(request: &Request<'_>, verb: &str, bytes: &[u8]) -> Result<Respon
             let path = field::Path::new("spec").child("replicas");
             let error = field::Error::invalid(&path, replicas, "must be greater than or equal to 0");
             let name = call.name.clone();
-            return Err(Error::Invalid { group: "autoscaling".into(), kind: "Scale".into(), name, errors: vec![error] });
+            return Err(Error::Invalid {
+                group: "autoscaling".into(),
+                kind: "Scale".into(),
+                name,
+                errors: vec![error],
+            });
         }
         let mut new = old.clone();
         new["spec"]["replicas"] = replicas.into();
@@ -165,12 +175,22 @@ pub(super) async fn bind(request: &Request<'_>, pod: &str, bytes: &[u8]) -> Resu
     let kind = target["kind"].as_str().unwrap_or("Node");
     if node.is_empty() || !matches!(kind, "" | "Node") {
         let path = field::Path::new("target").child(if node.is_empty() { "name" } else { "kind" });
-        let error = if node.is_empty() { field::Error::required(&path, "") } else { field::Error::not_supported(&path, kind, &["Node"]) };
-        return Err(Error::Invalid { group: String::new(), kind: "Binding".into(), name: call.name, errors: vec![error] });
+        let error = if node.is_empty() {
+            field::Error::required(&path, "")
+        } else {
+            field::Error::not_supported(&path, kind, &["Node"])
+        };
+        return Err(Error::Invalid {
+            group: String::new(),
+            kind: "Binding".into(),
+            name: call.name,
+            errors: vec![error],
+        });
     }
     let now = rfc3339(request.core.clock.now());
     request.core.registry.modify(&call, Part::Whole, |old| bound(&call, old, &binding, &node, &now)).await?;
-    let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    let success =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(reply::json(StatusCode::CREATED, &success))
 }
 
@@ -183,7 +203,9 @@ fn bound(call: &Call, pod: &Value, binding: &Value, node: &str, now: &str) -> Re
         )));
     }
     if meta::deleting(pod) {
-        return Err(call.conflict(format!("pod {} is being deleted, cannot be assigned to a host", call.name)));
+        return Err(
+            call.conflict(format!("pod {} is being deleted, cannot be assigned to a host", call.name))
+        );
     }
     let current = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     if !current.is_empty() {
@@ -197,7 +219,8 @@ fn bound(call: &Call, pod: &Value, binding: &Value, node: &str, now: &str) -> Re
     for (key, value) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
         new["metadata"]["annotations"][key] = value.clone();
     }
-    let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+    let condition =
+        json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
     let mut conditions: Vec<Value> = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
     conditions.retain(|c| c["type"] != "PodScheduled");
     conditions.push(condition);
@@ -219,7 +242,8 @@ async fn evict(request: &Request<'_>, bytes: &[u8]) -> Result<Response<Body>, Er
         options => DeleteOptions::from_value(options.clone())?,
     };
     request.core.registry.delete(&call, &options).await?;
-    let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    let success =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(reply::json(StatusCode::CREATED, &success))
 }
 

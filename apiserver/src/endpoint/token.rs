@@ -29,8 +29,12 @@ pub(super) async fn request(request: &Request<'_>, bytes: &[u8]) -> Result<Respo
         let error = field::Error::invalid(&path, seconds, "may not specify a duration less than 10 minutes");
         return Err(invalid(&call, error));
     }
-    let audiences: Vec<String> =
-        spec["audiences"].as_array().into_iter().flatten().filter_map(|a| a.as_str().map(str::to_owned)).collect();
+    let audiences: Vec<String> = spec["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|a| a.as_str().map(str::to_owned))
+        .collect();
     let mut grant = Grant {
         namespace: call.namespace.clone(),
         account: Reference { name: call.name.clone(), uid: meta::uid(&account).to_owned() },
@@ -42,8 +46,11 @@ pub(super) async fn request(request: &Request<'_>, bytes: &[u8]) -> Result<Respo
     };
     bind(request, &call, &spec["boundObjectRef"], &mut grant).await?;
     let now = request.core.clock.now();
-    let (token, expires) =
-        request.core.tokens.sign(&grant, now).map_err(|e| Error::Internal(format!("cannot sign the token: {e}")))?;
+    let (token, expires) = request
+        .core
+        .tokens
+        .sign(&grant, now)
+        .map_err(|e| Error::Internal(format!("cannot sign the token: {e}")))?;
     if grant.audiences.is_empty() {
         token_request["spec"]["audiences"] = serde_json::json!([crate::auth::service_account::ISSUER]);
     }
@@ -70,7 +77,8 @@ async fn bind(request: &Request<'_>, call: &Call, bound: &Value, grant: &mut Gra
         return Ok(());
     }
     let registry = &request.core.registry;
-    let (kind, name) = (bound["kind"].as_str().unwrap_or_default(), bound["name"].as_str().unwrap_or_default());
+    let (kind, name) =
+        (bound["kind"].as_str().unwrap_or_default(), bound["name"].as_str().unwrap_or_default());
     let (resource, namespace) = match kind {
         "Pod" => (core("pods"), call.namespace.as_str()),
         "Secret" => (core("secrets"), call.namespace.as_str()),
@@ -92,14 +100,18 @@ async fn bind(request: &Request<'_>, call: &Call, bound: &Value, grant: &mut Gra
     match kind {
         "Pod" => {
             if object["spec"]["serviceAccountName"] != call.name {
-                let why = format!("cannot bind token for serviceaccount \"{}\" to pod running with different serviceaccount name.", call.name);
+                let why = format!(
+                    "cannot bind token for serviceaccount \"{}\" to pod running with different serviceaccount name.",
+                    call.name
+                );
                 return Err(Error::BadRequest(why));
             }
             let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
             if !node.is_empty()
                 && let Some(node) = registry.find(core("nodes"), "", node).await?
             {
-                grant.node = Some(Reference { name: meta::name(&node).to_owned(), uid: meta::uid(&node).to_owned() });
+                grant.node =
+                    Some(Reference { name: meta::name(&node).to_owned(), uid: meta::uid(&node).to_owned() });
             }
             grant.pod = Some(reference);
         }

@@ -57,8 +57,14 @@ mod tests {
     fn the_first_that_can_be_made() {
         for (accept, want) in [
             ("application/json", Some(Form::Object)),
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json", Some(Form::Table)),
-            ("application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json", Some(Form::Metadata)),
+            (
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
+                Some(Form::Table),
+            ),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json",
+                Some(Form::Metadata),
+            ),
             ("application/vnd.kubernetes.protobuf, */*", Some(Form::Object)),
             ("application/vnd.kubernetes.protobuf", None),
             ("application/json;as=Table;v=v2;g=meta.k8s.io", None),

@@ -19,8 +19,7 @@ pub(crate) struct RequestInfo {
 impl RequestInfo {
     pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>) -> Self {
         let query = Query::parse(query);
-        let segments: Vec<String> =
-            path.split('/').filter(|s| !s.is_empty()).map(percent_decode).collect();
+        let segments: Vec<String> = path.split('/').filter(|s| !s.is_empty()).map(percent_decode).collect();
         let words: Vec<&str> = segments.iter().map(String::as_str).collect();
         let (group, version, rest) = match words.as_slice() {
             ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
@@ -110,7 +109,8 @@ mod tests {
         let uri: http::Uri = uri.parse().unwrap();
         let info = RequestInfo::parse(&method.parse().unwrap(), uri.path(), uri.query());
         let a = &info.attributes;
-        let text = [&a.verb, &a.group, &a.resource, &a.subresource, &a.namespace, &a.name].map(String::as_str);
+        let text =
+            [&a.verb, &a.group, &a.resource, &a.subresource, &a.namespace, &a.name].map(String::as_str);
         (text.join("|"), info)
     }
 
@@ -123,9 +123,17 @@ mod tests {
             ("GET", "/api/v1/namespaces", "list||namespaces|||"),
             ("DELETE", "/api/v1/namespaces/web", "delete||namespaces||web|web"),
             ("PUT", "/api/v1/namespaces/web/finalize", "update||namespaces|finalize|web|web"),
-            ("PATCH", "/apis/apps/v1/namespaces/web/deployments/d/scale", "patch|apps|deployments|scale|web|d"),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/web/deployments/d/scale",
+                "patch|apps|deployments|scale|web|d",
+            ),
             ("DELETE", "/apis/apps/v1/namespaces/web/deployments", "deletecollection|apps|deployments||web|"),
-            ("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode", "get|rbac.authorization.k8s.io|clusterroles|||system:node"),
+            (
+                "GET",
+                "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
+                "get|rbac.authorization.k8s.io|clusterroles|||system:node",
+            ),
             ("GET", "/api/v1/namespaces/status", "get||namespaces||status|status"),
         ] {
             assert_eq!(parse(method, uri).0, want, "{method} {uri}");

@@ -148,7 +148,9 @@ static MESSAGES: LazyLock<HashMap<&'static str, HashMap<u64, Field>>> = LazyLock
             continue;
         }
         let mut words = line.split(' ');
-        let (Some(number), Some(name), Some(ty)) = (words.next(), words.next(), words.next()) else { continue };
+        let (Some(number), Some(name), Some(ty)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
         let (label, ty) = match (ty.strip_prefix('*'), ty.strip_prefix("{}")) {
             (Some(ty), _) => (Label::Many, ty),
             (_, Some(ty)) => (Label::Map, ty),
@@ -306,7 +308,8 @@ fn message(name: &'static str, bytes: &[u8], depth: usize) -> Result<Map<String,
 
 fn one(object: &mut Map<String, Value>, field: &Field, wire: &Wire<'_>, depth: usize) -> Result<(), Error> {
     let value = value(field.ty, wire, depth)?;
-    if let (Type::Message(_), true, Value::Object(inner)) = (field.ty, INLINED.contains(&field.name), &value) {
+    if let (Type::Message(_), true, Value::Object(inner)) = (field.ty, INLINED.contains(&field.name), &value)
+    {
         object.extend(inner.clone());
         return Ok(());
     }
@@ -368,7 +371,9 @@ fn value(ty: Type, wire: &Wire<'_>, depth: usize) -> Result<Value, Error> {
         (Type::String, Wire::Bytes(bytes)) => string(bytes)?.into(),
         (Type::Bytes, Wire::Bytes(bytes)) => base64::engine::general_purpose::STANDARD.encode(bytes).into(),
         (Type::Time, Wire::Bytes(bytes)) => time(bytes)?.map_or(Value::Null, |t| rfc3339(t).into()),
-        (Type::MicroTime, Wire::Bytes(bytes)) => time(bytes)?.map_or(Value::Null, |t| rfc3339_micros(t).into()),
+        (Type::MicroTime, Wire::Bytes(bytes)) => {
+            time(bytes)?.map_or(Value::Null, |t| rfc3339_micros(t).into())
+        }
         (Type::Quantity, Wire::Bytes(bytes)) => text_field(bytes, 1)?.into(),
         (Type::IntOrString, Wire::Bytes(bytes)) => int_or_string(bytes)?,
         (Type::Raw, Wire::Bytes(bytes)) => raw(bytes)?,
@@ -457,16 +462,25 @@ mod tests {
         let meta = [field(1, b"a"), field(2, b""), field(8, b"")].concat();
         let entry = [field(1, b"key"), field(2, b"value")].concat();
         let object = [field(1, &meta), field(2, &entry)].concat();
-        assert_eq!(decode(&body("v1", "ConfigMap", &object)).unwrap(), json!({"apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": "a"}, "data": {"key": "value"}}));
+        assert_eq!(
+            decode(&body("v1", "ConfigMap", &object)).unwrap(),
+            json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "a"}, "data": {"key": "value"}})
+        );
     }
 
     #[test]
     fn a_deployment_of_none() {
         // spec.replicas: 0 is meant, spec.minReadySeconds: 0 is not.
-        let object = field(2, &[&[1 << 3, 0, 5 << 3, 0], &field(2, &field(1, &[field(1, b"a"), field(2, b"b")].concat()))[..]].concat());
-        assert_eq!(decode(&body("apps/v1", "Deployment", &object)).unwrap()["spec"],
-            json!({"replicas": 0, "selector": {"matchLabels": {"a": "b"}}}));
+        let object = field(
+            2,
+            &[&[1 << 3, 0, 5 << 3, 0], &field(2, &field(1, &[field(1, b"a"), field(2, b"b")].concat()))[..]]
+                .concat(),
+        );
+        assert_eq!(
+            decode(&body("apps/v1", "Deployment", &object)).unwrap()["spec"],
+            json!({"replicas": 0, "selector": {"matchLabels": {"a": "b"}}})
+        );
     }
 
     #[test]

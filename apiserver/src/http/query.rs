@@ -69,7 +69,8 @@ mod tests {
 
     #[test]
     fn decodes() {
-        let query = Query::parse(Some("labelSelector=app%3Dweb+x&watch&limit=&dryRun=All&dryRun=B&follow=false"));
+        let query =
+            Query::parse(Some("labelSelector=app%3Dweb+x&watch&limit=&dryRun=All&dryRun=B&follow=false"));
         assert_eq!(query.get("labelSelector"), Some("app=web x"));
         assert!(query.flag("watch") && !query.flag("follow") && !query.flag("absent"));
         assert_eq!(query.get("limit"), None);

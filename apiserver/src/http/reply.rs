@@ -73,7 +73,8 @@ pub(crate) fn compress(request: &HeaderMap, mut bytes: Bytes, response: &mut Res
     headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     let accepts = request.get_all(ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
     let gzip = accepts.flat_map(|v| v.split(',')).any(|v| v.trim().starts_with("gzip"));
-    if gzip && bytes.len() >= COMPRESS_FROM
+    if gzip
+        && bytes.len() >= COMPRESS_FROM
         && let Some(packed) = packed(&bytes)
     {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -85,7 +86,8 @@ pub(crate) fn compress(request: &HeaderMap, mut bytes: Bytes, response: &mut Res
 fn packed(bytes: &[u8]) -> Option<Bytes> {
     use std::io::Write;
     // Level 1, as Kubernetes: the fastest.
-    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(bytes.len() / 4), flate2::Compression::fast());
+    let mut encoder =
+        flate2::write::GzEncoder::new(Vec::with_capacity(bytes.len() / 4), flate2::Compression::fast());
     encoder.write_all(bytes).ok()?;
     encoder.finish().ok().map(Bytes::from)
 }

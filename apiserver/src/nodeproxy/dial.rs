@@ -49,7 +49,11 @@ impl Kubelets {
     }
 
     /// Sends a request over a connection of its own, which lives as long as the answer.
-    pub(super) async fn send(&self, target: &Target, request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
+    pub(super) async fn send(
+        &self,
+        target: &Target,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, BoxError> {
         let connector = TlsConnector::from(self.config()?);
         let dial = async {
             let socket = TcpStream::connect((target.address, target.port)).await?;
@@ -69,7 +73,8 @@ impl Kubelets {
 
 fn config(pki: &Pki, now: Timestamp) -> Result<(Arc<ClientConfig>, Timestamp), pki::Error> {
     let pair = pki.issue(&CertificateRequest::client(USER, &[MASTERS]), now)?;
-    let chain = CertificateDer::pem_slice_iter(pair.certificate_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let chain =
+        CertificateDer::pem_slice_iter(pair.certificate_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes())?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pki.ca_pem().as_bytes()) {

@@ -33,7 +33,10 @@ pub(crate) async fn connect(
     let mut outgoing = Request::builder().method(incoming.method().clone()).uri(&target.path);
     if let Some(map) = outgoing.headers_mut() {
         *map = forwarded(headers, upgrade.as_ref());
-        map.insert(HOST, HeaderValue::from_str(&target.authority()).map_err(|e| unreachable_node(&target, &e))?);
+        map.insert(
+            HOST,
+            HeaderValue::from_str(&target.authority()).map_err(|e| unreachable_node(&target, &e))?,
+        );
     }
     let outgoing = outgoing.body(incoming.into_body()).map_err(|e| Error::BadRequest(e.to_string()))?;
     let mut answer =
@@ -61,7 +64,10 @@ fn unreachable_node(target: &target::Target, error: &dyn std::fmt::Display) -> E
     Error::Internal(format!("error dialing backend: {}: {error}", target.authority()))
 }
 
-async fn carry(client: hyper::upgrade::OnUpgrade, kubelet: hyper::upgrade::OnUpgrade) -> Result<(), body::BoxError> {
+async fn carry(
+    client: hyper::upgrade::OnUpgrade,
+    kubelet: hyper::upgrade::OnUpgrade,
+) -> Result<(), body::BoxError> {
     let (client, kubelet) = futures::try_join!(client, kubelet)?;
     let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));
     tokio::io::copy_bidirectional(&mut client, &mut kubelet).await?;
@@ -97,7 +103,10 @@ mod tests {
     fn credentials_stay_here() {
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer x"));
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.YQ"));
+        headers.insert(
+            SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static("v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.YQ"),
+        );
         let forwarded = forwarded(&headers, Some(&HeaderValue::from_static("websocket")));
         assert!(forwarded.get(AUTHORIZATION).is_none());
         assert_eq!(forwarded[SEC_WEBSOCKET_PROTOCOL], "v5.channel.k8s.io");

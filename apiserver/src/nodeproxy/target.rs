@@ -56,7 +56,8 @@ pub(super) async fn find(request: &Request<'_>, query: Option<&str>) -> Result<T
         }
     };
     let node = registry.find(core("nodes"), "", node_name).await?;
-    let node = node.ok_or_else(|| Error::NotFound { resource: "nodes".to_owned(), name: node_name.to_owned() })?;
+    let node =
+        node.ok_or_else(|| Error::NotFound { resource: "nodes".to_owned(), name: node_name.to_owned() })?;
     at_node(&node, path)
 }
 
@@ -66,7 +67,8 @@ fn at_node(node: &Value, path: String) -> Result<Target, Error> {
         addresses.iter().find(|a| a["type"] == kind)?["address"].as_str()?.parse().ok()
     };
     let address = by("InternalIP").or_else(|| by("ExternalIP"));
-    let address = address.ok_or_else(|| Error::Internal(format!("node {} has no address", meta::name(node))))?;
+    let address =
+        address.ok_or_else(|| Error::Internal(format!("node {} has no address", meta::name(node))))?;
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
     let port = port.and_then(|p| u16::try_from(p).ok()).filter(|&p| p > 0).unwrap_or(KUBELET_PORT);
     Ok(Target { address, port, path })
@@ -91,7 +93,9 @@ fn container(call: &Call, pod: &Value, named: Option<&str>) -> Result<String, Er
     match (annotated.filter(|a| containers.contains(a)), containers.as_slice()) {
         (Some(annotated), _) => Ok(annotated.to_owned()),
         (None, [only]) => Ok((*only).to_owned()),
-        (None, []) => Err(Error::BadRequest(format!("a container name must be specified for pod {}", call.name))),
+        (None, []) => {
+            Err(Error::BadRequest(format!("a container name must be specified for pod {}", call.name)))
+        }
         (None, several) => {
             let mut message = format!(
                 "a container name must be specified for pod {}, choose one of: [{}]",

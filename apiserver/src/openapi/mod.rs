@@ -89,7 +89,8 @@ fn v2(headers: &HeaderMap) -> Response<Body> {
     let accepts = headers.get_all(ACCEPT);
     let mut accepts = accepts.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).peekable();
     let any = accepts.peek().is_none();
-    let json_wanted = accepts.any(|a| matches!(a.split(';').next().unwrap_or_default().trim(), "application/json" | "*/*"));
+    let json_wanted =
+        accepts.any(|a| matches!(a.split(';').next().unwrap_or_default().trim(), "application/json" | "*/*"));
     if !any && !json_wanted {
         return reply::error(&decapod_api::status::Error::NotAcceptable("application/json".to_owned()));
     }

@@ -104,7 +104,8 @@ pub(super) fn leaf(
     validity(&mut params, now, lifetime);
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, issuer)?;
-    let not_after = Timestamp::from_second(now.as_second() + lifetime.as_secs() as i64).unwrap_or(Timestamp::MAX);
+    let not_after =
+        Timestamp::from_second(now.as_second() + lifetime.as_secs() as i64).unwrap_or(Timestamp::MAX);
     Ok(Pair { certificate_pem: certificate.pem(), key_pem: key.serialize_pem(), not_after })
 }
 

@@ -66,7 +66,8 @@ impl ResolvesServerCert for Renewing {
 }
 
 fn certified(pair: &Pair) -> Result<CertifiedKey, Error> {
-    let chain = CertificateDer::pem_slice_iter(pair.certificate_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let chain =
+        CertificateDer::pem_slice_iter(pair.certificate_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes())?;
     Ok(CertifiedKey::new(chain, any_ecdsa_type(&key)?))
 }

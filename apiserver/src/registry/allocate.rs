@@ -121,17 +121,23 @@ impl Registry {
         let path = field::Path::new("spec").child("clusterIPs").index(0);
         if let Some(text) = wanted {
             let invalid = |why: String| field::Error::invalid(&path, text, why);
-            let address: Ipv4Addr = text.parse().map_err(|_| invalid("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()))?;
+            let address: Ipv4Addr = text.parse().map_err(|_| {
+                invalid("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned())
+            })?;
             let range = self.network.services;
             if !range.usable(address) {
-                return Err(invalid(format!("failed to allocate IP {address}: the provided IP is not in the valid range. The range of valid IPs is {range}")));
+                return Err(invalid(format!(
+                    "failed to allocate IP {address}: the provided IP is not in the valid range. The range of valid IPs is {range}"
+                )));
             }
             return match self.create_address(service, address).await {
                 Ok(true) => {
                     claim.taken.push(Allocation::Address(text.to_owned()));
                     Ok(text.to_owned())
                 }
-                Ok(false) => Err(invalid(format!("failed to allocate IP {address}: provided IP is already allocated"))),
+                Ok(false) => {
+                    Err(invalid(format!("failed to allocate IP {address}: provided IP is already allocated")))
+                }
                 Err(error) => Err(internal(&path, &error)),
             };
         }
@@ -186,7 +192,11 @@ impl Registry {
         let range = self.network.node_ports.clone();
         if let Some(port) = wanted {
             if !range.contains(&port) {
-                let why = format!("provided port is not in the valid range. The range of valid ports is {}-{}", range.start(), range.end());
+                let why = format!(
+                    "provided port is not in the valid range. The range of valid ports is {}-{}",
+                    range.start(),
+                    range.end()
+                );
                 return Err(field::Error::invalid(path, port, why));
             }
             return match self.create_node_port(service, port).await {
@@ -258,7 +268,8 @@ impl Registry {
         let old_enough = |since: i64| now - since > REPAIR_AFTER.as_secs() as i64;
         for address in self.all(row("networking.k8s.io", "v1", "ipaddresses"), "").await? {
             let managed = meta::labels(&address).get(MANAGED_BY.0) == Some(&MANAGED_BY.1);
-            let since = meta::text(&address, "creationTimestamp").and_then(|t| t.parse::<jiff::Timestamp>().ok());
+            let since =
+                meta::text(&address, "creationTimestamp").and_then(|t| t.parse::<jiff::Timestamp>().ok());
             let parent = &address["spec"]["parentRef"];
             if managed && since.is_some_and(|t| old_enough(t.as_second())) {
                 let name = meta::name(&address).to_owned();
@@ -271,7 +282,9 @@ impl Registry {
         let ports = self.store.list(NODE_PORTS, storage::List::default()).await.map_err(reads::failed)?;
         for entry in ports.entries {
             let owner: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
-            let Some(port) = entry.key.strip_prefix(NODE_PORTS).and_then(|p| p.parse().ok()) else { continue };
+            let Some(port) = entry.key.strip_prefix(NODE_PORTS).and_then(|p| p.parse().ok()) else {
+                continue;
+            };
             let allocation = Allocation::NodePort(port);
             if old_enough(owner["since"].as_i64().unwrap_or(0)) && !self.held(&owner, &allocation).await? {
                 tracing::info!(port, "giving back a node port that no Service holds");
@@ -289,7 +302,12 @@ impl Registry {
 }
 
 fn internal(path: &field::Path, error: &dyn std::fmt::Display) -> field::Error {
-    field::Error { path: path.clone(), kind: field::ErrorKind::Internal, value: None, detail: error.to_string() }
+    field::Error {
+        path: path.clone(),
+        kind: field::ErrorKind::Internal,
+        value: None,
+        detail: error.to_string(),
+    }
 }
 
 /// What a Service holds.
@@ -319,8 +337,12 @@ mod tests {
         let range: Cidr = "10.96.0.0/16".parse().unwrap();
         assert_eq!(range.nth(10).unwrap().to_string(), "10.96.0.10");
         assert!(range.nth(65536).is_none());
-        assert!(!range.usable("10.96.0.0".parse().unwrap()) && !range.usable("10.96.255.255".parse().unwrap()));
-        assert!(range.usable("10.96.255.254".parse().unwrap()) && !range.usable("10.97.0.1".parse().unwrap()));
+        assert!(
+            !range.usable("10.96.0.0".parse().unwrap()) && !range.usable("10.96.255.255".parse().unwrap())
+        );
+        assert!(
+            range.usable("10.96.255.254".parse().unwrap()) && !range.usable("10.97.0.1".parse().unwrap())
+        );
         for bad in ["10.96.0.0", "x/16", "10.0.0.0/31", "::/64"] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }
@@ -330,7 +352,10 @@ mod tests {
     fn a_service_holds_its_address_and_ports() {
         let service = json!({"spec": {"clusterIP": "10.96.3.4", "ports": [
             {"nodePort": 30001, "protocol": "TCP"}, {"nodePort": 30001, "protocol": "UDP"}, {"port": 1}]}});
-        assert_eq!(allocations(&service), [Allocation::Address("10.96.3.4".into()), Allocation::NodePort(30001)]);
+        assert_eq!(
+            allocations(&service),
+            [Allocation::Address("10.96.3.4".into()), Allocation::NodePort(30001)]
+        );
         assert!(allocations(&json!({"spec": {"clusterIP": "None"}})).is_empty());
     }
 }

@@ -14,7 +14,9 @@ use crate::http::protobuf;
 pub(crate) fn parse(content_type: &str, bytes: &[u8]) -> Result<Parsed, Error> {
     let media = content_type.split(';').next().unwrap_or_default().trim();
     match media {
-        "" | "application/json" => json::parse(bytes).map_err(|e| Error::BadRequest(format!("couldn't parse the body: {e}"))),
+        "" | "application/json" => {
+            json::parse(bytes).map_err(|e| Error::BadRequest(format!("couldn't parse the body: {e}")))
+        }
         "application/yaml" | "application/x-yaml" => {
             let text = std::str::from_utf8(bytes).map_err(|e| Error::BadRequest(e.to_string()))?;
             let value = serde_saphyr::from_str(text)
@@ -41,7 +43,9 @@ pub(crate) fn check_kind(resource: &Resource, object: &mut Value) -> Result<(), 
 /// Checks that a body has this apiVersion and kind, and fills them in.
 pub(crate) fn check_gvk(version: &str, kind: &str, object: &mut Value) -> Result<(), Error> {
     let Some(map) = object.as_object_mut() else {
-        return Err(Error::BadRequest(format!("the object provided is unrecognized (must be of type {kind})")));
+        return Err(Error::BadRequest(format!(
+            "the object provided is unrecognized (must be of type {kind})"
+        )));
     };
     for (field, wanted, what) in [("apiVersion", version, "API version"), ("kind", kind, "kind")] {
         let found = map.get(field).and_then(Value::as_str).unwrap_or_default();
@@ -68,7 +72,8 @@ pub(crate) fn normalize(call: &Call, object: Value, duplicates: &[String]) -> Re
     };
     let normalized = (resource.ops.normalize)(object).map_err(|e: DecodeError| cannot(&e))?;
     let unknown = normalized.unknown.iter().map(|path| format!("unknown field \"{path}\""));
-    let found: Vec<String> = unknown.chain(duplicates.iter().map(|path| format!("duplicate field \"{path}\""))).collect();
+    let found: Vec<String> =
+        unknown.chain(duplicates.iter().map(|path| format!("duplicate field \"{path}\""))).collect();
     match call.options.validation {
         FieldValidation::Strict if !found.is_empty() => {
             return Err(cannot(&format!("strict decoding error: {}", found.join(", "))));

@@ -60,7 +60,8 @@ fn rename<'a>(object: Value, names: impl Iterator<Item = (&'a str, &'a str)>) ->
 
 /// `autoscaling/v1` knows one metric: the CPU utilization. Others travel in an annotation.
 fn autoscaler_v1(mut object: Value) -> Value {
-    let metrics = object.get_mut("spec").and_then(Value::as_object_mut).and_then(|spec| spec.remove("metrics"));
+    let metrics =
+        object.get_mut("spec").and_then(Value::as_object_mut).and_then(|spec| spec.remove("metrics"));
     let mut others = Vec::new();
     for metric in metrics.iter().flat_map(|m| m.as_array().into_iter().flatten()) {
         let utilization = &metric["resource"]["target"]["averageUtilization"];
@@ -85,7 +86,10 @@ fn autoscaler_v2(mut object: Value) -> Value {
         let target = json!({"type": "Utilization", "averageUtilization": percent});
         metrics.push(json!({"type": "Resource", "resource": {"name": "cpu", "target": target}}));
     }
-    let annotation = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut).and_then(|a| a.remove(METRICS_ANNOTATION));
+    let annotation = object
+        .pointer_mut("/metadata/annotations")
+        .and_then(Value::as_object_mut)
+        .and_then(|a| a.remove(METRICS_ANNOTATION));
     let others = annotation.and_then(|a| serde_json::from_str::<Vec<Value>>(a.as_str()?).ok());
     metrics.extend(others.into_iter().flatten());
     if !metrics.is_empty() {
@@ -102,12 +106,18 @@ mod tests {
     #[test]
     fn both_ways_is_the_same() {
         for (resource, object) in [
-            (row("events.k8s.io", "v1", "events"), json!({"apiVersion": "events.k8s.io/v1", "kind": "Event",
+            (
+                row("events.k8s.io", "v1", "events"),
+                json!({"apiVersion": "events.k8s.io/v1", "kind": "Event",
                 "metadata": {"name": "e"}, "regarding": {"name": "p"}, "note": "n", "reason": "r",
-                "reportingController": "c", "reportingInstance": "i"})),
-            (row("autoscaling", "v1", "horizontalpodautoscalers"), json!({"apiVersion": "autoscaling/v1",
+                "reportingController": "c", "reportingInstance": "i"}),
+            ),
+            (
+                row("autoscaling", "v1", "horizontalpodautoscalers"),
+                json!({"apiVersion": "autoscaling/v1",
                 "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"},
-                "spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}})),
+                "spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}}),
+            ),
         ] {
             let kept = stored(resource, &object);
             assert_ne!(kept["apiVersion"], object["apiVersion"]);

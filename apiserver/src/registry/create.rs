@@ -28,7 +28,12 @@ pub(crate) fn suffix() -> String {
 
 impl Registry {
     /// Creates an object from a request's body.
-    pub(crate) async fn create(&self, call: &Call, mut body: Value, duplicates: &[String]) -> Result<Value, Error> {
+    pub(crate) async fn create(
+        &self,
+        call: &Call,
+        mut body: Value,
+        duplicates: &[String],
+    ) -> Result<Value, Error> {
         body::check_kind(call.resource, &mut body)?;
         let mut object = body::normalize(call, body, duplicates)?;
         self.place(call, &mut object)?;
@@ -53,18 +58,27 @@ impl Registry {
     /// Puts the object where the request's path says, and takes out what only the server sets.
     fn place(&self, call: &Call, object: &mut Value) -> Result<(), Error> {
         if !meta::text(object, "resourceVersion").unwrap_or_default().is_empty() {
-            return Err(Error::BadRequest("resourceVersion should not be set on objects to be created".to_owned()));
+            return Err(Error::BadRequest(
+                "resourceVersion should not be set on objects to be created".to_owned(),
+            ));
         }
         let namespace = meta::namespace(object);
         if call.resource.namespaced() {
             if !namespace.is_empty() && namespace != call.namespace {
                 return Err(Error::BadRequest(
-                    "the namespace of the provided object does not match the namespace sent on the request".to_owned(),
+                    "the namespace of the provided object does not match the namespace sent on the request"
+                        .to_owned(),
                 ));
             }
             set_meta(object, "namespace", call.namespace.clone().into());
         }
-        for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"] {
+        for field in [
+            "resourceVersion",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "selfLink",
+            "managedFields",
+        ] {
             set_meta(object, field, Value::Null);
         }
         set_meta(object, "uid", uuid::Uuid::new_v4().to_string().into());
@@ -93,7 +107,8 @@ impl Registry {
             claim.cancel(self).await;
             return Ok(object);
         }
-        let written = self.store.create(&named.key()?, object::encode(&convert::stored(resource, &object))).await;
+        let written =
+            self.store.create(&named.key()?, object::encode(&convert::stored(resource, &object))).await;
         match written {
             Ok(entry) => {
                 claim.keep(self).await;

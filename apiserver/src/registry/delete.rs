@@ -86,7 +86,8 @@ impl Registry {
         let view = self.reads.list(call.resource, &prefix, filter, At::Newest, None, None).await?;
         let mut deleted = Vec::with_capacity(view.items.len());
         for item in view.items {
-            let one = Call { name: item.name().to_owned(), namespace: item.namespace().to_owned(), ..call.same() };
+            let one =
+                Call { name: item.name().to_owned(), namespace: item.namespace().to_owned(), ..call.same() };
             match self.delete(&one, options).await {
                 Ok(Deleted::Gone(object) | Deleted::Begun(object)) => deleted.push(object),
                 Err(Error::NotFound { .. }) => {}
@@ -131,7 +132,8 @@ fn plan(call: &Call, old: &Value, options: &DeleteOptions, now: Timestamp) -> St
             return Step::Remove;
         }
         if grace < before {
-            let end = meta::text(old, "deletionTimestamp").and_then(|t| t.parse::<Timestamp>().ok()).unwrap_or(now);
+            let end =
+                meta::text(old, "deletionTimestamp").and_then(|t| t.parse::<Timestamp>().ok()).unwrap_or(now);
             let end = end.saturating_sub(SignedDuration::from_secs(before - grace)).unwrap_or(now);
             set_meta(&mut new, "deletionTimestamp", rfc3339(end).into());
             set_meta(&mut new, "deletionGracePeriodSeconds", grace.into());
@@ -189,7 +191,10 @@ mod tests {
     #[test]
     fn pods_on_a_node_get_their_time() {
         assert_eq!(step(pod(json!({}), None), DeleteOptions::default()), Step::Remove);
-        let Step::Write(new) = step(pod(json!({"generation": 1}), Some("n")), DeleteOptions::default()) else { panic!() };
+        let Step::Write(new) = step(pod(json!({"generation": 1}), Some("n")), DeleteOptions::default())
+        else {
+            panic!()
+        };
         assert_eq!(new["metadata"]["deletionGracePeriodSeconds"], 30);
         assert_eq!(new["metadata"]["deletionTimestamp"], "2027-01-15T08:00:30Z");
         assert_eq!(new["metadata"]["generation"], 2);
@@ -206,7 +211,8 @@ mod tests {
         let Step::Write(new) = step(held, grace(0)) else { panic!() };
         assert_eq!(new["metadata"]["deletionGracePeriodSeconds"], 0);
         assert_eq!(step(new, grace(0)), Step::Nothing);
-        let foreground = DeleteOptions { propagation_policy: Some(Propagation::Foreground), ..DeleteOptions::default() };
+        let foreground =
+            DeleteOptions { propagation_policy: Some(Propagation::Foreground), ..DeleteOptions::default() };
         let Step::Write(new) = step(pod(json!({}), None), foreground) else { panic!() };
         assert_eq!(new["metadata"]["finalizers"], json!(["foregroundDeletion"]));
     }

@@ -10,7 +10,10 @@ fn counted(resource: &Resource) -> bool {
     match resource.group {
         "" => matches!(resource.plural, "pods" | "replicationcontrollers"),
         "apps" => resource.plural != "controllerrevisions",
-        "batch" | "networking.k8s.io" => matches!(resource.plural, "jobs" | "cronjobs" | "ingresses" | "networkpolicies" | "ingressclasses"),
+        "batch" | "networking.k8s.io" => matches!(
+            resource.plural,
+            "jobs" | "cronjobs" | "ingresses" | "networkpolicies" | "ingressclasses"
+        ),
         "policy" | "admissionregistration.k8s.io" | "apiextensions.k8s.io" | "discovery.k8s.io" => true,
         "flowcontrol.apiserver.k8s.io" | "resource.k8s.io" => resource.plural != "resourceclaimtemplates",
         "scheduling.k8s.io" => true,
@@ -38,7 +41,10 @@ pub(crate) fn carry(resource: &Resource, new: &mut Value, old: &Value) {
 fn changed(new: &Value, old: &Value) -> bool {
     let relevant = |object: &Value| {
         let fields = object.as_object().into_iter().flatten();
-        fields.filter(|(k, _)| *k != "metadata" && *k != "status").map(|(k, v)| (k.clone(), v.clone())).collect::<Vec<_>>()
+        fields
+            .filter(|(k, _)| *k != "metadata" && *k != "status")
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect::<Vec<_>>()
     };
     relevant(new) != relevant(old)
 }

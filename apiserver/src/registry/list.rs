@@ -76,7 +76,8 @@ pub(crate) fn filter(call: &Call, options: &ListOptions) -> Result<Filter, Error
     if !call.name.is_empty() && filter.fields.exact("metadata.name").is_none() {
         // A watch of one object by its path.
         let text = format!("{},metadata.name={}", filter.fields, call.name);
-        filter.fields = text.trim_start_matches(',').parse().map_err(|e| Error::BadRequest(format!("{e}")))?;
+        filter.fields =
+            text.trim_start_matches(',').parse().map_err(|e| Error::BadRequest(format!("{e}")))?;
     }
     Ok(filter)
 }

@@ -135,7 +135,12 @@ impl Registry {
     }
 
     /// One object by its core-group resource name, or a kind's `group/plural`; the newest.
-    pub(crate) async fn find(&self, row: &'static Resource, namespace: &str, name: &str) -> Result<Option<Value>, Error> {
+    pub(crate) async fn find(
+        &self,
+        row: &'static Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, Error> {
         Ok(self.current(&Call::own(row, namespace, name)).await?.map(|(object, _)| object))
     }
 

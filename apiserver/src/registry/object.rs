@@ -50,13 +50,21 @@ pub(crate) fn copy_field(object: &mut Value, from: &Value, field: &str) {
 /// The key of an object in the store.
 pub(crate) fn key(resource: &Resource, namespace: &str, name: &str) -> Option<String> {
     let prefix = resource.key_prefix()?;
-    Some(if resource.namespaced() { format!("{prefix}{namespace}/{name}") } else { format!("{prefix}{name}") })
+    Some(if resource.namespaced() {
+        format!("{prefix}{namespace}/{name}")
+    } else {
+        format!("{prefix}{name}")
+    })
 }
 
 /// The prefix of the keys of a namespace's objects, or of all if the namespace is empty.
 pub(crate) fn prefix(resource: &Resource, namespace: &str) -> Option<String> {
     let prefix = resource.key_prefix()?;
-    Some(if resource.namespaced() && !namespace.is_empty() { format!("{prefix}{namespace}/") } else { prefix })
+    Some(if resource.namespaced() && !namespace.is_empty() {
+        format!("{prefix}{namespace}/")
+    } else {
+        prefix
+    })
 }
 
 /// The object as it is kept: without `resourceVersion` (the store's revision says it), and with
@@ -110,7 +118,10 @@ mod tests {
             "metadata": {"name": "a", "resourceVersion": "7"}});
         let bytes = encode(&object);
         let text = std::str::from_utf8(&bytes).unwrap();
-        assert!(text.starts_with(r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"a"},"data""#), "{text}");
+        assert!(
+            text.starts_with(r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"a"},"data""#),
+            "{text}"
+        );
         assert_eq!(decapod_api::meta::text(&decode(&bytes, 9).unwrap(), "resourceVersion"), Some("9"));
     }
 }

@@ -106,7 +106,8 @@ impl DeleteOptions {
 
     /// From a decoded body.
     pub(crate) fn from_value(value: serde_json::Value) -> Result<Self, Error> {
-        serde_json::from_value(value).map_err(|e| Error::BadRequest(format!("cannot decode DeleteOptions: {e}")))
+        serde_json::from_value(value)
+            .map_err(|e| Error::BadRequest(format!("cannot decode DeleteOptions: {e}")))
     }
 
     fn from_query(query: &Query) -> Result<Self, Error> {
@@ -201,20 +202,28 @@ fn check_match(
     let refuse = |field: &str, why: &str| Err(Error::BadRequest(format!("{field}: Forbidden: {why}")));
     match exactly {
         Some("NotOlderThan") if watch && initial.is_some() => Ok(()),
-        Some(_) if watch => refuse("resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"),
-        Some(_) if continued => refuse("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided"),
-        Some("Exact") if revision == Some(0) => {
-            refuse("resourceVersionMatch", "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"")
+        Some(_) if watch => refuse(
+            "resourceVersionMatch",
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        ),
+        Some(_) if continued => {
+            refuse("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided")
         }
-        Some("Exact" | "NotOlderThan") if revision.is_none() => {
-            refuse("resourceVersionMatch", "resourceVersionMatch is forbidden unless resourceVersion is provided")
-        }
+        Some("Exact") if revision == Some(0) => refuse(
+            "resourceVersionMatch",
+            "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        ),
+        Some("Exact" | "NotOlderThan") if revision.is_none() => refuse(
+            "resourceVersionMatch",
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        ),
         Some(other) if !matches!(other, "Exact" | "NotOlderThan") => Err(Error::BadRequest(format!(
             "resourceVersionMatch: Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\""
         ))),
-        None if watch && initial.is_some() => {
-            refuse("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")
-        }
+        None if watch && initial.is_some() => refuse(
+            "resourceVersionMatch",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ),
         _ if continued && revision.is_some_and(|r| r > 0) => {
             refuse("resourceVersion", "specifying resource version is not allowed when using continue")
         }
@@ -259,7 +268,10 @@ mod tests {
     fn delete_options() {
         let query = Query::parse(Some("gracePeriodSeconds=3&propagationPolicy=Orphan"));
         let options = DeleteOptions::parse("", b"", &query).unwrap();
-        assert_eq!((options.grace_period_seconds, options.propagation()), (Some(3), Some(Propagation::Orphan)));
+        assert_eq!(
+            (options.grace_period_seconds, options.propagation()),
+            (Some(3), Some(Propagation::Orphan))
+        );
         let body = br#"{"kind":"DeleteOptions","preconditions":{"uid":"u"},"orphanDependents":false,"dryRun":["All"]}"#;
         let options = DeleteOptions::parse("application/json", body, &Query::default()).unwrap();
         assert!(options.dry && options.propagation() == Some(Propagation::Background));

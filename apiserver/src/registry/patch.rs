@@ -20,13 +20,19 @@ impl Patch {
     /// Parses a patch by its content type; returns it with the duplicate fields of its body.
     pub(crate) fn parse(content_type: &str, bytes: &[u8]) -> Result<(Self, Vec<String>), Error> {
         let media = content_type.split(';').next().unwrap_or_default().trim();
-        let parsed = || json::parse(bytes).map_err(|e| Error::BadRequest(format!("error decoding patch: {e}")));
+        let parsed =
+            || json::parse(bytes).map_err(|e| Error::BadRequest(format!("error decoding patch: {e}")));
         match media {
-            "application/json-patch+json" => Ok((Self::Json(JsonPatch::parse(bytes).map_err(refused)?), Vec::new())),
+            "application/json-patch+json" => {
+                Ok((Self::Json(JsonPatch::parse(bytes).map_err(refused)?), Vec::new()))
+            }
             "application/merge-patch+json" => parsed().map(|p| (Self::Merge(p.value), p.duplicates)),
-            "application/strategic-merge-patch+json" => parsed().map(|p| (Self::Strategic(p.value), p.duplicates)),
+            "application/strategic-merge-patch+json" => {
+                parsed().map(|p| (Self::Strategic(p.value), p.duplicates))
+            }
             "application/apply-patch+yaml" => Err(Error::UnsupportedMediaType(
-                "server-side apply is not served by this version: use kubectl apply without --server-side".to_owned(),
+                "server-side apply is not served by this version: use kubectl apply without --server-side"
+                    .to_owned(),
             )),
             other => Err(Error::UnsupportedMediaType(format!(
                 "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json (got {other})"
@@ -41,8 +47,11 @@ impl Patch {
             Self::Json(patch) => patch::apply_json(&mut patched, patch).map_err(refused)?,
             Self::Merge(patch) => patch::apply_merge(&mut patched, patch),
             Self::Strategic(patch) => {
-                let ty = facts::lookup(type_name)
-                    .ok_or_else(|| Error::UnsupportedMediaType("strategic merge patch is not supported for this kind".to_owned()))?;
+                let ty = facts::lookup(type_name).ok_or_else(|| {
+                    Error::UnsupportedMediaType(
+                        "strategic merge patch is not supported for this kind".to_owned(),
+                    )
+                })?;
                 patch::apply_strategic(&mut patched, patch, ty).map_err(refused)?;
             }
         }
@@ -57,7 +66,11 @@ fn refused(error: patch::Error) -> Error {
             group: String::new(),
             kind: String::new(),
             name: String::new(),
-            errors: vec![decapod_api::field::Error::invalid(&decapod_api::field::Path::new("patch"), "", why)],
+            errors: vec![decapod_api::field::Error::invalid(
+                &decapod_api::field::Path::new("patch"),
+                "",
+                why,
+            )],
         },
     }
 }

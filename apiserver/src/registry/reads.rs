@@ -10,7 +10,9 @@ use decapod_storage::{self as storage, Entry, Store};
 use serde_json::Value;
 
 use super::{convert, fields as selectable, object};
-use crate::cache::{self, AsStored, BoxError, Cache, Cacher, Decode, Decoded, Field, Row, Scanner, Selection};
+use crate::cache::{
+    self, AsStored, BoxError, Cache, Cacher, Decode, Decoded, Field, Row, Scanner, Selection,
+};
 
 pub(crate) use crate::cache::{At, Object, Query, Start, View, Watching};
 
@@ -44,7 +46,11 @@ impl Reads {
     }
 
     /// One object, the newest.
-    pub(crate) async fn get(&self, resource: &'static Resource, key: &str) -> Result<Option<Arc<Object>>, Error> {
+    pub(crate) async fn get(
+        &self,
+        resource: &'static Resource,
+        key: &str,
+    ) -> Result<Option<Arc<Object>>, Error> {
         self.row(resource).await?.get(key).await.map_err(refused)
     }
 
@@ -118,11 +124,14 @@ pub(crate) fn refused(error: cache::Error) -> Error {
             message: format!("too old resource version: {requested} ({oldest})"),
             continue_token: None,
         },
-        cache::Error::Ended => {
-            Error::Expired { message: "too old resource version: the watch must start anew".to_owned(), continue_token: None }
-        }
+        cache::Error::Ended => Error::Expired {
+            message: "too old resource version: the watch must start anew".to_owned(),
+            continue_token: None,
+        },
         cache::Error::Future { requested, current } => Error::ResourceVersionTooLarge { requested, current },
-        cache::Error::Timeout => Error::Timeout("the cache did not catch up with the store in time".to_owned()),
+        cache::Error::Timeout => {
+            Error::Timeout("the cache did not catch up with the store in time".to_owned())
+        }
         other @ cache::Error::Unreadable { .. } => {
             tracing::error!(error = %other, "an object cannot be read");
             Error::Internal(other.to_string())

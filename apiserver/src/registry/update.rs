@@ -137,7 +137,13 @@ impl Registry {
     }
 
     /// The last finalizer of an object that is being deleted was taken: it goes.
-    async fn finish_deletion(&self, call: &Call, new: Value, old: &Value, entry: &Entry) -> Result<Value, Attempt> {
+    async fn finish_deletion(
+        &self,
+        call: &Call,
+        new: Value,
+        old: &Value,
+        entry: &Entry,
+    ) -> Result<Value, Attempt> {
         if call.options.dry_run {
             return Ok(new);
         }
@@ -227,7 +233,9 @@ fn finalizers_only_go(new: &Value, old: &Value) -> Vec<decapod_api::field::Error
         return Vec::new();
     }
     let path = decapod_api::field::Path::new("metadata").child("finalizers");
-    let why = format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}");
+    let why = format!(
+        "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+    );
     vec![decapod_api::field::Error::forbidden(&path, why)]
 }
 

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use decapod_api::meta;
 use decapod_api::resource::Resource;
 use decapod_api::status::Error;
+use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
@@ -20,14 +21,25 @@ use crate::registry::{Call, Registry, core, row};
 /// How often leaked addresses and ports are looked for.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
+/// Roles and bindings that are written at once.
+const AT_ONCE: usize = 32;
+
 /// Writes what is missing, in an order in which each can be written.
 pub(super) async fn objects(registry: &Registry, options: &Options, port: u16) -> Result<(), Error> {
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         ensure(registry, core("namespaces"), "", name, json!({})).await?;
     }
     for (name, value, description) in [
-        ("system-cluster-critical", 2_000_000_000_i64, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."),
-        ("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
+        (
+            "system-cluster-critical",
+            2_000_000_000_i64,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
     ] {
         let class = json!({"value": value, "description": description});
         ensure(registry, row("scheduling.k8s.io", "v1", "priorityclasses"), "", name, class).await?;
@@ -57,20 +69,24 @@ async fn ensure(
 }
 
 async fn policy(registry: &Registry) -> Result<(), Error> {
-    for wanted in rbac::objects() {
-        let resource = row(crate::auth::rbac::GROUP, "v1", wanted.resource);
-        let (namespace, name) = (meta::namespace(&wanted.object), meta::name(&wanted.object));
-        let call = Call::own(resource, namespace, name);
-        match registry.current(&call).await? {
-            None => ensure(registry, resource, namespace, name, wanted.object.clone()).await?,
-            Some((existing, _)) if rbac::reconciled(&existing, &wanted.object).is_some() => {
-                let change = |old: &Value| Ok(rbac::reconciled(old, &wanted.object).unwrap_or_else(|| old.clone()));
-                registry.modify(&call, Part::Main, change).await?;
-            }
-            Some(_) => {}
+    let objects = stream::iter(rbac::objects()).map(|wanted| role_or_binding(registry, wanted));
+    // Together, so that they share the store's commits.
+    objects.buffer_unordered(AT_ONCE).try_collect().await
+}
+
+async fn role_or_binding(registry: &Registry, wanted: rbac::Wanted) -> Result<(), Error> {
+    let resource = row(crate::auth::rbac::GROUP, "v1", wanted.resource);
+    let (namespace, name) = (meta::namespace(&wanted.object), meta::name(&wanted.object));
+    let call = Call::own(resource, namespace, name);
+    match registry.current(&call).await? {
+        None => ensure(registry, resource, namespace, name, wanted.object.clone()).await,
+        Some((existing, _)) if rbac::reconciled(&existing, &wanted.object).is_some() => {
+            let change =
+                |old: &Value| Ok(rbac::reconciled(old, &wanted.object).unwrap_or_else(|| old.clone()));
+            registry.modify(&call, Part::Main, change).await.map(drop)
         }
+        Some(_) => Ok(()),
     }
-    Ok(())
 }
 
 /// The `kubernetes` Service in `default`, by which pods find the API server.

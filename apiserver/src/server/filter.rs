@@ -39,7 +39,11 @@ impl Service {
         let audit_id = audit_id(&request);
         let answer = AssertUnwindSafe(self.answer(&info, request, &peer)).catch_unwind().await;
         let mut response = answer.unwrap_or_else(|panic| {
-            tracing::error!(path = info.attributes.path, panic = words(&*panic), "a request handler panicked");
+            tracing::error!(
+                path = info.attributes.path,
+                panic = words(&*panic),
+                "a request handler panicked"
+            );
             reply::error(&Error::Internal("the request could not be handled".to_owned()))
         });
         response.headers_mut().insert(HeaderName::from_static("audit-id"), audit_id);
@@ -60,18 +64,24 @@ impl Service {
             Err(error) => return reply::error(&error),
         };
         let long = long_running(info);
-        let _slot = if long { None } else {
+        let _slot = if long {
+            None
+        } else {
             let slot = core.metrics.slot(info.attributes.verb.as_str());
             match slot {
                 Some(slot) => Some(slot),
                 None => {
-                    let message = "The server has received too many requests and has asked us to try again later".to_owned();
+                    let message =
+                        "The server has received too many requests and has asked us to try again later"
+                            .to_owned();
                     return reply::error(&Error::TooManyRequests { message, retry_after_seconds: 1 });
                 }
             }
         };
         let work = self.authorized(info, request, &user);
-        let result = if long { work.await } else {
+        let result = if long {
+            work.await
+        } else {
             tokio::time::timeout(TIMEOUT, work).await.unwrap_or_else(|_| {
                 Err(Error::Timeout("request did not complete within the allotted timeout".to_owned()))
             })
@@ -89,7 +99,10 @@ impl Service {
         let user = user.ok_or(Error::Unauthorized)?;
         // Acting as another is not served yet; ignoring the wish would act as oneself.
         if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
-            let why = format!("user \"{}\" cannot impersonate: impersonation is not served by this version", user.username);
+            let why = format!(
+                "user \"{}\" cannot impersonate: impersonation is not served by this version",
+                user.username
+            );
             return Err(Error::Forbidden { resource: String::new(), name: String::new(), why });
         }
         Ok(user)
@@ -122,7 +135,10 @@ impl Service {
     fn path(&self, info: &RequestInfo, request: &Request<Body>) -> Result<Response<Body>, Error> {
         let path = info.attributes.path.as_str();
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(Error::MethodNotSupported { resource: path.to_owned(), verb: info.attributes.verb.clone() });
+            return Err(Error::MethodNotSupported {
+                resource: path.to_owned(),
+                verb: info.attributes.verb.clone(),
+            });
         }
         if let Some(response) = discovery::answer(path, request.headers()) {
             return Ok(response);

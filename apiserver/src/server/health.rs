@@ -43,7 +43,8 @@ impl Health {
 
     async fn checks(&self, registry: &Registry, ready: bool) -> Vec<(&'static str, bool)> {
         let state = self.0.load(Ordering::Acquire);
-        let mut checks = vec![("ping", true), ("log", true), ("etcd", registry.store.revision().await.is_ok())];
+        let mut checks =
+            vec![("ping", true), ("log", true), ("etcd", registry.store.revision().await.is_ok())];
         if ready {
             checks.push(("poststarthook/bootstrap-objects", state != STARTING));
             checks.push(("shutdown", state != STOPPING));
@@ -68,7 +69,8 @@ impl Health {
         }
         let mut text = String::new();
         for (name, ok) in checks {
-            let line = if ok { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: reason withheld\n") };
+            let line =
+                if ok { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: reason withheld\n") };
             text.push_str(&line);
         }
         text.push_str(&format!("{root} check {}\n", if good { "passed" } else { "failed" }));

@@ -6,10 +6,10 @@ use std::time::Duration;
 use decapod_api::meta;
 use decapod_api::resource::Resource;
 use decapod_api::status::Error;
+use decapod_storage::{Change, Entry, Event, List};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use decapod_storage::{Change, Entry, Event, List};
 use tokio_util::task::TaskTracker;
 
 use super::Core;

@@ -109,7 +109,6 @@ pub(crate) struct Core {
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peer {
-    pub(crate) address: Option<SocketAddr>,
     /// The user of the client certificate.
     pub(crate) user: Option<Arc<UserInfo>>,
     /// The request comes from this very process, as `user`.
@@ -151,9 +150,8 @@ impl Server {
         let listener = TcpListener::bind(options.listen)
             .await
             .map_err(|source| StartError::Listen { address: options.listen, source })?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| StartError::Listen { address: options.listen, source })?;
+        let address =
+            listener.local_addr().map_err(|source| StartError::Listen { address: options.listen, source })?;
         let certificate = Renewing::new(pki.clone(), serving_request(&options), clock.clone())?;
         let tls = tls::config(&pki, Arc::new(certificate))?;
         let stop = CancellationToken::new();

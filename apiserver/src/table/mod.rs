@@ -35,12 +35,10 @@ pub(crate) fn table(
     now: Timestamp,
 ) -> Value {
     let columns = columns::of(resource);
-    let rows: Vec<Value> = objects.iter().map(|object| row(resource, &columns, object, include, now)).collect();
-    let definitions = if with_columns {
-        columns.iter().map(columns::Column::definition).collect()
-    } else {
-        Value::Null
-    };
+    let rows: Vec<Value> =
+        objects.iter().map(|object| row(resource, &columns, object, include, now)).collect();
+    let definitions =
+        if with_columns { columns.iter().map(columns::Column::definition).collect() } else { Value::Null };
     let mut meta = json!({});
     if let [only] = objects {
         meta["resourceVersion"] = only["metadata"]["resourceVersion"].clone();

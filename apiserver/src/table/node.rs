@@ -72,7 +72,20 @@ mod tests {
             "status": {"conditions": [{"type": "Ready", "status": "True"}],
                 "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
                 "nodeInfo": {"kubeletVersion": "v1.36.0", "osImage": "o", "kernelVersion": "k", "containerRuntimeVersion": "c"}}});
-        assert_eq!(shown(core("nodes"), &node),
-            ["n", "Ready,SchedulingDisabled", "control-plane", "60s", "v1.36.0", "10.0.0.1", "<none>", "o", "k", "c"]);
+        assert_eq!(
+            shown(core("nodes"), &node),
+            [
+                "n",
+                "Ready,SchedulingDisabled",
+                "control-plane",
+                "60s",
+                "v1.36.0",
+                "10.0.0.1",
+                "<none>",
+                "o",
+                "k",
+                "c"
+            ]
+        );
     }
 }

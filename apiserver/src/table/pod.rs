@@ -77,12 +77,14 @@ impl Summary {
             restarts: 0,
             last_restart: None,
         };
-        let gated = list(&status["conditions"]).any(|c| c["type"] == "PodScheduled" && c["reason"] == "SchedulingGated");
+        let gated = list(&status["conditions"])
+            .any(|c| c["type"] == "PodScheduled" && c["reason"] == "SchedulingGated");
         if gated {
             summary.reason = "SchedulingGated".to_owned();
         }
         let initializing = summary.init_containers(pod);
-        let initialized = list(&status["conditions"]).any(|c| c["type"] == "Initialized" && c["status"] == "True");
+        let initialized =
+            list(&status["conditions"]).any(|c| c["type"] == "Initialized" && c["status"] == "True");
         if !initializing || initialized {
             summary.containers(pod);
         }
@@ -120,7 +122,8 @@ impl Summary {
                 self.ready += usize::from(status["ready"] == Value::Bool(true));
                 continue;
             }
-            let waiting = state["waiting"]["reason"].as_str().filter(|r| !matches!(*r, "" | "PodInitializing"));
+            let waiting =
+                state["waiting"]["reason"].as_str().filter(|r| !matches!(*r, "" | "PodInitializing"));
             self.reason = match (exit, waiting) {
                 (Some(code), _) => format!("Init:{}", terminated(&state["terminated"], code)),
                 (None, Some(reason)) => format!("Init:{reason}"),
@@ -155,7 +158,8 @@ impl Summary {
         }
         // Some are done and others run on.
         if self.reason == "Completed" && running {
-            let ready = list(&pod["status"]["conditions"]).any(|c| c["type"] == "Ready" && c["status"] == "True");
+            let ready =
+                list(&pod["status"]["conditions"]).any(|c| c["type"] == "Ready" && c["status"] == "True");
             self.reason = if ready { "Running" } else { "NotReady" }.to_owned();
         }
     }
@@ -216,17 +220,34 @@ mod tests {
     #[test]
     fn the_word_for_a_pod() {
         is(json!({"phase": "Pending"}), "0/1", "Pending");
-        is(json!({"phase": "Running", "containerStatuses": [{"ready": true, "state": {"running": {}}}]}), "1/1", "Running");
-        is(json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}), "0/1", "ImagePullBackOff");
-        is(json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}), "0/1", "ExitCode:3");
-        is(json!({"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]}), "0/1", "Completed");
+        is(
+            json!({"phase": "Running", "containerStatuses": [{"ready": true, "state": {"running": {}}}]}),
+            "1/1",
+            "Running",
+        );
+        is(
+            json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}),
+            "0/1",
+            "ImagePullBackOff",
+        );
+        is(
+            json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}),
+            "0/1",
+            "ExitCode:3",
+        );
+        is(
+            json!({"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]}),
+            "0/1",
+            "Completed",
+        );
         is(json!({"phase": "Failed", "reason": "Evicted"}), "0/1", "Evicted");
     }
 
     #[test]
     fn init_containers_and_sidecars() {
         let spec = json!({"initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "c"}]});
-        let status = json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]});
+        let status =
+            json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]});
         assert_eq!(summary(status, spec.clone()), ("0/2".into(), "Init:0/2".into()));
         let status = json!({"phase": "Running", "initContainerStatuses": [
             {"name": "i", "state": {"terminated": {"exitCode": 0}}}, {"name": "s", "started": true, "ready": true, "state": {"running": {}}}],

@@ -26,8 +26,12 @@ pub(super) fn cells(resource: &Resource, object: &Value, now: Timestamp) -> Opti
         ("events.k8s.io", "events") => {
             event(object, &object["regarding"], &object["deprecatedSource"], "note", now)
         }
-        ("", "configmaps") => vec![name(object), count(&[&object["data"], &object["binaryData"]]), age(object, now)],
-        ("", "secrets") => vec![name(object), object["type"].clone(), count(&[&object["data"]]), age(object, now)],
+        ("", "configmaps") => {
+            vec![name(object), count(&[&object["data"], &object["binaryData"]]), age(object, now)]
+        }
+        ("", "secrets") => {
+            vec![name(object), object["type"].clone(), count(&[&object["data"]]), age(object, now)]
+        }
         ("", "namespaces") => vec![name(object), object["status"]["phase"].clone(), age(object, now)],
         ("discovery.k8s.io", "endpointslices") => slice(object, now),
         ("coordination.k8s.io", "leases") => {
@@ -67,7 +71,10 @@ pub(super) fn cells(resource: &Resource, object: &Value, now: Timestamp) -> Opti
             object["status"]["disruptionsAllowed"].as_i64().unwrap_or(0).into(),
             age(object, now),
         ],
-        ("admissionregistration.k8s.io", "mutatingwebhookconfigurations" | "validatingwebhookconfigurations") => {
+        (
+            "admissionregistration.k8s.io",
+            "mutatingwebhookconfigurations" | "validatingwebhookconfigurations",
+        ) => {
             vec![name(object), object["webhooks"].as_array().map_or(0, Vec::len).into(), age(object, now)]
         }
         _ => return None,
@@ -99,11 +106,20 @@ pub(super) fn common(column: &str, object: &Value, now: Timestamp) -> Value {
         "PodInfoOnMount" => spec["podInfoOnMount"].as_bool().unwrap_or(false).into(),
         "StorageCapacity" => spec["storageCapacity"].as_bool().unwrap_or(false).into(),
         "Controller" => text(&spec["controller"]),
-        "Reference" => format!("{}/{}", plain(&spec["scaleTargetRef"]["kind"]), plain(&spec["scaleTargetRef"]["name"])).into(),
+        "Reference" => {
+            format!("{}/{}", plain(&spec["scaleTargetRef"]["kind"]), plain(&spec["scaleTargetRef"]["name"]))
+                .into()
+        }
         "MinPods" => or_text(&spec["minReplicas"], "<unset>"),
         "MaxPods" => or_text(&spec["maxReplicas"], "0"),
         "Replicas" => or_text(&object["status"]["currentReplicas"], "0"),
-        "State" => if object["status"]["allocation"].is_object() { "allocated".into() } else { "pending".into() },
+        "State" => {
+            if object["status"]["allocation"].is_object() {
+                "allocated".into()
+            } else {
+                "pending".into()
+            }
+        }
         _ => NONE.into(),
     }
 }
@@ -192,8 +208,11 @@ fn external_address(service: &Value) -> String {
         "ExternalName" => plain(&spec["externalName"]),
         "LoadBalancer" => {
             let ingress = service["status"]["loadBalancer"]["ingress"].as_array();
-            let mut addresses: Vec<String> =
-                ingress.into_iter().flatten().map(|i| plain(if i["ip"].is_string() { &i["ip"] } else { &i["hostname"] })).collect();
+            let mut addresses: Vec<String> = ingress
+                .into_iter()
+                .flatten()
+                .map(|i| plain(if i["ip"].is_string() { &i["ip"] } else { &i["hostname"] }))
+                .collect();
             addresses.extend(own.iter().cloned());
             if addresses.is_empty() { "<pending>".to_owned() } else { addresses.join(",") }
         }
@@ -219,7 +238,9 @@ fn endpoints(endpoints: &Value, now: Timestamp) -> Vec<Value> {
             let ports = subset["ports"].as_array().filter(|p| !p.is_empty());
             match ports {
                 None => items.push(plain(&address["ip"])),
-                Some(ports) => items.extend(ports.iter().map(|p| format!("{}:{}", plain(&address["ip"]), p["port"]))),
+                Some(ports) => {
+                    items.extend(ports.iter().map(|p| format!("{}:{}", plain(&address["ip"]), p["port"])))
+                }
             }
         }
     }
@@ -247,7 +268,8 @@ fn slice(slice: &Value, now: Timestamp) -> Vec<Value> {
 
 fn event(event: &Value, object: &Value, source: &Value, message: &str, now: Timestamp) -> Vec<Value> {
     let first = [&event["firstTimestamp"], &event["deprecatedFirstTimestamp"], &event["eventTime"]];
-    let last = [&event["series"]["lastObservedTime"], &event["lastTimestamp"], &event["deprecatedLastTimestamp"]];
+    let last =
+        [&event["series"]["lastObservedTime"], &event["lastTimestamp"], &event["deprecatedLastTimestamp"]];
     let pick = |times: &[&Value]| times.iter().find(|t| t.is_string()).map(|t| since(t, now));
     let first = pick(&first).unwrap_or_else(|| "<unknown>".to_owned());
     let last = pick(&last).unwrap_or_else(|| first.clone());
@@ -313,7 +335,14 @@ fn role_binding(binding: &Value, now: Timestamp) -> Vec<Value> {
         });
         names.collect::<Vec<_>>().join(", ").into()
     };
-    vec![name(binding), role.into(), age(binding, now), subjects("User"), subjects("Group"), subjects("ServiceAccount")]
+    vec![
+        name(binding),
+        role.into(),
+        age(binding, now),
+        subjects("User"),
+        subjects("Group"),
+        subjects("ServiceAccount"),
+    ]
 }
 
 fn conditions(request: &Value) -> String {
@@ -341,19 +370,29 @@ mod tests {
         let created = "2027-01-15T07:59:00Z";
         let object = json!({"metadata": {"name": "web", "creationTimestamp": created}, "spec": {"type": "NodePort",
             "clusterIP": "10.96.1.1", "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}], "selector": {"app": "web"}}});
-        assert_eq!(shown(core("services"), &object),
-            ["web", "NodePort", "10.96.1.1", "<none>", "80:30080/TCP", "60s", "app=web"]);
+        assert_eq!(
+            shown(core("services"), &object),
+            ["web", "NodePort", "10.96.1.1", "<none>", "80:30080/TCP", "60s", "app=web"]
+        );
         let object = json!({"metadata": {"name": "web-x", "creationTimestamp": created}, "addressType": "IPv4",
             "ports": [{"port": 80}], "endpoints": [{"addresses": ["1.1.1.1"]}, {"addresses": ["1.1.1.2"]}, {"addresses": ["1.1.1.3"]}, {"addresses": ["1.1.1.4"]}]});
-        assert_eq!(shown(row("discovery.k8s.io", "v1", "endpointslices"), &object),
-            ["web-x", "IPv4", "80", "1.1.1.1,1.1.1.2,1.1.1.3 + 1 more...", "60s"]);
+        assert_eq!(
+            shown(row("discovery.k8s.io", "v1", "endpointslices"), &object),
+            ["web-x", "IPv4", "80", "1.1.1.1,1.1.1.2,1.1.1.3 + 1 more...", "60s"]
+        );
     }
 
     #[test]
     fn every_kind_has_a_cell_for_each_column() {
         for resource in decapod_api::resource::RESOURCES {
             let object = json!({"metadata": {"name": "a", "creationTimestamp": "2027-01-15T07:59:00Z"}});
-            let table = super::super::table(resource, &[object], super::super::Include::Metadata, true, Timestamp::now());
+            let table = super::super::table(
+                resource,
+                &[object],
+                super::super::Include::Metadata,
+                true,
+                Timestamp::now(),
+            );
             let columns = table["columnDefinitions"].as_array().unwrap().len();
             assert_eq!(table["rows"][0]["cells"].as_array().unwrap().len(), columns, "{}", resource.plural);
             if let Some(own) = cells(resource, &json!({"metadata": {"name": "a"}}), Timestamp::now()) {

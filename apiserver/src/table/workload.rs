@@ -92,7 +92,12 @@ pub(super) fn controller_revision(object: &Value, now: Timestamp) -> Vec<Value> 
             None => format!("{kind}/{}", plain(&owner["name"])),
         }
     });
-    vec![name(object), owner.unwrap_or_else(|| NONE.to_owned()).into(), object["revision"].clone(), age(object, now)]
+    vec![
+        name(object),
+        owner.unwrap_or_else(|| NONE.to_owned()).into(),
+        object["revision"].clone(),
+        age(object, now),
+    ]
 }
 
 pub(super) fn job(object: &Value, now: Timestamp) -> Vec<Value> {
@@ -104,11 +109,12 @@ pub(super) fn job(object: &Value, now: Timestamp) -> Vec<Value> {
         None if parallelism > 1 => format!("{succeeded}/1 of {parallelism}"),
         None => format!("{succeeded}/1"),
     };
-    let duration = match (status["startTime"].is_string(), between(&status["startTime"], &status["completionTime"])) {
-        (_, Some(took)) => took,
-        (true, None) => since(&status["startTime"], now),
-        (false, None) => String::new(),
-    };
+    let duration =
+        match (status["startTime"].is_string(), between(&status["startTime"], &status["completionTime"])) {
+            (_, Some(took)) => took,
+            (true, None) => since(&status["startTime"], now),
+            (false, None) => String::new(),
+        };
     let condition = |kind: &str| {
         let mut conditions = status["conditions"].as_array().into_iter().flatten();
         conditions.any(|c| c["type"] == kind && c["status"] == "True")
@@ -129,12 +135,25 @@ pub(super) fn job(object: &Value, now: Timestamp) -> Vec<Value> {
         "Running"
     };
     let [names, images] = containers(&spec["template"]);
-    vec![name(object), word.into(), completions.into(), duration.into(), age(object, now), names, images, selector(&spec["selector"])]
+    vec![
+        name(object),
+        word.into(),
+        completions.into(),
+        duration.into(),
+        age(object, now),
+        names,
+        images,
+        selector(&spec["selector"]),
+    ]
 }
 
 pub(super) fn cron_job(object: &Value, now: Timestamp) -> Vec<Value> {
     let (spec, status) = (&object["spec"], &object["status"]);
-    let last = if status["lastScheduleTime"].is_string() { since(&status["lastScheduleTime"], now) } else { NONE.to_owned() };
+    let last = if status["lastScheduleTime"].is_string() {
+        since(&status["lastScheduleTime"], now)
+    } else {
+        NONE.to_owned()
+    };
     let [names, images] = containers(&spec["jobTemplate"]["spec"]["template"]);
     let zone = plain(&spec["timeZone"]);
     vec![
@@ -160,10 +179,14 @@ mod tests {
     #[test]
     fn deployments_and_jobs() {
         let meta = json!({"name": "web", "creationTimestamp": "2027-01-15T07:59:00Z"});
-        let template = json!({"spec": {"containers": [{"name": "a", "image": "x"}, {"name": "b", "image": "y"}]}});
+        let template =
+            json!({"spec": {"containers": [{"name": "a", "image": "x"}, {"name": "b", "image": "y"}]}});
         let object = json!({"metadata": meta, "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "web"}}, "template": template},
             "status": {"readyReplicas": 2, "updatedReplicas": 3, "availableReplicas": 2}});
-        assert_eq!(shown(row("apps", "v1", "deployments"), &object), ["web", "2/3", "3", "2", "60s", "a,b", "x,y", "app=web"]);
+        assert_eq!(
+            shown(row("apps", "v1", "deployments"), &object),
+            ["web", "2/3", "3", "2", "60s", "a,b", "x,y", "app=web"]
+        );
         let object = json!({"metadata": meta, "spec": {"completions": 1, "template": template}, "status": {"succeeded": 1,
             "startTime": "2027-01-15T07:59:00Z", "completionTime": "2027-01-15T07:59:07Z", "conditions": [{"type": "Complete", "status": "True"}]}});
         assert_eq!(shown(row("batch", "v1", "jobs"), &object)[..5], ["web", "Complete", "1/1", "7s", "60s"]);

@@ -45,13 +45,24 @@ impl Strategy for Pod {
         }
         if new["spec"]["ephemeralContainers"] != old["spec"]["ephemeralContainers"] {
             let path = spec.child("ephemeralContainers");
-            errors.push(field::Error::forbidden(&path, "cannot be changed by an update of the pod: use the ephemeralcontainers subresource"));
+            errors.push(field::Error::forbidden(
+                &path,
+                "cannot be changed by an update of the pod: use the ephemeralcontainers subresource",
+            ));
         }
         let resources = |pod: &Value| -> Vec<Value> {
-            pod["spec"]["containers"].as_array().into_iter().flatten().map(|c| c["resources"].clone()).collect()
+            pod["spec"]["containers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|c| c["resources"].clone())
+                .collect()
         };
         if resources(new) != resources(old) {
-            errors.push(field::Error::forbidden(&spec, "pod updates may not change resources: use the resize subresource"));
+            errors.push(field::Error::forbidden(
+                &spec,
+                "pod updates may not change resources: use the resize subresource",
+            ));
         }
         let gates = |pod: &Value| -> Vec<String> {
             let gates = pod["spec"]["schedulingGates"].as_array().into_iter().flatten();
@@ -60,7 +71,10 @@ impl Strategy for Pod {
         let before = gates(old);
         if gates(new).iter().any(|gate| !before.contains(gate)) {
             let path = spec.child("schedulingGates");
-            errors.push(field::Error::forbidden(&path, "only deletion is allowed, but found new scheduling gate"));
+            errors.push(field::Error::forbidden(
+                &path,
+                "only deletion is allowed, but found new scheduling gate",
+            ));
         }
         errors
     }
@@ -69,7 +83,8 @@ impl Strategy for Pod {
         let spec = &object["spec"];
         let phase = object["status"]["phase"].as_str().unwrap_or_default();
         // Nothing runs yet, or nothing any more.
-        if spec["nodeName"].as_str().unwrap_or_default().is_empty() || matches!(phase, "Succeeded" | "Failed") {
+        if spec["nodeName"].as_str().unwrap_or_default().is_empty() || matches!(phase, "Succeeded" | "Failed")
+        {
             return 0;
         }
         let grace = asked.or(spec["terminationGracePeriodSeconds"].as_i64()).unwrap_or(DEFAULT_GRACE);

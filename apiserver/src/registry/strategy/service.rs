@@ -4,8 +4,8 @@
 //! given back (see [`super::super::allocate`]).
 
 use async_trait::async_trait;
-use decapod_api::status::Error;
 use decapod_api::field;
+use decapod_api::status::Error;
 use serde_json::{Value, json};
 
 use super::super::allocate::{Allocation, Claim, allocations};
@@ -157,11 +157,13 @@ fn complete_addresses(service: &mut Value) {
 
 /// A change of type drops what the new type has no use for, where the user left it as it was.
 fn drop_unneeded(new: &mut Value, old: &Value) {
-    if needs_address(old) && !needs_address(new) && address(new) == address(old) {
-        if let Some(spec) = new["spec"].as_object_mut() {
-            spec.remove("clusterIP");
-            spec.remove("clusterIPs");
-        }
+    if needs_address(old)
+        && !needs_address(new)
+        && address(new) == address(old)
+        && let Some(spec) = new["spec"].as_object_mut()
+    {
+        spec.remove("clusterIP");
+        spec.remove("clusterIPs");
     }
     if needs_node_ports(old) && !needs_node_ports(new) {
         let before: Vec<u16> = ports(old).iter().filter_map(node_port).collect();
@@ -210,7 +212,10 @@ mod tests {
             "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}});
         let mut new = json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81, "protocol": "TCP"}]}});
         Service.prepare_update(&mut new, &old);
-        assert_eq!((address(&new), node_port(&ports(&new)[0]), node_port(&ports(&new)[1])), ("10.96.1.1", Some(30080), None));
+        assert_eq!(
+            (address(&new), node_port(&ports(&new)[0]), node_port(&ports(&new)[1])),
+            ("10.96.1.1", Some(30080), None)
+        );
         let mut new = old.clone();
         new["spec"]["type"] = "ClusterIP".into();
         Service.prepare_update(&mut new, &old);

@@ -1,0 +1,13 @@
+//! The API server as its clients see it: the router with the embedded store, over TLS and in
+//! process.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod access;
+mod harness;
+mod objects;
+mod pods;
+mod routes;
+mod services;
+mod tokens;
+mod watch;

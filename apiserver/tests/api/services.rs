@@ -1,0 +1,112 @@
+//! Services: their addresses and ports are unique, and come back.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, message};
+
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+const ADDRESSES: &str = "/apis/networking.k8s.io/v1/ipaddresses";
+
+fn service(name: &str, spec: Value) -> Value {
+    let mut service =
+        json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}], "selector": {"a": "b"}}});
+    for (field, value) in spec.as_object().unwrap() {
+        service["spec"][field] = value.clone();
+    }
+    service
+}
+
+async fn addresses(admin: &crate::harness::Client) -> usize {
+    admin.get(ADDRESSES).await.1["items"].as_array().unwrap().len()
+}
+
+#[tokio::test]
+async fn addresses_are_given_and_given_back() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let before = addresses(&admin).await;
+    assert_eq!(before, 1, "that of the kubernetes Service");
+    let made = admin.created(SERVICES, service("a", json!({}))).await;
+    let ip = made["spec"]["clusterIP"].as_str().unwrap();
+    assert_eq!(made["spec"]["clusterIPs"], json!([ip]));
+    let (_, address) = admin.get(&format!("{ADDRESSES}/{ip}")).await;
+    assert_eq!(address["spec"]["parentRef"]["name"], "a");
+    let taken = admin.create(SERVICES, service("b", json!({"clusterIP": ip}))).await;
+    assert_eq!(taken.0, 422);
+    assert!(message(&taken).contains("provided IP is already allocated"), "{taken:?}");
+    let outside = admin.create(SERVICES, service("b", json!({"clusterIP": "192.168.0.1"}))).await;
+    assert_eq!(outside.0, 422);
+    let dry = admin.create(&format!("{SERVICES}?dryRun=All"), service("b", json!({}))).await;
+    assert_eq!((dry.0, addresses(&admin).await), (201, before + 1));
+    let changed = admin
+        .patch(
+            &format!("{SERVICES}/a"),
+            "merge-patch",
+            json!({"spec": {"clusterIP": "10.96.0.77", "clusterIPs": ["10.96.0.77"]}}),
+        )
+        .await;
+    assert_eq!(changed.0, 422, "{changed:?}");
+    assert_eq!(admin.delete(&format!("{SERVICES}/a")).await.0, 200);
+    assert_eq!(addresses(&admin).await, before);
+    let headless = admin.created(SERVICES, service("h", json!({"clusterIP": "None"}))).await;
+    assert_eq!((headless["spec"]["clusterIP"].as_str(), addresses(&admin).await), (Some("None"), before));
+}
+
+#[tokio::test]
+async fn the_same_name_twice_leaks_nothing() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let creates = (0..8).map(|_| admin.create(SERVICES, service("a", json!({"type": "NodePort"}))));
+    let codes: Vec<u16> = futures::future::join_all(creates).await.into_iter().map(|a| a.0).collect();
+    assert_eq!(codes.iter().filter(|c| **c == 201).count(), 1, "{codes:?}");
+    assert_eq!(addresses(&admin).await, 2);
+}
+
+#[tokio::test]
+async fn node_ports_follow_the_type() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let made = admin
+        .created(
+            SERVICES,
+            service("a", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]})),
+        )
+        .await;
+    assert_eq!(made["spec"]["ports"][0]["nodePort"], 30080);
+    let taken = admin
+        .create(
+            SERVICES,
+            service("b", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]})),
+        )
+        .await;
+    assert_eq!(taken.0, 422);
+    assert!(message(&taken).contains("provided port is already allocated"), "{taken:?}");
+    assert_eq!(addresses(&admin).await, 2, "a refused Service keeps no address");
+    let one = format!("{SERVICES}/a");
+    let (code, plain) = admin.patch(&one, "merge-patch", json!({"spec": {"type": "ClusterIP"}})).await;
+    assert_eq!(code, 200, "{plain}");
+    assert!(plain["spec"]["ports"][0]["nodePort"].is_null(), "{plain}");
+    let again = admin
+        .created(
+            SERVICES,
+            service("b", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]})),
+        )
+        .await;
+    let kept = again["spec"]["clusterIP"].clone();
+    // An update that leaves out what the server chose keeps it.
+    let (code, updated) = admin
+        .update(
+            &format!("{SERVICES}/b"),
+            service("b", json!({"type": "NodePort", "sessionAffinity": "ClientIP"})),
+        )
+        .await;
+    assert_eq!(code, 200, "{updated}");
+    assert_eq!(
+        (updated["spec"]["ports"][0]["nodePort"].as_i64(), &updated["spec"]["clusterIP"]),
+        (Some(30080), &kept)
+    );
+    let outside = admin
+        .create(SERVICES, service("c", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]})))
+        .await;
+    assert_eq!(outside.0, 422);
+}
