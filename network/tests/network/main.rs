@@ -4,6 +4,7 @@
 
 mod api;
 mod dns;
+mod manifest;
 mod pods;
 mod services;
 mod support;
