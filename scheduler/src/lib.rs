@@ -14,7 +14,7 @@ use decapod_client::clock::Clock;
 use decapod_client::event::Recorder;
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::Client;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -52,11 +52,13 @@ pub fn run(
     let writer = Writer { client, recorder, clock };
     let chance = StdRng::seed_from_u64(options.seed);
     let (pods, nodes) = (informers.of::<Pod>(), informers.of::<Node>());
+    let namespaces = informers.of::<Namespace>();
     let shell = Shell::new(options.scheduler_name, chance, writer, supervisor.clone());
     supervisor.spawn_until_shutdown("scheduler", async move {
         // Before all bound pods are known every node looks empty.
         nodes.synced().await;
         pods.synced().await;
-        shell.run(pods.subscribe(), nodes.subscribe()).await;
+        namespaces.synced().await;
+        shell.run(pods.subscribe(), nodes.subscribe(), namespaces.subscribe()).await;
     });
 }

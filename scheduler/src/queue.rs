@@ -27,6 +27,8 @@ pub(crate) struct Waiting {
     /// When it began to wait: among equals the oldest is first.
     since: Duration,
     place: Place,
+    /// Rejected because of other pods, wherever they are.
+    relational: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +72,7 @@ impl Queue {
             .is_some_and(|spec| spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()));
         let Some(known) = self.take_out(&uid) else {
             let place = if gated { Place::Gated } else { Place::Active };
-            return self.put_in(Waiting { info, attempts: 0, since: now, place });
+            return self.put_in(Waiting { info, attempts: 0, since: now, place, relational: false });
         };
         let changed = known.info.pod.spec != info.pod.spec
             || known.info.pod.metadata.labels != info.pod.metadata.labels;
@@ -98,8 +100,12 @@ impl Queue {
         Some(waiting)
     }
 
-    /// No node would do: the pod waits until something happens that could help.
-    pub(crate) fn reject(&mut self, uid: &str, now: Duration) {
+    /// No node would do: the pod waits until something happens that could help. `relational` tells that
+    /// this may happen on any node.
+    pub(crate) fn reject(&mut self, uid: &str, relational: bool, now: Duration) {
+        if let Some(waiting) = self.pods.get_mut(uid) {
+            waiting.relational = relational;
+        }
         self.fail(uid, |_| Place::Unschedulable(now));
     }
 
@@ -117,10 +123,19 @@ impl Queue {
 
     /// Something happened: the unschedulable pods that it could help are tried again after their back-off.
     pub(crate) fn wake(&mut self, now: Duration, helps: impl Fn(&PodInfo) -> bool) {
+        self.wake_where(now, |waiting| helps(&waiting.info));
+    }
+
+    /// Pods came or went somewhere: those that were rejected because of other pods are tried again.
+    pub(crate) fn wake_relational(&mut self, now: Duration) {
+        self.wake_where(now, |waiting| waiting.relational);
+    }
+
+    fn wake_where(&mut self, now: Duration, wakes: impl Fn(&Waiting) -> bool) {
         let woken: Vec<String> = self
             .unschedulable
             .iter()
-            .filter(|(_, uid)| self.pods.get(uid).is_some_and(|waiting| helps(&waiting.info)))
+            .filter(|(_, uid)| self.pods.get(uid).is_some_and(&wakes))
             .map(|(_, uid)| uid.clone())
             .collect();
         for uid in woken {
@@ -248,7 +263,7 @@ mod tests {
         for name in ["a", "b"] {
             queue.put(pod(name, 0, &[]), second(0));
             pop(&mut queue, 0);
-            queue.reject(name, second(0));
+            queue.reject(name, false, second(0));
         }
         assert_eq!(pop(&mut queue, 20), None);
         queue.wake(second(20), |info| info.uid == "b");
@@ -258,11 +273,23 @@ mod tests {
     }
 
     #[test]
+    fn pods_that_were_rejected_for_others_wait_for_others() {
+        let mut queue = Queue::default();
+        for (name, relational) in [("alone", false), ("social", true)] {
+            queue.put(pod(name, 0, &[]), second(0));
+            pop(&mut queue, 0);
+            queue.reject(name, relational, second(0));
+        }
+        queue.wake_relational(second(9));
+        assert_eq!((pop(&mut queue, 9).as_deref(), pop(&mut queue, 9)), (Some("social"), None));
+    }
+
+    #[test]
     fn help_that_comes_at_once_still_waits_for_the_back_off() {
         let mut queue = Queue::default();
         queue.put(pod("p", 0, &[]), second(5));
         pop(&mut queue, 5);
-        queue.reject("p", second(5));
+        queue.reject("p", false, second(5));
         queue.wake(second(5), |_| true);
         assert_eq!(pop(&mut queue, 5), None);
         assert_eq!(pop(&mut queue, 6).as_deref(), Some("p"));
@@ -282,7 +309,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.put(pod("p", 0, &[]), second(0));
         pop(&mut queue, 0);
-        queue.reject("p", second(0));
+        queue.reject("p", false, second(0));
         queue.put(pod("p", 0, &[]), second(100));
         assert_eq!(pop(&mut queue, 100), None);
         queue.put(pod("p", 7, &[]), second(101));

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use decapod_client::informer::{Change, Changes};
 use decapod_client::task::Supervisor;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
 use rand::Rng;
 use tokio::sync::mpsc;
 
 use crate::binding::{Bound, Error, Writer};
 use crate::core::decide::Scheduler;
-use crate::core::plugins;
+use crate::core::plugins::{self, Prepared};
 use crate::core::pod::PodInfo;
 use crate::core::snapshot::{Snapshot, is_terminal};
 use crate::queue::{Queue, Waiting};
@@ -60,8 +60,16 @@ impl<R: Rng + Send> Shell<R> {
     }
 
     /// Schedules until the changes end.
-    pub(crate) async fn run(mut self, mut pods: Changes<Pod>, mut nodes: Changes<Node>) {
+    pub(crate) async fn run(
+        mut self,
+        mut pods: Changes<Pod>,
+        mut nodes: Changes<Node>,
+        mut namespaces: Changes<Namespace>,
+    ) {
         loop {
+            while let Some(change) = namespaces.try_next() {
+                self.namespace_changed(&change);
+            }
             self.take_in(&mut pods, &mut nodes);
             if self.decide_some() {
                 tokio::task::yield_now().await;
@@ -83,6 +91,10 @@ impl<R: Rng + Send> Shell<R> {
                 },
                 change = nodes.next() => match change {
                     Some(change) => self.node_changed(&change),
+                    None => return,
+                },
+                change = namespaces.next() => match change {
+                    Some(change) => self.namespace_changed(&change),
                     None => return,
                 },
                 Some(written) = self.written.1.recv() => self.write_ended(written),
@@ -127,7 +139,8 @@ impl<R: Rng + Send> Shell<R> {
                 self.write(uid, async move { Some(writer.bind(&pod, &node).await) });
             }
             Err(error) => {
-                self.queue.reject(&uid, self.now());
+                let relational = plugins::RELATIONAL.iter().any(|plugin| error.plugins.contains(plugin));
+                self.queue.reject(&uid, relational, self.now());
                 let counts = self.queue.counts();
                 tracing::debug!(pod = pod.name_any(), %error, plugins = ?error.plugins, ?counts, "no node");
                 let (writer, message) = (self.writer.clone(), error.to_string());
@@ -178,6 +191,12 @@ impl<R: Rng + Send> Shell<R> {
         }
     }
 
+    fn namespace_changed(&mut self, change: &Change<Namespace>) {
+        let labels = change.new.as_ref().map(|namespace| namespace.labels().clone());
+        self.snapshot.namespace_set(&change.key.name, labels);
+        self.queue.wake_relational(self.now());
+    }
+
     fn pod_changed(&mut self, change: &Change<Pod>) {
         let old_uid = change.old.as_ref().and_then(|pod| pod.uid());
         let new_uid = change.new.as_ref().and_then(|pod| pod.uid());
@@ -190,6 +209,9 @@ impl<R: Rng + Send> Shell<R> {
             return self.pod_gone(&info.uid);
         }
         self.snapshot.pod_put(&info);
+        if !info.node_name().is_empty() {
+            self.queue.wake_relational(self.now());
+        }
         if !self.is_ours(pod) {
             return self.queue.remove(&info.uid);
         }
@@ -210,6 +232,7 @@ impl<R: Rng + Send> Shell<R> {
     fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
         if let Some(node) = self.snapshot.pod_remove(uid) {
+            self.queue.wake_relational(self.now());
             self.wake_for(&node);
         }
     }
@@ -236,6 +259,7 @@ impl<R: Rng + Send> Shell<R> {
                     offers(old) != offers(node)
                 });
                 if matters {
+                    self.queue.wake_relational(self.now());
                     self.wake_for(&change.key.name);
                 }
             }
@@ -251,7 +275,12 @@ impl<R: Rng + Send> Shell<R> {
         }
         let now = self.now();
         if let Some(node) = self.snapshot.node(node).filter(|node| node.node.is_some()) {
-            self.queue.wake(now, |info| plugins::filter(info, node).is_ok());
+            let snapshot = &self.snapshot;
+            let fits = |info: &PodInfo| {
+                let prepared = Prepared::new(info, snapshot, &|_, _| false);
+                plugins::filter(info, node, &prepared).is_ok()
+            };
+            self.queue.wake(now, fits);
         }
     }
 

@@ -7,7 +7,7 @@ use rand::Rng;
 
 use super::fit_error::FitError;
 use super::node::NodeInfo;
-use super::plugins;
+use super::plugins::{self, Prepared};
 use super::pod::PodInfo;
 use super::snapshot::Snapshot;
 
@@ -44,6 +44,7 @@ impl<R: Rng> Scheduler<R> {
     pub(crate) fn decide(&mut self, pod: &PodInfo, snapshot: &Snapshot) -> Result<String, FitError> {
         let nodes = snapshot.nodes();
         let enough = enough(snapshot.existing());
+        let prepared = Prepared::new(pod, snapshot, &|_, _| false);
         let mut fitting = Vec::new();
         let mut error = FitError::new(snapshot.existing());
         let mut rejections = Vec::new();
@@ -54,7 +55,7 @@ impl<R: Rng> Scheduler<R> {
             if node.node.is_none() {
                 continue;
             }
-            match plugins::filter(pod, node) {
+            match plugins::filter(pod, node, &prepared) {
                 Ok(()) => fitting.push(node),
                 Err(rejection) => rejections.push((node, rejection)),
             }
@@ -70,8 +71,9 @@ impl<R: Rng> Scheduler<R> {
         if pod.never_preempts {
             error.note_not_eligible();
         } else {
-            let outcomes =
-                rejections.iter().map(|(node, rejection)| preemption(pod, node, rejection.resolvable));
+            let outcomes = rejections
+                .iter()
+                .map(|(node, rejection)| preemption(pod, node, rejection.resolvable, snapshot));
             error.note_preemption(outcomes);
         }
         Err(error)
@@ -119,7 +121,7 @@ fn enough(nodes: usize) -> usize {
 }
 
 /// What the removal of all pods of lower priority would bring on a node that rejected the pod.
-fn preemption(pod: &PodInfo, node: &NodeInfo, resolvable: bool) -> Preemption {
+fn preemption(pod: &PodInfo, node: &NodeInfo, resolvable: bool, snapshot: &Snapshot) -> Preemption {
     if !resolvable {
         return Preemption::Useless(vec!["Preemption is not helpful for scheduling".into()]);
     }
@@ -130,7 +132,9 @@ fn preemption(pod: &PodInfo, node: &NodeInfo, resolvable: bool) -> Preemption {
     remaining.set_node(node.node.clone());
     let staying = node.pods.values().filter(|other| other.priority >= pod.priority);
     staying.cloned().for_each(|other: Arc<PodInfo>| remaining.add(other));
-    match plugins::filter(pod, &remaining) {
+    let gone = |on: &NodeInfo, other: &PodInfo| on.name == node.name && other.priority < pod.priority;
+    let prepared = Prepared::new(pod, snapshot, &gone);
+    match plugins::filter(pod, &remaining, &prepared) {
         Ok(()) => Preemption::Possible,
         Err(rejection) => Preemption::Useless(rejection.reasons),
     }
@@ -262,6 +266,118 @@ mod tests {
         let tolerant =
             json!({"tolerations": [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]});
         assert_eq!(scheduler().decide(&pod("p", "1m", tolerant), &snapshot).unwrap(), "a");
+    }
+
+    /// A node in a zone.
+    fn zoned(name: &str, zone: &str) -> Arc<Node> {
+        let mut node = Node::clone(&node(name, json!({})));
+        let labels = node.metadata.labels.as_mut().unwrap();
+        labels.insert("topology.kubernetes.io/zone".into(), zone.into());
+        Arc::new(node)
+    }
+
+    fn labelled(name: &str, app: &str, more: Value) -> Arc<PodInfo> {
+        let mut pod = Pod::clone(&pod(name, "1m", more).pod);
+        pod.metadata.labels = Some([("app".to_owned(), app.to_owned())].into());
+        Arc::new(PodInfo::new(Arc::new(pod)))
+    }
+
+    fn term(app: &str, key: &str) -> Value {
+        json!({"labelSelector": {"matchLabels": {"app": app}}, "topologyKey": key})
+    }
+
+    fn requires(kind: &str, term: &Value) -> Value {
+        json!({"affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}})
+    }
+
+    #[test]
+    fn affinity_keeps_pods_together_and_apart() {
+        const ZONE: &str = "topology.kubernetes.io/zone";
+        let mut nodes = vec![zoned("a", "1"), zoned("b", "1"), zoned("c", "2")];
+        let db = labelled("db", "db", json!({"nodeName": "a"}));
+        let snapshot = cluster(&nodes, &[db]);
+        let near = labelled("p", "web", requires("podAffinity", &term("db", ZONE)));
+        assert_ne!(scheduler().decide(&near, &snapshot).unwrap(), "c");
+        let far = labelled("p", "web", requires("podAntiAffinity", &term("db", ZONE)));
+        assert_eq!(scheduler().decide(&far, &snapshot).unwrap(), "c");
+        let never = labelled("p", "web", requires("podAffinity", &term("nothing", ZONE)));
+        assert!(
+            refusal(&snapshot, &never)
+                .starts_with("0/3 nodes are available: 3 node(s) didn't match pod affinity rules.")
+        );
+        let first = labelled("p", "web", requires("podAffinity", &term("web", ZONE)));
+        assert!(scheduler().decide(&first, &snapshot).is_ok(), "the first of its kind finds a place");
+        // One that is placed does not want the other, whatever that one thinks.
+        nodes.truncate(1);
+        let hermit = labelled("h", "hermit", {
+            let mut more = requires("podAntiAffinity", &term("web", ZONE));
+            more["nodeName"] = json!("a");
+            more
+        });
+        assert!(refusal(&cluster(&nodes, &[hermit]), &labelled("p", "web", json!({}))).starts_with(
+            "0/1 nodes are available: 1 node(s) didn't satisfy existing pods anti-affinity rules."
+        ));
+        let other = cluster(&nodes, &[labelled("x", "web", json!({"nodeName": "a"}))]);
+        let alone = labelled("p", "web", requires("podAntiAffinity", &term("web", "kubernetes.io/hostname")));
+        assert!(
+            refusal(&other, &alone)
+                .starts_with("0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules.")
+        );
+    }
+
+    #[test]
+    fn preferred_company_is_sought() {
+        let like = |weight: i32, kind: &str| {
+            json!({"affinity": {kind: {"preferredDuringSchedulingIgnoredDuringExecution":
+                [{"weight": weight, "podAffinityTerm": term("db", "kubernetes.io/hostname")}]}}})
+        };
+        let nodes = [node("a", json!({})), node("b", json!({}))];
+        let snapshot = cluster(&nodes, &[labelled("db", "db", json!({"nodeName": "a"}))]);
+        let liking = labelled("p", "web", like(100, "podAffinity"));
+        assert_eq!(scheduler().decide(&liking, &snapshot).unwrap(), "a");
+        let disliking = labelled("p", "web", like(100, "podAntiAffinity"));
+        assert_eq!(scheduler().decide(&disliking, &snapshot).unwrap(), "b");
+    }
+
+    #[test]
+    fn spreading_is_kept_within_its_skew() {
+        let constraint = |skew: i32| {
+            json!({"topologySpreadConstraints": [{"maxSkew": skew, "topologyKey": "topology.kubernetes.io/zone",
+                "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]})
+        };
+        let nodes = [zoned("a", "1"), zoned("b", "2"), node("c", json!({"unschedulable": true}))];
+        let placed = |name: &str, node: &str| labelled(name, "web", json!({"nodeName": node}));
+        let snapshot = cluster(&nodes, &[placed("1", "a")]);
+        assert_eq!(scheduler().decide(&labelled("p", "web", constraint(1)), &snapshot).unwrap(), "b");
+        let nodes = [nodes[0].clone(), node("b", json!({}))];
+        let snapshot = cluster(&nodes, &[placed("1", "a"), placed("2", "a")]);
+        assert!(
+            scheduler().decide(&labelled("p", "web", constraint(1)), &snapshot).is_ok(),
+            "the only domain"
+        );
+        let nodes = [nodes[0].clone(), zoned("d", "2")];
+        let full: Vec<_> =
+            (0..3).map(|index| pod(&format!("f{index}"), "1m", json!({"nodeName": "d"}))).collect();
+        let snapshot = cluster(&nodes, &[&[placed("1", "a")], &full[..]].concat());
+        assert!(refusal(&snapshot, &labelled("p", "web", constraint(1))).starts_with(
+            "0/2 nodes are available: 1 Too many pods, 1 node(s) didn't match pod topology spread constraints."
+        ));
+        assert_eq!(scheduler().decide(&labelled("p", "web", constraint(2)), &snapshot).unwrap(), "a");
+    }
+
+    #[test]
+    fn pods_of_one_controller_spread_unasked() {
+        let owned = |name: &str, more: Value| {
+            let mut pod = Pod::clone(&pod(name, "1m", more).pod);
+            let owner = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}]);
+            pod.metadata.owner_references = serde_json::from_value(owner).unwrap();
+            Arc::new(PodInfo::new(Arc::new(pod)))
+        };
+        // The other node has less room, but no sibling.
+        let load = pod("load", "500m", json!({"nodeName": "b"}));
+        let nodes = [node("a", json!({})), node("b", json!({}))];
+        let snapshot = cluster(&nodes, &[load, owned("s", json!({"nodeName": "a"}))]);
+        assert_eq!(scheduler().decide(&owned("p", json!({})), &snapshot).unwrap(), "b");
     }
 
     #[test]

@@ -9,5 +9,6 @@ pub(crate) mod fit_error;
 pub(crate) mod node;
 pub(crate) mod plugins;
 pub(crate) mod pod;
+pub(crate) mod relation;
 pub(crate) mod resources;
 pub(crate) mod snapshot;

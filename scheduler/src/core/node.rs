@@ -62,10 +62,11 @@ impl NodeInfo {
         self.pods.insert(pod.uid.clone(), pod);
     }
 
-    pub(crate) fn remove(&mut self, uid: &str) {
-        let Some(pod) = self.pods.remove(uid) else { return };
+    pub(crate) fn remove(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let pod = self.pods.remove(uid)?;
         self.requested -= &pod.requests;
         self.weight = (self.weight.0 - pod.weight.0, self.weight.1 - pod.weight.1);
+        Some(pod)
     }
 
     /// Whether nothing is known of it any more.

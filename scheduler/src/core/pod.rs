@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Toleration};
 use kube::ResourceExt;
 
 use super::affinity::{self, NodeTerms, Preference};
+use super::relation::{self, Relations, Spread};
 use super::resources::Resources;
 
 /// What a container without requests counts as when nodes are compared (never when they are filtered), so
@@ -48,6 +49,11 @@ pub(crate) struct PodInfo {
     pub(crate) required: NodeTerms,
     /// Where it would rather run.
     pub(crate) preferred: Vec<Preference>,
+    /// How it relates to other pods.
+    pub(crate) relations: Relations,
+    pub(crate) spreads: Vec<Spread>,
+    /// The uid of its controller: pods of one controller are spread even if nobody asks for it.
+    pub(crate) family: Option<String>,
     /// The images of its containers, under their full names.
     pub(crate) images: Vec<String>,
     pub(crate) never_preempts: bool,
@@ -67,6 +73,13 @@ impl PodInfo {
             tolerations: spec.tolerations.clone().unwrap_or_default(),
             required: affinity::required(spec),
             preferred: affinity::preferred(spec),
+            relations: Relations::new(spec, pod.metadata.namespace.as_deref().unwrap_or_default()),
+            spreads: relation::spreads(spec, pod.metadata.labels.as_ref()),
+            family: pod
+                .owner_references()
+                .iter()
+                .find(|one| one.controller == Some(true))
+                .map(|one| one.uid.clone()),
             images: containers().filter_map(|one| one.image.as_deref()).map(full_image_name).collect(),
             never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
             pod: pod.clone(),

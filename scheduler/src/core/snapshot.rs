@@ -4,7 +4,7 @@
 //! Invariant: at any time it is what a fresh count of the same nodes and pods would give (tested against
 //! one).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -12,6 +12,7 @@ use kube::ResourceExt;
 
 use super::node::NodeInfo;
 use super::pod::PodInfo;
+use super::relation::Namespaces;
 
 /// All nodes with their pods.
 #[derive(Debug, Default)]
@@ -23,6 +24,11 @@ pub(crate) struct Snapshot {
     pods: HashMap<String, Placement>,
     /// On how many nodes an image is.
     images: HashMap<String, usize>,
+    /// The placed pods that relate to others by affinity, and where they are.
+    related: HashMap<String, (Arc<PodInfo>, String)>,
+    /// How many pods of each controller are on which nodes.
+    families: HashMap<String, HashMap<String, usize>>,
+    namespaces: Namespaces,
     /// Nodes that exist, without those of which only pods are known.
     existing: usize,
 }
@@ -54,6 +60,30 @@ impl Snapshot {
     pub(crate) fn image_spread(&self, image: &str) -> f64 {
         let nodes = self.images.get(image).copied().unwrap_or(0);
         nodes as f64 / self.existing.max(1) as f64
+    }
+
+    /// The placed pods that relate to others by affinity, with their nodes.
+    pub(crate) fn related(&self) -> impl Iterator<Item = (&Arc<PodInfo>, &NodeInfo)> {
+        self.related.values().filter_map(|(pod, node)| Some((pod, self.node(node)?)))
+    }
+
+    /// On which nodes how many pods of a controller are.
+    pub(crate) fn family(&self, controller: &str) -> impl Iterator<Item = (&NodeInfo, usize)> {
+        let nodes = self.families.get(controller).into_iter().flatten();
+        nodes.filter_map(|(node, count)| Some((self.node(node)?, *count)))
+    }
+
+    /// The labels of the namespaces.
+    pub(crate) fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    /// The namespace has these labels now, or is gone.
+    pub(crate) fn namespace_set(&mut self, name: &str, labels: Option<BTreeMap<String, String>>) {
+        match labels {
+            Some(labels) => drop(self.namespaces.insert(name.to_owned(), labels)),
+            None => drop(self.namespaces.remove(name)),
+        }
     }
 
     /// The node exists in this state now.
@@ -105,7 +135,21 @@ impl Snapshot {
     pub(crate) fn pod_remove(&mut self, uid: &str) -> Option<String> {
         let placement = self.pods.remove(uid)?;
         let position = self.positions[&placement.node];
-        self.nodes[position].remove(uid);
+        let pod = self.nodes[position].remove(uid);
+        self.related.remove(uid);
+        if let Some(family) = pod.as_ref().and_then(|pod| pod.family.as_ref())
+            && let Some(nodes) = self.families.get_mut(family)
+        {
+            if let Some(count) = nodes.get_mut(&placement.node) {
+                *count -= 1;
+                if *count == 0 {
+                    nodes.remove(&placement.node);
+                }
+            }
+            if nodes.is_empty() {
+                self.families.remove(family);
+            }
+        }
         self.forget_if_empty(&placement.node);
         Some(placement.node)
     }
@@ -127,6 +171,12 @@ impl Snapshot {
     fn place(&mut self, node: String, pod: Arc<PodInfo>, assumed: bool) {
         self.pod_remove(&pod.uid);
         let position = self.position(&node);
+        if !pod.relations.is_empty() {
+            self.related.insert(pod.uid.clone(), (pod.clone(), node.clone()));
+        }
+        if let Some(family) = &pod.family {
+            *self.families.entry(family.clone()).or_default().entry(node.clone()).or_default() += 1;
+        }
         self.pods.insert(pod.uid.clone(), Placement { node, assumed });
         self.nodes[position].add(pod);
     }
@@ -160,8 +210,6 @@ pub(crate) fn is_terminal(pod: &Pod) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -176,7 +224,9 @@ mod tests {
     }
 
     fn pod(index: usize, node: Option<usize>, cpu: i64, phase: &str) -> Arc<PodInfo> {
-        let pod = json!({"metadata": {"name": format!("p{index}"), "uid": format!("u{index}")},
+        let owner = json!([{"uid": format!("rs{}", index % 2), "controller": true, "apiVersion": "apps/v1",
+            "kind": "ReplicaSet", "name": "rs"}]);
+        let pod = json!({"metadata": {"name": format!("p{index}"), "uid": format!("u{index}"), "ownerReferences": owner},
             "spec": {"nodeName": node.map(|node| format!("n{node}")),
                 "containers": [{"name": "c", "resources": {"requests": {"cpu": format!("{cpu}m"), "x/y": cpu.to_string()}}}]},
             "status": {"phase": phase}});
@@ -250,6 +300,19 @@ mod tests {
                 assert_eq!(counted, expected, "n{index}");
                 assert_eq!(info.map_or(0, |info| info.pods.len()), here.len());
                 assert_eq!(info.is_some(), exists || !here.is_empty(), "nothing is kept for nothing");
+            }
+            for family in 0..2 {
+                let mut expected: BTreeMap<String, usize> = BTreeMap::new();
+                for (node, ..) in
+                    self.pods.iter().filter(|(pod, _)| *pod % 2 == family).map(|(_, place)| place)
+                {
+                    *expected.entry(format!("n{node}")).or_default() += 1;
+                }
+                let controller = format!("rs{family}");
+                let counted = snapshot.family(&controller);
+                let counted: BTreeMap<_, _> =
+                    counted.map(|(node, count)| (node.name.clone(), count)).collect();
+                assert_eq!(counted, expected);
             }
             for image in 0..2 {
                 let count = self.nodes.keys().filter(|node| *node % 2 == image).count();

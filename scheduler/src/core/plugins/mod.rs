@@ -1,8 +1,10 @@
 //! The plugins: each knows one reason why a pod cannot, or would rather, run on a node. They carry the
 //! names that they have in Kubernetes.
 
+mod affinity;
 mod images;
 mod resources;
+mod spread;
 mod taints;
 
 use std::borrow::Cow;
@@ -28,14 +30,39 @@ impl Rejection {
     }
 }
 
+/// Pods that are counted as if they were gone: the victims of a preemption that is thought through.
+pub(crate) type Without<'a> = &'a dyn Fn(&NodeInfo, &PodInfo) -> bool;
+
+/// What the filters need to know of the whole cluster, worked out once per decision. Nearly free for pods
+/// that relate to no others.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    affinity: affinity::State,
+    spread: spread::State,
+}
+
+impl Prepared {
+    pub(crate) fn new(pod: &PodInfo, snapshot: &Snapshot, without: Without<'_>) -> Self {
+        Self {
+            affinity: affinity::State::new(pod, snapshot, without),
+            spread: spread::State::new(pod, snapshot, without),
+        }
+    }
+}
+
+/// The plugins whose rejections may be cured by what happens on any node.
+pub(crate) const RELATIONAL: [&str; 2] = [affinity::NAME, spread::NAME];
+
 /// Runs all filters on one node, the cheapest and most lasting first; the first that rejects has the word.
-pub(crate) fn filter(pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+pub(crate) fn filter(pod: &PodInfo, node: &NodeInfo, prepared: &Prepared) -> Result<(), Rejection> {
     node_unschedulable(pod, node)?;
     node_name(pod, node)?;
     taints::filter(pod, node)?;
     node_affinity(pod, node)?;
     node_ports(pod, node)?;
-    resources::fit(pod, node)
+    resources::fit(pod, node)?;
+    prepared.spread.filter(node)?;
+    prepared.affinity.filter(node)
 }
 
 /// What cordons a node, for the toleration of it.
@@ -80,6 +107,8 @@ const MAX_SCORE: i64 = 100;
 /// Kubernetes' weights of the plugins.
 const TAINTS_WEIGHT: i64 = 3;
 const AFFINITY_WEIGHT: i64 = 2;
+const SPREAD_WEIGHT: i64 = 2;
+const POD_AFFINITY_WEIGHT: i64 = 2;
 
 /// Scores the nodes that passed the filters: more is better, and comparable among these nodes only.
 pub(crate) fn score(pod: &PodInfo, nodes: &[&NodeInfo], snapshot: &Snapshot) -> Vec<i64> {
@@ -96,6 +125,12 @@ pub(crate) fn score(pod: &PodInfo, nodes: &[&NodeInfo], snapshot: &Snapshot) -> 
         matching.map(|one| i64::from(one.weight)).sum()
     });
     add(&mut scores, normalize(preferred.collect(), false), AFFINITY_WEIGHT);
+    if let Some(spread) = spread::scores(pod, nodes, snapshot) {
+        add(&mut scores, spread, SPREAD_WEIGHT);
+    }
+    if let Some(related) = affinity::scores(pod, nodes, snapshot) {
+        add(&mut scores, related, POD_AFFINITY_WEIGHT);
+    }
     scores
 }
 
