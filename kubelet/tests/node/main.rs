@@ -1,0 +1,299 @@
+//! A node agent on the embedded runtime with real containers, against a small API server.
+//!
+//! Needs root and Debian's `busybox-static`. The binary is also the shim of its own containers: hence no test
+//! harness, whose threads would be in the way.
+
+#![expect(clippy::unwrap_used, reason = "a test without a harness")]
+
+mod api;
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::Api;
+use async_trait::async_trait;
+use decapod_client::clock::{Clock, SystemClock};
+use decapod_client::informer::Informers;
+use decapod_client::task::Supervisor;
+use decapod_kubelet::{Dependencies, Kubelet, Options, teardown};
+use decapod_runtime::{Attachment, Embedded, ImageConfig, ImageFile, Network, Source, shim};
+use serde_json::{Value, json};
+
+const NODE: &str = "dcp-node";
+const IMAGE: &str = "test.internal/busybox:1";
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// All pods here are on the host's network.
+struct NoNetwork;
+
+#[async_trait]
+impl Network for NoNetwork {
+    async fn attach(&self, _sandbox: &Attachment) -> Result<Vec<IpAddr>, Source> {
+        Err("there is no pod network in this test".into())
+    }
+
+    async fn detach(&self, _sandbox: &Attachment) -> Result<(), Source> {
+        Ok(())
+    }
+
+    async fn ready(&self) -> Result<(), Source> {
+        Ok(())
+    }
+}
+
+/// One node with its API server.
+struct World {
+    api: Api,
+    dir: tempfile::TempDir,
+    agent: Option<(Supervisor, Embedded)>,
+}
+
+impl World {
+    async fn new() -> Self {
+        let mut world = Self { api: Api::new(), dir: tempfile::tempdir().unwrap(), agent: None };
+        world.start().await;
+        world
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            data_dir: self.dir.path().join("data"),
+            run_dir: self.dir.path().join("run"),
+            cgroup_root: format!("/dcp-kubelet-test-{}", std::process::id()),
+            ..Options::new(NODE, vec![IpAddr::from([127, 0, 0, 1])])
+        }
+    }
+
+    async fn runtime(&self) -> Embedded {
+        let network = Arc::new(NoNetwork);
+        let (data, run) = (self.dir.path().join("data/runtime"), self.dir.path().join("run/runtime"));
+        let mut options = decapod_runtime::Options::new(data, run, network).unwrap();
+        options.shim_cgroup = Some(format!("/dcp-kubelet-test-{}-shims", std::process::id()));
+        let runtime = Embedded::open(options).await.unwrap();
+        let file =
+            |target: &str| ImageFile { source: "/bin/busybox".into(), target: target.into(), mode: 0o755 };
+        let files = ["/bin/busybox", "/bin/sh", "/bin/sleep", "/bin/cat"].map(file).to_vec();
+        runtime.image_from_files(IMAGE, files, ImageConfig::default()).await.unwrap();
+        runtime
+    }
+
+    /// Starts an agent, as at the start of the machine or after the agent died.
+    async fn start(&mut self) {
+        let runtime = self.runtime().await;
+        let supervisor = Supervisor::new();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let client = self.api.client();
+        let informers = Informers::new(client.clone(), supervisor.clone(), clock.clone());
+        let dependencies = Dependencies {
+            client,
+            informers,
+            runtime: Arc::new(runtime.clone()),
+            supervisor: supervisor.clone(),
+            clock,
+        };
+        Kubelet::new(self.options(), dependencies).await.unwrap().run();
+        self.agent = Some((supervisor, runtime));
+    }
+
+    /// Ends the agent; containers run on.
+    async fn stop(&mut self) {
+        let (supervisor, runtime) = self.agent.take().unwrap();
+        supervisor.shutdown(Duration::from_secs(5)).await;
+        runtime.close().await;
+    }
+
+    async fn end(mut self) {
+        self.stop().await;
+        let runtime = self.runtime().await;
+        teardown(&self.options(), &runtime).await.unwrap();
+        runtime.remove_all().await.unwrap();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let dir = self.dir.path().to_string_lossy().into_owned();
+        assert!(!mounts.contains(&dir), "mounts remain: {mounts}");
+        let root = self.options().cgroup_root;
+        for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap() {
+            let path = controller.unwrap().path().join(root.trim_start_matches('/'));
+            assert!(!path.exists(), "{} remains", path.display());
+        }
+    }
+
+    fn create(&self, name: &str, spec: Value) {
+        let mut spec = spec;
+        spec["nodeName"] = json!(NODE);
+        spec["hostNetwork"] = json!(true);
+        let container = &mut spec["containers"][0];
+        container["name"] = json!("c");
+        container["image"] = json!(IMAGE);
+        let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": spec });
+        self.api.put("pods", "default", name, pod);
+    }
+
+    fn pod(&self, name: &str) -> Option<Value> {
+        self.api.get("pods", "default", name)
+    }
+
+    /// Waits until the pod is as `wanted` says, and returns it.
+    async fn until(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let pod = self.pod(name).unwrap_or(Value::Null);
+            if wanted(&pod) {
+                return pod;
+            }
+            let late = tokio::time::Instant::now() > deadline;
+            assert!(!late, "{name} is not {what}: {:#} {:?}", pod["status"], self.api.reasons(name));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn until_running(&self, name: &str) -> Value {
+        self.until(name, "ready", |p| condition(p, "Ready") == "True").await
+    }
+
+    fn pod_dir(&self, pod: &Value) -> PathBuf {
+        self.dir.path().join("data/pods").join(pod["metadata"]["uid"].as_str().unwrap())
+    }
+}
+
+fn condition(pod: &Value, kind: &str) -> String {
+    let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.into_iter().find(|c| c["type"] == kind);
+    found.map(|c| c["status"].as_str().unwrap().to_owned()).unwrap_or_default()
+}
+
+fn container(pod: &Value) -> &Value {
+    &pod["status"]["containerStatuses"][0]
+}
+
+fn sh(script: &str) -> Value {
+    json!({ "containers": [{ "command": ["/bin/sh", "-c", script] }], "terminationGracePeriodSeconds": 5 })
+}
+
+const SLEEP: &str = "trap 'exit 0' TERM; while true; do /bin/sleep 1; done";
+
+async fn a_pod_runs_survives_its_agent_and_goes() {
+    let mut world = World::new().await;
+    world.create("p", sh(SLEEP));
+    let pod = world.until_running("p").await;
+    assert_eq!(pod["status"]["phase"], "Running");
+    assert_eq!(pod["status"]["podIP"], "127.0.0.1");
+    let id = container(&pod)["containerID"].clone();
+
+    world.stop().await;
+    world.create("q", sh(SLEEP));
+    world.start().await;
+    world.until_running("q").await;
+    let pod = world.pod("p").unwrap();
+    assert_eq!(container(&pod)["containerID"], id, "the container is the same");
+    assert_eq!((&container(&pod)["restartCount"], condition(&pod, "Ready").as_str()), (&json!(0), "True"));
+
+    let dir = world.pod_dir(&pod);
+    assert!(dir.exists());
+    world.api.delete("p", 5);
+    world.until("p", "gone", Value::is_null).await;
+    assert!(!dir.exists(), "nothing of it is left");
+    world.end().await;
+}
+
+async fn what_was_deleted_meanwhile_is_cleaned_up() {
+    let mut world = World::new().await;
+    world.create("p", sh(SLEEP));
+    let pod = world.until_running("p").await;
+    let dir = world.pod_dir(&pod);
+    world.stop().await;
+    let other = Api::new();
+    world.api = other;
+    world.start().await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while dir.exists() {
+        assert!(tokio::time::Instant::now() < deadline, "the pod's folder is still there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.end().await;
+}
+
+async fn exits_are_counted_and_told() {
+    let world = World::new().await;
+    world.create("crash", sh("echo why > /dev/termination-log; exit 7"));
+    let mut once = sh("exit 0");
+    once["restartPolicy"] = json!("Never");
+    world.create("once", once);
+    let pod = world
+        .until("crash", "in its back-off", |p| {
+            container(p)["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+                && container(p)["restartCount"] == 1
+        })
+        .await;
+    let last = &container(&pod)["lastState"]["terminated"];
+    assert_eq!((&last["exitCode"], &last["message"]), (&json!(7), &json!("why\n")));
+    let pod = world.until("once", "done", |p| p["status"]["phase"] == "Succeeded").await;
+    assert_eq!(container(&pod)["state"]["terminated"]["reason"], "Completed");
+    world.until("crash", "told of", |_| world.api.reasons("crash").contains(&"BackOff".to_owned())).await;
+    world.end().await;
+}
+
+async fn a_missing_config_map_is_waited_for_and_its_changes_arrive() {
+    let world = World::new().await;
+    let script = "until [ \"$(cat /v/key)\" = new ]; do /bin/sleep 0.1; done; exit 0";
+    let mut spec = sh(script);
+    spec["restartPolicy"] = json!("Never");
+    spec["volumes"] = json!([{ "name": "v", "configMap": { "name": "late" } }]);
+    spec["containers"][0]["volumeMounts"] = json!([{ "name": "v", "mountPath": "/v" }]);
+    world.create("p", spec);
+    world.until("p", "told of", |_| world.api.reasons("p").contains(&"FailedMount".to_owned())).await;
+    let waiting = world.until("p", "waiting", |p| container(p)["state"]["waiting"].is_object()).await;
+    assert_eq!(container(&waiting)["state"]["waiting"]["reason"], "ContainerCreating");
+    let map = |value: &str| json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": { "key": value } });
+    world.api.put("configmaps", "default", "late", map("old"));
+    world.until_running("p").await;
+    world.api.put("configmaps", "default", "late", map("new"));
+    world.until("p", "done", |p| p["status"]["phase"] == "Succeeded").await;
+    world.end().await;
+}
+
+async fn a_failing_liveness_probe_restarts() {
+    let world = World::new().await;
+    let mut spec = sh(SLEEP);
+    spec["terminationGracePeriodSeconds"] = json!(1);
+    spec["containers"][0]["livenessProbe"] = json!({
+        "exec": { "command": ["/bin/cat", "/nothing"] }, "periodSeconds": 1, "failureThreshold": 1,
+    });
+    world.create("p", spec);
+    world.until("p", "restarted", |p| container(p)["restartCount"] == 1).await;
+    world.until("p", "told of", |_| world.api.reasons("p").contains(&"Unhealthy".to_owned())).await;
+    world.end().await;
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == shim::ARGUMENT) {
+        return shim::main(&arguments[1..]);
+    }
+    let wanted = arguments.iter().filter_map(|a| a.to_str()).find(|a| !a.starts_with('-')).unwrap_or("");
+    let mut failed = false;
+    macro_rules! test {
+        ($($name:ident),* $(,)?) => {$(
+            if stringify!($name).contains(wanted) {
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+                let runtime = runtime.unwrap();
+                let outcome =
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on($name())));
+                println!("test {} ... {}", stringify!($name), if outcome.is_ok() { "ok" } else { "FAILED" });
+                failed |= outcome.is_err();
+            }
+        )*};
+    }
+    test!(
+        a_pod_runs_survives_its_agent_and_goes,
+        what_was_deleted_meanwhile_is_cleaned_up,
+        exits_are_counted_and_told,
+        a_missing_config_map_is_waited_for_and_its_changes_arrive,
+        a_failing_liveness_probe_restarts,
+    );
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
