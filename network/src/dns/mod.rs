@@ -35,6 +35,9 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+/// How many ports that are free for UDP are tried for TCP: each is taken once in a few hundred times.
+const FREE_PORTS: u32 = 16;
+
 /// How cluster DNS works.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -156,14 +159,11 @@ impl Server {
         let mut domain = Name::from_str(&options.domain).map_err(bad_domain)?;
         domain.set_fqdn(true);
         let index = Index::new(&domain).map_err(bad_domain)?;
+        let workers = options.workers.unwrap_or_else(cores);
+        let (udp, tcp) = sockets_bind(options.listen, workers)
+            .await
+            .map_err(|source| Error::Listen { address: options.listen, source })?;
         let failed = |address| move |source| Error::Listen { address, source };
-        let first = server::udp_bind(options.listen).map_err(failed(options.listen))?;
-        let address = first.local_addr().map_err(failed(options.listen))?;
-        let mut udp = vec![first];
-        for _ in 1..options.workers.unwrap_or_else(cores) {
-            udp.push(server::udp_bind(address).map_err(failed(address))?);
-        }
-        let tcp = TcpListener::bind(address).await.map_err(failed(address))?;
         let mut probes = Vec::new();
         for (address, probe) in [(options.health, Probe::Health), (options.ready, Probe::Ready)] {
             if let Some(address) = address {
@@ -213,6 +213,25 @@ impl Server {
             () = shutdown.cancelled() => {}
             () = follow(&shared, &informers, &ready) => {}
         }
+    }
+}
+
+/// The UDP sockets and the TCP socket of one address. If the port is zero, it is one that is free for both.
+async fn sockets_bind(listen: SocketAddr, workers: usize) -> io::Result<(Vec<UdpSocket>, TcpListener)> {
+    let mut attempts = if listen.port() == 0 { FREE_PORTS } else { 1 };
+    loop {
+        attempts -= 1;
+        let first = server::udp_bind(listen)?;
+        let address = first.local_addr()?;
+        let tcp = match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => continue,
+            bound => bound?,
+        };
+        let mut udp = vec![first];
+        for _ in 1..workers {
+            udp.push(server::udp_bind(address)?);
+        }
+        return Ok((udp, tcp));
     }
 }
 
