@@ -70,7 +70,7 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
         let words = words(cause);
         // The source of an API error is its own `Status`, which says the same again.
         let is_status = cause.is::<kube::core::Status>() || cause.is::<Box<kube::core::Status>>();
-        if !is_status && !text.contains(&words) {
+        if !is_status && !text.ends_with(&words) {
             text.push_str(": ");
             text.push_str(&words);
         }

@@ -87,6 +87,7 @@ impl Recorder {
             clock,
             known: HashMap::new(),
             budgets: HashMap::new(),
+            stamp: 0,
         };
         supervisor.spawn_until_shutdown("event-recorder", writer.run(backlog));
         Self { notes }
@@ -165,6 +166,8 @@ struct Writer {
     clock: Arc<dyn Clock>,
     known: HashMap<Sameness, Known>,
     budgets: HashMap<String, Budget>,
+    /// What made the last name unique: the time in nanoseconds, or one more than the last.
+    stamp: i128,
 }
 
 impl Writer {
@@ -239,7 +242,8 @@ impl Writer {
                 Err(error) => return Err(error),
             }
         }
-        let name = format!("{}.{:x}", sameness.name, now.as_nanosecond());
+        self.stamp = now.as_nanosecond().max(self.stamp + 1);
+        let name = format!("{}.{:x}", sameness.name, self.stamp);
         let event = self.event(note, namespace, &name, Time(now));
         api.create(&PostParams::default(), &event).await?;
         self.remember(sameness, Known { name, count: 1, last: monotonic });
@@ -302,4 +306,85 @@ fn sameness(note: &Note) -> Sameness {
 
 fn text(field: &Option<String>) -> String {
     field.clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::testing::Objects;
+
+    fn pod(name: &str) -> Pod {
+        let mut pod = Pod::default();
+        pod.metadata.name = Some(name.to_owned());
+        pod.metadata.namespace = Some("ns".to_owned());
+        pod.metadata.uid = Some(format!("uid-{name}"));
+        pod
+    }
+
+    struct World {
+        server: Objects,
+        clock: Arc<ManualClock>,
+        supervisor: Supervisor,
+        recorder: Recorder,
+    }
+
+    fn world() -> World {
+        let (server, clock) = (Objects::default(), Arc::new(ManualClock::default()));
+        let supervisor = Supervisor::new();
+        let recorder = Recorder::new(server.client(), "tester", "n1", &supervisor, clock.clone());
+        World { server, clock, supervisor, recorder }
+    }
+
+    impl World {
+        /// The events, once they are as `until` wants them.
+        async fn events(&self, until: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+            for _ in 0..1000 {
+                let events: Vec<Value> = self.server.all().into_values().collect();
+                if until(&events) {
+                    return events;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            panic!("not reached within 2 s: {:?}", self.server.all());
+        }
+    }
+
+    #[tokio::test]
+    async fn repetitions_are_counted_on_one_event() {
+        let world = world();
+        for _ in 0..3 {
+            world.recorder.warning(&pod("p"), "Failed", "it failed");
+        }
+        let events = world.events(|events| events.iter().any(|event| event["count"] == 3)).await;
+        assert_eq!(events.len(), 1);
+        let event = &events[0];
+        assert_eq!((&event["type"], &event["reason"]), (&"Warning".into(), &"Failed".into()));
+        assert_eq!(event["source"], serde_json::json!({"component": "tester", "host": "n1"}));
+        assert_eq!(event["involvedObject"]["kind"], "Pod");
+        // An Event that has expired begins anew.
+        world.server.clear();
+        world.recorder.warning(&pod("p"), "Failed", "it failed");
+        world.events(|events| events.len() == 1 && events[0]["count"] == 1).await;
+        world.supervisor.shutdown(Duration::from_secs(5)).await;
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_held_back_per_object() {
+        let world = world();
+        for number in 0..40 {
+            world.recorder.normal(&pod("noisy"), "Chatter", format!("number {number}"));
+        }
+        world.recorder.normal(&pod("quiet"), "Word", "once");
+        let is_of = |event: &&Value, name: &str| event["involvedObject"]["name"] == name;
+        let events = world.events(|events| events.iter().any(|event| is_of(&event, "quiet"))).await;
+        assert_eq!(events.iter().filter(|event| is_of(event, "noisy")).count(), 25);
+        world.clock.advance(Duration::from_secs(300));
+        world.recorder.normal(&pod("noisy"), "Chatter", "again");
+        world.events(|events| events.iter().any(|event| event["message"] == "again")).await;
+        world.supervisor.shutdown(Duration::from_secs(5)).await;
+    }
 }

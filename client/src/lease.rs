@@ -171,3 +171,60 @@ impl Elector {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::testing::Objects;
+
+    fn elector(server: &Objects, clock: &Arc<ManualClock>, identity: &str) -> Elector {
+        let options = Options::new(ObjectKey::new("kube-system", "leader"), identity);
+        Elector::new(server.client(), options, clock.clone())
+    }
+
+    #[tokio::test]
+    async fn one_of_two_leads_until_it_falls_silent() {
+        let (server, clock) = (Objects::default(), Arc::new(ManualClock::default()));
+        let (mut one, mut other) = (elector(&server, &clock, "one"), elector(&server, &clock, "other"));
+        assert!(one.try_hold().await.unwrap());
+        assert!(!other.try_hold().await.unwrap());
+        clock.advance(Duration::from_secs(10));
+        assert!(one.try_hold().await.unwrap(), "renewed");
+        assert!(!other.try_hold().await.unwrap());
+        clock.advance(Duration::from_secs(14));
+        assert!(!other.try_hold().await.unwrap(), "counted from when the renewal was seen");
+        clock.advance(Duration::from_secs(1));
+        assert!(other.try_hold().await.unwrap());
+        assert!(!one.try_hold().await.unwrap(), "it notices");
+        let lease = server.all().into_values().next().unwrap();
+        assert_eq!(
+            (&lease["spec"]["holderIdentity"], &lease["spec"]["leaseTransitions"]),
+            (&"other".into(), &1.into())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_released_lease_is_free_at_once() {
+        let (server, clock) = (Objects::default(), Arc::new(ManualClock::default()));
+        let (mut one, mut other) = (elector(&server, &clock, "one"), elector(&server, &clock, "other"));
+        one.acquire().await;
+        one.release().await.unwrap();
+        assert!(other.try_hold().await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_cannot_renew_stops_before_another_may_start() {
+        let (server, clock) = (Objects::default(), Arc::new(ManualClock::default()));
+        let mut leader = elector(&server, &clock, "one");
+        leader.acquire().await;
+        server.fail(Some(500));
+        let holding = tokio::task::spawn(async move { leader.hold().await });
+        for _ in 0..5 {
+            assert!(!holding.is_finished());
+            clock.sleepers(1).await;
+            clock.advance(Duration::from_secs(2));
+        }
+        tokio::time::timeout(Duration::from_secs(5), holding).await.unwrap().unwrap();
+    }
+}

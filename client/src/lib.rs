@@ -16,6 +16,8 @@ mod key;
 pub mod lease;
 pub mod reconcile;
 pub mod task;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 
 pub use key::ObjectKey;
