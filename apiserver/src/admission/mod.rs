@@ -3,6 +3,7 @@
 //! Mutating plugins run before validation, validating ones after it, on every write of every kind
 //! by the one generic path. **Invariant**: a plugin that cannot decide refuses.
 
+mod escalation;
 mod node_restriction;
 mod pod;
 mod service_account;
@@ -55,6 +56,7 @@ pub(crate) async fn validate(
     object: &Value,
     old: Option<&Value>,
 ) -> Result<(), Error> {
+    escalation::check(registry, call, object, old)?;
     node_restriction::check_write(registry, call, operation, object, old).await
 }
 

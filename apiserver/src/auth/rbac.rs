@@ -47,6 +47,51 @@ impl PolicyRule {
     }
 }
 
+impl PolicyRule {
+    /// The rule as rules of one verb on one thing each.
+    fn parts(&self) -> Vec<Self> {
+        let one = |text: &String| vec![text.clone()];
+        let mut parts = Vec::new();
+        for verb in &self.verbs {
+            for url in &self.non_resource_urls {
+                parts.push(Self { verbs: one(verb), non_resource_urls: one(url), ..Self::default() });
+            }
+            for group in &self.api_groups {
+                for resource in &self.resources {
+                    let part = Self {
+                        verbs: one(verb),
+                        api_groups: one(group),
+                        resources: one(resource),
+                        ..Self::default()
+                    };
+                    if self.resource_names.is_empty() {
+                        parts.push(part.clone());
+                    }
+                    let names = self.resource_names.iter();
+                    parts.extend(names.map(|name| Self { resource_names: one(name), ..part.clone() }));
+                }
+            }
+        }
+        parts
+    }
+
+    /// Whether the rule grants all that a part does.
+    fn covers(&self, part: &Self) -> bool {
+        let all = |mine: &[String], its: &[String]| its.iter().all(|item| has(mine, item));
+        let urls = part
+            .non_resource_urls
+            .iter()
+            .all(|url| self.non_resource_urls.iter().any(|own| own == url || url_matches(own, url)));
+        let resources = part.resources.iter().all(|resource| {
+            let sub = resource.split_once('/').map(|(_, sub)| format!("*/{sub}"));
+            has(&self.resources, resource) || sub.is_some_and(|sub| self.resources.contains(&sub))
+        });
+        let names = self.resource_names.is_empty()
+            || (!part.resource_names.is_empty() && all(&self.resource_names, &part.resource_names));
+        all(&self.verbs, &part.verbs) && urls && all(&self.api_groups, &part.api_groups) && resources && names
+    }
+}
+
 fn has(list: &[String], wanted: &str) -> bool {
     list.iter().any(|item| item == "*" || item == wanted)
 }
@@ -150,6 +195,19 @@ impl Policy {
         };
     }
 
+    /// The rules of the role that a binding in a namespace refers to.
+    fn role_rules(&self, namespace: &str, kind: &str, name: &str) -> Vec<PolicyRule> {
+        let role_ref = RoleRef { kind: kind.to_owned(), name: name.to_owned() };
+        self.rules_of(namespace, &role_ref).into_iter().cloned().collect()
+    }
+
+    /// Which of some rules a user does not hold, each in full, in a namespace.
+    fn not_held(&self, user: &UserInfo, namespace: &str, wanted: &[PolicyRule]) -> Vec<PolicyRule> {
+        let held = self.rules_for(user, namespace);
+        let covered = |part: &PolicyRule| held.iter().any(|rule| rule.covers(part));
+        wanted.iter().filter(|rule| !rule.parts().iter().all(covered)).cloned().collect()
+    }
+
     /// The rules of a role, with those that a cluster role aggregates.
     fn rules_of<'a>(&'a self, namespace: &str, role_ref: &RoleRef) -> Vec<&'a PolicyRule> {
         let namespace = if role_ref.kind == "ClusterRole" { "" } else { namespace };
@@ -247,16 +305,40 @@ impl AggregationRule {
 pub(crate) struct Rbac(pub(crate) Arc<RwLock<Policy>>);
 
 impl Rbac {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Policy> {
+        self.0.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The decision on a request, by roles alone.
+    pub(crate) fn decide(&self, user: &UserInfo, attributes: &Attributes) -> Decision {
+        self.read().decide(user, attributes)
+    }
+
+    /// The rules of a role that a binding in a namespace refers to.
+    pub(crate) fn role_rules(&self, namespace: &str, kind: &str, name: &str) -> Vec<PolicyRule> {
+        self.read().role_rules(namespace, kind, name)
+    }
+
+    /// Which of some rules a user does not hold.
+    pub(crate) fn not_held(
+        &self,
+        user: &UserInfo,
+        namespace: &str,
+        wanted: &[PolicyRule],
+    ) -> Vec<PolicyRule> {
+        self.read().not_held(user, namespace, wanted)
+    }
+
     /// The rules that a user has in a namespace.
     pub(crate) fn rules_for(&self, user: &UserInfo, namespace: &str) -> Vec<PolicyRule> {
-        self.0.read().unwrap_or_else(|e| e.into_inner()).rules_for(user, namespace)
+        self.read().rules_for(user, namespace)
     }
 }
 
 #[async_trait]
 impl Authorizer for Rbac {
     async fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision {
-        self.0.read().unwrap_or_else(|e| e.into_inner()).decide(user, attributes)
+        self.decide(user, attributes)
     }
 }
 

@@ -28,6 +28,7 @@ use decapod_storage::{Entry, Store};
 use serde_json::Value;
 
 use crate::auth::UserInfo;
+use crate::auth::rbac::Rbac;
 use crate::clock::Clock;
 use options::WriteOptions;
 use reads::Reads;
@@ -114,11 +115,17 @@ pub(crate) struct Registry {
     pub(crate) reads: Reads,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) network: allocate::Network,
+    pub(crate) policy: Rbac,
 }
 
 impl Registry {
-    pub(crate) fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, network: allocate::Network) -> Self {
-        Self { reads: Reads::new(store.clone()), store, clock, network }
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        network: allocate::Network,
+        policy: Rbac,
+    ) -> Self {
+        Self { reads: Reads::new(store.clone()), store, clock, network, policy }
     }
 
     /// The object in its kind's version, with the revision filled in.

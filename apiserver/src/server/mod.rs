@@ -176,10 +176,10 @@ fn make_core(
     stopping: CancellationToken,
 ) -> Result<Core, StartError> {
     let network = Network { services: options.service_cidr, node_ports: options.node_ports.clone() };
-    let registry = Arc::new(Registry::new(store, clock.clone(), network));
+    let rbac = Rbac::default();
+    let registry = Arc::new(Registry::new(store, clock.clone(), network, rbac.clone()));
     let tokens = Arc::new(Tokens::new(pki, registry.clone()));
     let file = options.token_file.as_deref().map(TokenFile::read).transpose()?.unwrap_or_default();
-    let rbac = Rbac::default();
     let authorizers: Vec<Arc<dyn Authorizer>> =
         vec![Arc::new(Masters), Arc::new(NodeAuthorizer::new(registry.clone())), Arc::new(rbac.clone())];
     Ok(Core {

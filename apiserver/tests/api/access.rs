@@ -142,3 +142,28 @@ async fn a_node_changes_itself_only() {
         403
     );
 }
+
+#[tokio::test]
+async fn nobody_grants_what_they_do_not_hold() {
+    let cluster = Cluster::start().await;
+    let (admin, jane) = (cluster.admin(), cluster.as_user("jane", &[]));
+    let bindings = format!("{RBAC}/namespaces/default/rolebindings");
+    let bind = |name: &str, kind: &str, role: &str| {
+        json!({"metadata": {"name": name}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role},
+            "subjects": [{"kind": "User", "name": "jane", "apiGroup": "rbac.authorization.k8s.io"}]})
+    };
+    admin.created(&bindings, bind("jane", "ClusterRole", "admin")).await;
+    eventually(&jane, &bindings, 200).await;
+    let roles = format!("{RBAC}/namespaces/default/roles");
+    let role = |resource: &str, verb: &str| json!({"metadata": {"generateName": "r-"}, "rules": [{"apiGroups": [""], "resources": [resource], "verbs": ["get", verb]}]});
+    assert_eq!(jane.create(&roles, role("pods", "list")).await.0, 201);
+    let more = jane.create(&roles, role("nodes", "list")).await;
+    assert_eq!(more.0, 403, "{more:?}");
+    assert!(
+        message(&more).contains("is attempting to grant RBAC permissions not currently held"),
+        "{more:?}"
+    );
+    assert_eq!(jane.create(&roles, role("pods", "*")).await.0, 403);
+    assert_eq!(jane.create(&bindings, bind("view", "ClusterRole", "view")).await.0, 201);
+    assert_eq!(jane.create(&bindings, bind("root", "ClusterRole", "cluster-admin")).await.0, 403);
+}

@@ -7,6 +7,7 @@ mod access;
 mod harness;
 mod objects;
 mod pods;
+mod proxy;
 mod routes;
 mod services;
 mod tokens;

@@ -1,0 +1,108 @@
+//! Nobody grants what they do not hold: by a role, or by binding one.
+
+use decapod_api::resource::Resource;
+use decapod_api::status::Error;
+use serde_json::Value;
+
+use crate::auth::rbac::{GROUP, PolicyRule};
+use crate::auth::{Attributes, UserInfo};
+use crate::pki::MASTERS;
+use crate::registry::{Call, Registry};
+
+pub(super) fn check(
+    registry: &Registry,
+    call: &Call,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<(), Error> {
+    if call.resource.group != GROUP || call.user.in_group(MASTERS) {
+        return Ok(());
+    }
+    let (granted, verb, asked) = match call.resource.plural {
+        "roles" | "clusterroles" => {
+            if old.is_some_and(|old| {
+                old["rules"] == object["rules"] && old["aggregationRule"] == object["aggregationRule"]
+            }) {
+                return Ok(());
+            }
+            (rules(object), "escalate", attributes(call.resource, &call.namespace, &call.name))
+        }
+        _ => {
+            if old.is_some_and(|old| {
+                old["roleRef"] == object["roleRef"] && old["subjects"] == object["subjects"]
+            }) {
+                return Ok(());
+            }
+            let text = |field: &str| object["roleRef"][field].as_str().unwrap_or_default();
+            let (kind, name) = (text("kind"), text("name"));
+            let rules = registry.policy.role_rules(&call.namespace, kind, name);
+            let resource = if kind == "ClusterRole" { "clusterroles" } else { "roles" };
+            let row = crate::registry::row(GROUP, "v1", resource);
+            (rules, "bind", attributes(row, &call.namespace, name))
+        }
+    };
+    let asked = Attributes { verb: verb.to_owned(), ..asked };
+    if registry.policy.decide(&call.user, &asked).allowed() {
+        return Ok(());
+    }
+    // An aggregation rule grants whatever comes to match it.
+    if object["aggregationRule"].is_object()
+        && !registry.policy.decide(&call.user, &everything(&call.namespace)).allowed()
+    {
+        return Err(call.forbidden("must have cluster-admin privileges to use the aggregationRule"));
+    }
+    let missing = registry.policy.not_held(&call.user, &call.namespace, &granted);
+    if missing.is_empty() { Ok(()) } else { Err(call.forbidden(refusal(&call.user, &missing))) }
+}
+
+fn rules(role: &Value) -> Vec<PolicyRule> {
+    // What is no rule was refused by the kind's own decoding.
+    serde_json::from_value(role["rules"].clone()).unwrap_or_default()
+}
+
+fn attributes(resource: &Resource, namespace: &str, name: &str) -> Attributes {
+    Attributes {
+        group: resource.group.to_owned(),
+        version: resource.version.to_owned(),
+        resource: resource.plural.to_owned(),
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        ..Attributes::default()
+    }
+}
+
+fn everything(namespace: &str) -> Attributes {
+    let all = || "*".to_owned();
+    Attributes {
+        verb: all(),
+        group: all(),
+        resource: all(),
+        namespace: namespace.to_owned(),
+        ..Attributes::default()
+    }
+}
+
+fn refusal(user: &UserInfo, missing: &[PolicyRule]) -> String {
+    let quoted = |list: &[String]| list.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>();
+    let rule = |rule: &PolicyRule| {
+        let mut parts = Vec::new();
+        for (name, list) in [
+            ("APIGroups", &rule.api_groups),
+            ("Resources", &rule.resources),
+            ("ResourceNames", &rule.resource_names),
+            ("NonResourceURLs", &rule.non_resource_urls),
+            ("Verbs", &rule.verbs),
+        ] {
+            if !list.is_empty() {
+                parts.push(format!("{name}:[{}]", quoted(list).join(", ")));
+            }
+        }
+        format!("{{{}}}", parts.join(", "))
+    };
+    format!(
+        "user {:?} (groups=[{}]) is attempting to grant RBAC permissions not currently held:\n{}",
+        user.username,
+        quoted(&user.groups).join(" "),
+        missing.iter().map(rule).collect::<Vec<_>>().join("\n")
+    )
+}

@@ -1,0 +1,135 @@
+//! Connections through the API server to a kubelet: logs, exec, and the kubelet's own paths.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ws::{Message, WebSocketUpgrade};
+use axum::extract::{Path, RawQuery};
+use axum::response::Response;
+use axum::routing::get;
+use decapod_apiserver::pki::{CertificateRequest, Pki};
+use decapod_apiserver::{Clock, SystemClock};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, AttachParams};
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::json;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::harness::{Client, Cluster, message, pod};
+
+/// A stand-in for a kubelet that wants the API server's certificate. Returns its port.
+async fn kubelet(pki: &Pki) -> u16 {
+    let pair = pki
+        .issue(&CertificateRequest::server("system:node:n1", vec!["127.0.0.1".to_owned()]), SystemClock.now())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(pki.ca_pem().as_bytes()).unwrap()).unwrap();
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(
+            vec![CertificateDer::from_pem_slice(pair.certificate_pem.as_bytes()).unwrap()],
+            PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).unwrap(),
+        )
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let router = Router::new()
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(logs))
+        .route("/exec/{namespace}/{pod}/{container}", get(exec).post(exec))
+        .route("/healthz", get(|| async { "fine" }));
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let (acceptor, router) = (acceptor.clone(), router.clone());
+            tokio::spawn(async move {
+                let stream = acceptor.accept(socket).await.unwrap();
+                let service = TowerToHyperService::new(router);
+                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                // A client that goes away is no failure of the test.
+                drop(builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await);
+            });
+        }
+    });
+    port
+}
+
+async fn logs(
+    Path((namespace, pod, container)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let lines = [format!("{namespace}/{pod}/{container}\n"), format!("{}\n", query.unwrap_or_default())];
+    let lines = futures::stream::iter(lines.map(Ok::<_, std::io::Error>));
+    Response::new(Body::from_stream(lines))
+}
+
+/// Says the command on stdout, then echoes what comes on stdin once.
+async fn exec(RawQuery(query): RawQuery, upgrade: WebSocketUpgrade) -> Response {
+    upgrade.protocols(["v5.channel.k8s.io", "v4.channel.k8s.io"]).on_upgrade(move |mut socket| async move {
+        let frame = |channel: u8, bytes: &[u8]| Message::Binary([&[channel], bytes].concat().into());
+        socket.send(frame(1, query.unwrap_or_default().as_bytes())).await.unwrap();
+        while let Some(Ok(message)) = socket.recv().await {
+            if let Message::Binary(bytes) = message
+                && bytes.first() == Some(&0)
+                && bytes.len() > 1
+            {
+                socket.send(frame(1, &bytes[1..])).await.unwrap();
+                break;
+            }
+        }
+        socket.send(frame(3, br#"{"metadata":{},"status":"Success"}"#)).await.unwrap();
+    })
+}
+
+async fn cluster_with_pod() -> (Cluster, Client) {
+    let cluster = Cluster::start().await;
+    let port = kubelet(&cluster.pki).await;
+    let admin = cluster.admin();
+    admin.service_account("default").await;
+    let status = json!({"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}});
+    admin.created("/api/v1/nodes", json!({"metadata": {"name": "n1"}, "status": status})).await;
+    admin.created("/api/v1/namespaces/default/pods", pod("p")).await;
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}});
+    admin.create("/api/v1/namespaces/default/pods/p/binding", binding).await;
+    (cluster, admin)
+}
+
+#[tokio::test]
+async fn logs_and_paths_of_the_kubelet() {
+    let (cluster, admin) = cluster_with_pod().await;
+    let path = "/api/v1/namespaces/default/pods/p/log?tailLines=3&follow=true";
+    let (code, log) = admin.get(path).await;
+    assert_eq!((code, log.as_str()), (200, Some("default/p/c\ntailLines=3&follow=true\n")));
+    let wrong = admin.get("/api/v1/namespaces/default/pods/p/log?container=x").await;
+    assert_eq!((wrong.0, message(&wrong)), (400, "container x is not valid for pod p"));
+    let (code, health) = admin.get("/api/v1/nodes/n1/proxy/healthz").await;
+    assert_eq!((code, health.as_str()), (200, Some("fine")));
+    assert_eq!(cluster.as_user("jane", &[]).get(path).await.0, 403);
+}
+
+#[tokio::test]
+async fn exec_is_carried_both_ways() {
+    let (cluster, _) = cluster_with_pod().await;
+    let certificate = CertificateRequest::client("system:admin", &["system:masters"]);
+    let client = cluster.over_tls(Some(certificate), None);
+    let pods: Api<Pod> = Api::namespaced(client.0, "default");
+    let parameters = AttachParams::default().stdin(true).stderr(false);
+    let mut process = pods.exec("p", ["cat", "-"], &parameters).await.unwrap();
+    let (mut stdin, mut stdout) = (process.stdin().unwrap(), process.stdout().unwrap());
+    let status = process.take_status().unwrap();
+    stdin.write_all(b" and back").await.unwrap();
+    let mut text = String::new();
+    stdout.read_to_string(&mut text).await.unwrap();
+    assert!(text.contains("command=cat&command=-") && text.ends_with(" and back"), "{text}");
+    assert_eq!(status.await.unwrap().status.as_deref(), Some("Success"));
+}
