@@ -89,6 +89,7 @@ impl Images {
                 let message =
                     format!("Container image \"{reference}\" is not present with pull policy of Never");
                 inner.tell.container_warning(pod, &container.name, "ErrImageNeverPull", &message);
+                inner.tell.container_warning(pod, &container.name, "Failed", "Error: ErrImageNeverPull");
                 Ready::Waits(Waiting { reason: "ErrImageNeverPull", message }, Some(BACKOFF_FIRST))
             }
             ("Always", local) => self.pulled(pod, container, key, local),
@@ -143,6 +144,7 @@ impl Images {
                 }
                 let brief = format!("Back-off pulling image \"{}\"", key.1);
                 inner.tell.container(pod, &container.name, "BackOff", &brief);
+                inner.tell.container_warning(pod, &container.name, "Failed", "Error: ImagePullBackOff");
                 let message = format!("{brief}: ErrImagePull: {cause}");
                 Ready::Waits(Waiting { reason: "ImagePullBackOff", message }, wait)
             }

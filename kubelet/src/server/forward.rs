@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
@@ -18,7 +19,7 @@ use tokio::task::JoinSet;
 
 use super::channel::{self, AHEAD, V4};
 use super::session::form;
-use super::{Refusal, find};
+use super::{Refusal, find, upgradable};
 use crate::pod::{mark, spec};
 use crate::shared::Shared;
 
@@ -29,7 +30,7 @@ pub(super) async fn handle(
     State(shared): State<Arc<Shared>>,
     Path((namespace, name)): Path<(String, String)>,
     RawQuery(query): RawQuery,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Refusal> {
     let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, message);
     let mut ports = Vec::new();
@@ -54,6 +55,7 @@ pub(super) async fn handle(
     let sandbox = sandbox.ok_or_else(|| {
         Refusal::new(StatusCode::CONFLICT, format!("pod \"{namespace}/{name}\" is not running"))
     })?;
+    let upgrade = upgradable(upgrade)?;
     Ok(upgrade.protocols([V4]).on_upgrade(move |socket| run(shared, socket, sandbox.id, ports)))
 }
 

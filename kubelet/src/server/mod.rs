@@ -14,8 +14,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
-use axum::http::StatusCode;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
@@ -132,15 +134,16 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/pods", get(pods))
         .route("/metrics", get(metrics))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::handle))
-        .route("/exec/{namespace}/{pod}/{container}", get(session::exec))
-        .route("/attach/{namespace}/{pod}/{container}", get(session::attach))
-        .route("/portForward/{namespace}/{pod}", get(forward::handle))
+        .route("/exec/{namespace}/{pod}/{container}", get(session::exec).post(session::exec))
+        .route("/attach/{namespace}/{pod}/{container}", get(session::attach).post(session::attach))
+        .route("/portForward/{namespace}/{pod}", get(forward::handle).post(forward::handle))
+        .layer(middleware::from_fn(negotiate))
         .layer(middleware::from_fn(auth::enforce))
         .with_state(shared)
 }
 
-/// An error as the API server passes it on: a status and one line of text.
-#[derive(Debug)]
+/// An error as the API server passes it on: a code and one line of text, or a `metav1.Status` for whoever takes JSON.
+#[derive(Clone, Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
     message: String,
@@ -154,8 +157,39 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.status, self.message).into_response()
+        let mut response = (self.status, self.message.clone()).into_response();
+        response.extensions_mut().insert(self);
+        response
     }
+}
+
+/// Words refusals as the client takes them.
+async fn negotiate(request: Request, next: middleware::Next) -> Response {
+    let accepts = request.headers().get(header::ACCEPT).and_then(|a| a.to_str().ok());
+    let json = accepts.is_some_and(|a| a.contains("application/json"));
+    let response = next.run(request).await;
+    let Some(refusal) = response.extensions().get::<Refusal>().filter(|_| json) else { return response };
+    let reason = match refusal.status {
+        StatusCode::NOT_FOUND => "NotFound",
+        StatusCode::BAD_REQUEST => "BadRequest",
+        StatusCode::CONFLICT => "Conflict",
+        _ => "InternalError",
+    };
+    let status = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": refusal.message, "reason": reason, "code": refusal.status.as_u16(),
+    });
+    (refusal.status, Json(status)).into_response()
+}
+
+/// The upgrade that a stream needs, or why there is none.
+fn upgradable(
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<WebSocketUpgrade, Refusal> {
+    upgrade.map_err(|error| {
+        let message = format!("unable to upgrade: this node streams over WebSocket only: {error}");
+        Refusal::new(StatusCode::BAD_REQUEST, message)
+    })
 }
 
 impl From<decapod_runtime::Error> for Refusal {

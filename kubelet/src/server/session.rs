@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
@@ -18,7 +19,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 use super::channel::{self, AHEAD, CLOSE, ERROR, RESIZE, STDERR, STDIN, STDOUT, V4, V5};
-use super::{Refusal, running};
+use super::{Refusal, running, upgradable};
 use crate::shared::Shared;
 
 type Names = (String, String, String);
@@ -87,13 +88,14 @@ pub(super) async fn exec(
     State(shared): State<Arc<Shared>>,
     Path((namespace, pod, container)): Path<Names>,
     RawQuery(query): RawQuery,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Refusal> {
     let request = Request::parse(query.as_deref());
     if request.command.is_empty() {
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "you must specify at least 1 command for exec"));
     }
     let id = running(&shared, &namespace, &pod, &container).await?;
+    let upgrade = upgradable(upgrade)?;
     let session = shared
         .runtime
         .exec(&cri::ExecRequest {
@@ -112,10 +114,11 @@ pub(super) async fn attach(
     State(shared): State<Arc<Shared>>,
     Path((namespace, pod, container)): Path<Names>,
     RawQuery(query): RawQuery,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Refusal> {
     let request = Request::parse(query.as_deref());
     let id = running(&shared, &namespace, &pod, &container).await?;
+    let upgrade = upgradable(upgrade)?;
     let session = shared
         .runtime
         .attach(&cri::AttachRequest {

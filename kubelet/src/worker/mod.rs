@@ -52,6 +52,8 @@ pub(crate) struct State {
     network_told: bool,
     /// Everything of the pod was removed from the node.
     removed: bool,
+    /// The API server was told so.
+    delete_asked: bool,
 }
 
 /// Operations of a pod that outlast a sync.

@@ -75,7 +75,11 @@ impl PodSync {
     }
 
     /// Nothing of the pod is on this node any more: the API server may forget it.
-    pub(super) async fn delete(&self, pod: &Pod) -> Next {
+    pub(super) async fn delete(&mut self, pod: &Pod) -> Next {
+        if self.state.delete_asked {
+            // Finalizers hold it; the API server needs no reminder.
+            return Next::Rest;
+        }
         let parameters = DeleteParams {
             grace_period_seconds: Some(0),
             preconditions: Some(Preconditions {
@@ -85,7 +89,10 @@ impl PodSync {
             ..DeleteParams::default()
         };
         match self.api(pod).delete(spec::name(pod), &parameters).await {
-            Ok(_) => Next::Rest,
+            Ok(_) => {
+                self.state.delete_asked = true;
+                Next::Rest
+            }
             Err(error) if error.is_not_found() || error.is_conflict() => Next::Rest,
             Err(error) => {
                 tracing::warn!(

@@ -123,6 +123,9 @@ impl PodSync {
 
     /// What is left of a pod that the API server no longer has.
     async fn orphan(&mut self) -> Result<Next, decapod_runtime::Error> {
+        if self.state.removed {
+            return Ok(Next::Gone);
+        }
         let observed = self.look().await?;
         let stopping = self.stopping(ORPHAN_GRACE);
         let hooked = BTreeSet::new();

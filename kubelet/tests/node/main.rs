@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test without a harness")]
 
 mod api;
+mod tls;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -49,13 +50,19 @@ impl Network for NoNetwork {
 /// One node with its API server.
 struct World {
     api: Api,
+    ca: tls::Ca,
+    /// Where the node server listens.
+    address: std::net::SocketAddr,
     dir: tempfile::TempDir,
     agent: Option<(Supervisor, Embedded)>,
 }
 
 impl World {
     async fn new() -> Self {
-        let mut world = Self { api: Api::new(), dir: tempfile::tempdir().unwrap(), agent: None };
+        // A port that was free a moment ago.
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut world = Self { api: Api::new(), ca: tls::Ca::new(), address, dir, agent: None };
         world.start().await;
         world
     }
@@ -96,7 +103,8 @@ impl World {
             supervisor: supervisor.clone(),
             clock,
         };
-        Kubelet::new(self.options(), dependencies).await.unwrap().run();
+        let options = Options { server: Some(self.ca.server(self.address)), ..self.options() };
+        Kubelet::new(options, dependencies).await.unwrap().run();
         self.agent = Some((supervisor, runtime));
     }
 
@@ -269,6 +277,26 @@ async fn a_failing_liveness_probe_restarts() {
     world.end().await;
 }
 
+async fn the_node_server_serves_the_api_server_alone() {
+    let world = World::new().await;
+    world.create("p", sh("echo one; echo two; exec /bin/sleep 1000"));
+    world.until_running("p").await;
+    let get = |user, path: &'static str| world.ca.get(world.address, user, path);
+    let api = Some(("api", "any"));
+    assert!(get(None, "/healthz").await.starts_with("HTTP/1.1 401"));
+    assert!(get(Some(("system:node:other", "system:nodes")), "/healthz").await.starts_with("HTTP/1.1 403"));
+    assert!(get(Some(("admin", "system:masters")), "/healthz").await.starts_with("HTTP/1.1 200"));
+    let log = get(api, "/containerLogs/default/p/c?tailLines=1").await;
+    assert!(log.starts_with("HTTP/1.1 200") && log.contains("two") && !log.contains("one"), "{log}");
+    let none = get(api, "/containerLogs/default/p/c?previous=true").await;
+    assert!(none.starts_with("HTTP/1.1 400"), "{none}");
+    assert!(none.contains(r#"previous terminated container \"c\" in pod \"p\" not found"#), "{none}");
+    assert!(get(api, "/containerLogs/default/x/c").await.starts_with("HTTP/1.1 404"));
+    assert!(get(api, "/metrics").await.contains("kubelet_running_pods 1"));
+    assert!(get(api, "/exec/default/p/c?command=true").await.contains("WebSocket"));
+    world.end().await;
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     if arguments.first().is_some_and(|first| first == shim::ARGUMENT) {
@@ -294,6 +322,7 @@ fn main() -> ExitCode {
         exits_are_counted_and_told,
         a_missing_config_map_is_waited_for_and_its_changes_arrive,
         a_failing_liveness_probe_restarts,
+        the_node_server_serves_the_api_server_alone,
     );
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
