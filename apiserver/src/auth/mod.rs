@@ -4,6 +4,7 @@
 
 mod bearer;
 pub(crate) mod bootstrap;
+pub(crate) mod impersonation;
 pub(crate) mod node;
 pub(crate) mod rbac;
 pub(crate) mod service_account;

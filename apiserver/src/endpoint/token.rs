@@ -8,6 +8,7 @@ use http::{Response, StatusCode};
 use serde_json::Value;
 
 use super::Request;
+use crate::auth::node;
 use crate::auth::service_account::{Grant, MIN_LIFETIME, Reference};
 use crate::clock::rfc3339;
 use crate::http::{Body, reply};
@@ -45,6 +46,7 @@ pub(super) async fn request(request: &Request<'_>, bytes: &[u8]) -> Result<Respo
         lifetime: Duration::from_secs(seconds.unsigned_abs()),
     };
     bind(request, &call, &spec["boundObjectRef"], &mut grant).await?;
+    for_own_pod(&call, &grant)?;
     let now = request.core.clock.now();
     let (token, expires) = request
         .core
@@ -60,6 +62,18 @@ pub(super) async fn request(request: &Request<'_>, bytes: &[u8]) -> Result<Respo
     token_request["metadata"]["creationTimestamp"] = rfc3339(now).into();
     token_request["status"] = serde_json::json!({"token": token, "expirationTimestamp": rfc3339(expires)});
     Ok(reply::json(StatusCode::CREATED, &token_request))
+}
+
+/// A kubelet gets tokens for the pods on its node only.
+fn for_own_pod(call: &Call, grant: &Grant) -> Result<(), Error> {
+    let Some(node) = node::name_of(&call.user) else { return Ok(()) };
+    if grant.pod.is_none() {
+        return Err(call.forbidden("node requested token not bound to a pod"));
+    }
+    if grant.node.as_ref().is_none_or(|bound| bound.name != node) {
+        return Err(call.forbidden("node requested token bound to a pod scheduled on a different node"));
+    }
+    Ok(())
 }
 
 fn invalid(call: &Call, error: field::Error) -> Error {

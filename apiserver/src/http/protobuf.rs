@@ -24,10 +24,12 @@ const MAGIC: &[u8] = b"k8s\0";
 /// Messages nested deeper are refused, as JSON is.
 const MAX_DEPTH: usize = 100;
 /// Messages that Go embeds: their fields are their parent's in JSON.
-const INLINED: [&str; 8] = [
+const INLINED: [&str; 10] = [
+    "deviceConfiguration",
     "ephemeralContainerCommon",
     "groupResource",
     "handler",
+    "ingressRuleValue",
     "localObjectReference",
     "persistentVolumeSource",
     "rule",
@@ -497,6 +499,21 @@ mod tests {
                 if let Type::Message(to) = field.ty {
                     assert!(MESSAGES.contains_key(to), "{name}.{}: {to}", field.name);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_is_one_of_its_type_in_json_or_inlined() {
+        for (name, fields) in &*MESSAGES {
+            let path = match name.split('.').next() {
+                Some("meta") => format!("io.k8s.apimachinery.pkg.apis.{name}"),
+                _ => format!("io.k8s.api.{name}"),
+            };
+            let Some(ty) = decapod_api::facts::lookup(&path) else { continue };
+            for field in fields.values() {
+                let inlined = INLINED.contains(&field.name) && matches!(field.ty, Type::Message(_));
+                assert!(inlined || ty.fields.contains_key(field.name), "{name}.{}", field.name);
             }
         }
     }

@@ -9,6 +9,7 @@ pub(crate) mod body;
 pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod delete;
+pub(crate) mod expire;
 pub(crate) mod fields;
 pub(crate) mod generation;
 pub(crate) mod list;

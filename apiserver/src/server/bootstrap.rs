@@ -18,8 +18,8 @@ use crate::auth::service_account::Lookup;
 use crate::registry::update::Part;
 use crate::registry::{Call, Registry, core, row};
 
-/// How often leaked addresses and ports are looked for.
-const REPAIR_INTERVAL: Duration = Duration::from_secs(10 * 60);
+/// How often leaked addresses and ports, and old events, are looked for.
+const TIDY_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// Roles and bindings that are written at once.
 const AT_ONCE: usize = 32;
@@ -137,9 +137,12 @@ pub(super) fn keep(core: &Arc<Core>, tasks: &TaskTracker) {
             if let Err(error) = core.registry.repair_allocations().await {
                 tracing::warn!(%error, "cannot look for leaked Service addresses and ports");
             }
+            if let Err(error) = core.registry.expire_events().await {
+                tracing::warn!(%error, "cannot forget old events");
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(REPAIR_INTERVAL) => {}
+                () = tokio::time::sleep(TIDY_INTERVAL) => {}
             }
         }
     });

@@ -12,7 +12,7 @@ use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 
 use super::{Core, Peer, health};
-use crate::auth::{Decision, UserInfo, forbidden_message};
+use crate::auth::{Decision, UserInfo, forbidden_message, impersonation};
 use crate::http::body::{self, BoxError};
 use crate::http::{Body, RequestInfo, reply};
 use crate::metrics::Labels;
@@ -97,15 +97,7 @@ impl Service {
         let core = &*self.0;
         let user = core.authenticator.authenticate(headers, certificate, core.clock.now()).await;
         let user = user.ok_or(Error::Unauthorized)?;
-        // Acting as another is not served yet; ignoring the wish would act as oneself.
-        if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
-            let why = format!(
-                "user \"{}\" cannot impersonate: impersonation is not served by this version",
-                user.username
-            );
-            return Err(Error::Forbidden { resource: String::new(), name: String::new(), why });
-        }
-        Ok(user)
+        impersonation::resolve(user, headers, &*core.authorizer).await
     }
 
     async fn authorized(

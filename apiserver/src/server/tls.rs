@@ -25,8 +25,9 @@ use crate::pki::{self, Pki, Renewing};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at once; each costs some 30 KiB. 5,000 nodes with a few clients each fit.
 const MAX_CONNECTIONS: usize = 16_384;
-/// Streams of one HTTP/2 connection: one client's watches; Kubernetes' own limit.
-const MAX_STREAMS: u32 = 250;
+/// Streams of one HTTP/2 connection. An agent's requests and watches all share one, and it waits
+/// for ever for a stream that never gets free: a watch for each ConfigMap and Secret of 110 pods fits.
+const MAX_STREAMS: u32 = 4096;
 /// A request's head must be there by then (HTTP/1.1).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Dead peers are found by HTTP/2 pings this often.
@@ -63,7 +64,7 @@ pub(super) async fn serve(
     let acceptor = TlsAcceptor::from(config);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
-    let graceful = Arc::new(GracefulShutdown::new());
+    let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -81,9 +82,7 @@ pub(super) async fn serve(
     drop(listener);
     connections.close();
     let drained = async {
-        if let Some(graceful) = Arc::into_inner(graceful) {
-            graceful.shutdown().await;
-        }
+        graceful.shutdown().await;
         connections.wait().await;
     };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {

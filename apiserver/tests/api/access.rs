@@ -102,6 +102,12 @@ async fn a_node_reads_what_its_pods_need() {
     assert_eq!(node.get(secrets).await.0, 403);
     assert_eq!(node.get(&format!("{secrets}?fieldSelector=metadata.name%3Dused")).await.0, 200);
     assert_eq!(cluster.as_user("system:node:n2", &["system:nodes"]).get(&used).await.0, 403);
+    let token = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let bound = json!({"spec": {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "p"}}});
+    assert_eq!(node.create(token, json!({"spec": {}})).await.0, 403, "a token of no pod");
+    assert_eq!(node.create(token, bound.clone()).await.0, 403, "the node itself is not there");
+    admin.created("/api/v1/nodes", json!({"metadata": {"name": "n1"}})).await;
+    assert_eq!(node.create(token, bound).await.0, 201);
 }
 
 #[tokio::test]
@@ -166,4 +172,27 @@ async fn nobody_grants_what_they_do_not_hold() {
     assert_eq!(jane.create(&roles, role("pods", "*")).await.0, 403);
     assert_eq!(jane.create(&bindings, bind("view", "ClusterRole", "view")).await.0, 201);
     assert_eq!(jane.create(&bindings, bind("root", "ClusterRole", "cluster-admin")).await.0, 403);
+}
+
+#[tokio::test]
+async fn acting_as_another() {
+    let cluster = Cluster::start().await;
+    let certificate = |user: &str, groups: &[&str]| {
+        let request = decapod_apiserver::pki::CertificateRequest::client(user, groups);
+        cluster.over_tls(Some(request), None)
+    };
+    let as_jane = |path: &str| {
+        let request =
+            http::Request::get(path).header("impersonate-user", "jane").header("impersonate-group", "dev");
+        request.body(Vec::new()).unwrap()
+    };
+    let path = "/api/v1/namespaces/default/pods";
+    let admin = certificate("system:admin", &["system:masters"]);
+    let (status, _, body) = admin.send(as_jane(path)).await;
+    assert_eq!(status, 403, "the administrator has jane's rights only");
+    assert!(String::from_utf8_lossy(&body).contains("User \\\"jane\\\" cannot list"));
+    assert_eq!(admin.send(as_jane("/version")).await.0, 200);
+    let (status, _, body) = certificate("joe", &[]).send(as_jane("/version")).await;
+    assert_eq!(status, 403);
+    assert!(String::from_utf8_lossy(&body).contains("cannot impersonate resource"));
 }
