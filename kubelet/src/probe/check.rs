@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use decapod_client::clock::{self, Clock};
 use decapod_client::error::chain;
-use decapod_proto::health;
+use decapod_proto::{cri, health};
 use decapod_runtime::Runtime;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::Request;
@@ -41,10 +42,34 @@ impl Outcome {
     }
 }
 
+/// Runs commands in containers: the one thing that checks need of a runtime.
+#[async_trait]
+pub(crate) trait Exec: Send + Sync {
+    /// Runs a command to its end, or for `timeout` unless that is zero.
+    async fn exec(
+        &self,
+        id: &str,
+        command: &[String],
+        timeout: Duration,
+    ) -> Result<cri::ExecSyncResponse, decapod_runtime::Error>;
+}
+
+#[async_trait]
+impl Exec for Arc<dyn Runtime> {
+    async fn exec(
+        &self,
+        id: &str,
+        command: &[String],
+        timeout: Duration,
+    ) -> Result<cri::ExecSyncResponse, decapod_runtime::Error> {
+        self.exec_sync(id, command, timeout).await
+    }
+}
+
 /// What a check needs beside its own spec.
 #[derive(Clone)]
 pub(crate) struct Target {
-    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) exec: Arc<dyn Exec>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) container_id: String,
     pub(crate) container: Arc<Container>,
@@ -92,7 +117,7 @@ pub(crate) async fn hook(target: &Target, handler: &LifecycleHandler) -> Outcome
 
 async fn exec(target: &Target, action: &ExecAction, timeout: Duration) -> Outcome {
     let command = action.command.clone().unwrap_or_default();
-    match target.runtime.exec_sync(&target.container_id, &command, timeout).await {
+    match target.exec.exec(&target.container_id, &command, timeout).await {
         Ok(response) => {
             let mut bytes = response.stdout;
             bytes.extend(response.stderr);

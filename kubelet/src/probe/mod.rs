@@ -298,3 +298,7 @@ fn probes(container: &Container) -> impl Iterator<Item = (Kind, &Probe)> {
     .into_iter()
     .filter_map(|(kind, probe)| probe.map(|p| (kind, p)))
 }
+
+#[cfg(test)]
+#[path = "wheel_tests.rs"]
+mod tests;

@@ -30,6 +30,9 @@ pub(crate) use mount::remove_tree;
 pub(crate) use objects::Objects;
 pub(crate) use token::Tokens;
 
+/// Users of the node have no business in the folders of its pods; containers get theirs by mounts.
+const PRIVATE: u32 = 0o700;
+
 /// Why a volume cannot be used; the pod waits and is told by a `FailedMount` event.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -100,10 +103,10 @@ impl Volumes {
         let pods = data.join("pods");
         for folder in [&memory, &pods] {
             fs::create_dir_all(folder).map_err(io_at(folder))?;
-            fs::set_permissions(folder, Permissions::from_mode(0o711)).map_err(io_at(folder))?;
+            fs::set_permissions(folder, Permissions::from_mode(PRIVATE)).map_err(io_at(folder))?;
         }
         if !mount::is_tmpfs(&memory).map_err(io_at(&memory))? {
-            mount::tmpfs(&memory, None, 0o711).map_err(io_at(&memory))?;
+            mount::tmpfs(&memory, None, PRIVATE).map_err(io_at(&memory))?;
         }
         Ok(Self { pods, memory, objects, tokens })
     }

@@ -117,7 +117,7 @@ impl PodSync {
         let ip =
             if crate::pod::spec::host_network(pod) { self.shared.host_ips.first().cloned() } else { ips };
         Some(Target {
-            runtime: self.shared.runtime.clone(),
+            exec: Arc::new(self.shared.runtime.clone()),
             clock: self.shared.clock.clone(),
             container_id: id.to_owned(),
             container: Arc::new(container),

@@ -432,7 +432,7 @@ impl PodSync {
                 continue;
             };
             let target = Target {
-                runtime: self.shared.runtime.clone(),
+                exec: Arc::new(self.shared.runtime.clone()),
                 clock: self.shared.clock.clone(),
                 container_id: current.id.clone(),
                 container: Arc::new(container.clone()),
