@@ -1,5 +1,6 @@
-//! The client's side of a connection to a kubelet.
+//! The client's side of a connection to a kubelet or pod.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,10 +11,11 @@ use jiff::Timestamp;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::target::Target;
+use super::target::{Backend, Target};
 use crate::clock::Clock;
 use crate::http::Body;
 use crate::http::body::BoxError;
@@ -31,12 +33,13 @@ pub(crate) struct Kubelets {
     pki: Arc<Pki>,
     clock: Arc<dyn Clock>,
     config: Mutex<(Arc<ClientConfig>, Timestamp)>,
+    to_loopback: bool,
 }
 
 impl Kubelets {
-    pub(crate) fn new(pki: &Arc<Pki>, clock: Arc<dyn Clock>) -> Result<Self, pki::Error> {
+    pub(crate) fn new(pki: &Arc<Pki>, clock: Arc<dyn Clock>, to_loopback: bool) -> Result<Self, pki::Error> {
         let config = Mutex::new(config(pki, clock.now())?);
-        Ok(Self { pki: pki.clone(), clock, config })
+        Ok(Self { pki: pki.clone(), clock, config, to_loopback })
     }
 
     fn config(&self) -> Result<Arc<ClientConfig>, pki::Error> {
@@ -54,21 +57,45 @@ impl Kubelets {
         target: &Target,
         request: Request<Body>,
     ) -> Result<Response<Incoming>, BoxError> {
-        let connector = TlsConnector::from(self.config()?);
-        let dial = async {
-            let socket = TcpStream::connect((target.address, target.port)).await?;
-            socket.set_nodelay(true)?;
-            connector.connect(ServerName::IpAddress(target.address.into()), socket).await
-        };
-        let stream = tokio::time::timeout(DIAL_TIMEOUT, dial).await.map_err(|_| "dial timed out")??;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a connection to a kubelet ended");
+        if target.backend == Backend::Pod && !allowed(target.address, self.to_loopback) {
+            return Err("address not allowed".into());
+        }
+        let socket = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect((target.address, target.port)));
+        let socket = socket.await.map_err(|_| "dial timed out")??;
+        socket.set_nodelay(true)?;
+        match target.backend {
+            Backend::Pod => exchange(socket, request).await,
+            Backend::Kubelet => {
+                let connector = TlsConnector::from(self.config()?);
+                let name = ServerName::IpAddress(target.address.into());
+                let stream = tokio::time::timeout(DIAL_TIMEOUT, connector.connect(name, socket));
+                exchange(stream.await.map_err(|_| "TLS handshake timed out")??, request).await
             }
-        });
-        Ok(sender.send_request(request).await?)
+        }
     }
+}
+
+/// Whether a pod can have an address: not this machine's own, nor the link's.
+fn allowed(address: IpAddr, to_loopback: bool) -> bool {
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    let own = address.is_loopback() && !to_loopback;
+    !(own || link_local || address.is_unspecified() || address.is_multicast())
+}
+
+async fn exchange<S>(stream: S, request: Request<Body>) -> Result<Response<Incoming>, BoxError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a connection to a node or pod ended");
+        }
+    });
+    Ok(sender.send_request(request).await?)
 }
 
 fn config(pki: &Pki, now: Timestamp) -> Result<(Arc<ClientConfig>, Timestamp), pki::Error> {
@@ -86,4 +113,26 @@ fn config(pki: &Pki, now: Timestamp) -> Result<(Arc<ClientConfig>, Timestamp), p
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)?;
     Ok((Arc::new(config), pair.not_after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_pod_may_not_be_is_not_connected_to() {
+        for (address, wanted) in [
+            ("10.244.0.7", true),
+            ("127.0.0.1", false),
+            ("169.254.169.254", false),
+            ("0.0.0.0", false),
+            ("224.0.0.1", false),
+            ("::1", false),
+            ("fe80::1", false),
+            ("fd00::1", true),
+        ] {
+            assert_eq!(allowed(address.parse().unwrap(), false), wanted, "{address}");
+        }
+        assert!(allowed("127.0.0.1".parse().unwrap(), true));
+    }
 }

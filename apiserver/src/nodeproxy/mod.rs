@@ -1,9 +1,11 @@
-//! Connections that end at a kubelet: logs, exec, attach, port forwarding, and its own paths.
+//! Connections that end at a kubelet: logs, exec, attach, port forwarding, and its own paths; and
+//! those that end at a pod, its own or one of a Service's.
 //!
 //! The API server authorizes the request, finds the pod's node, and from then on only carries
 //! bytes: what the kubelet answers, and upgraded connections (WebSocket) as they are.
 
 mod dial;
+mod service;
 mod target;
 
 use decapod_api::status::Error;
@@ -27,7 +29,7 @@ pub(crate) async fn connect(
     mut incoming: Request<Body>,
     headers: &HeaderMap,
 ) -> Result<Response<Body>, Error> {
-    let target = target::find(request, incoming.uri().query()).await?;
+    let target = target::find(request, incoming.uri()).await?;
     let upgrade = headers.get(UPGRADE).cloned();
     let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut incoming));
     let mut outgoing = Request::builder().method(incoming.method().clone()).uri(&target.path);

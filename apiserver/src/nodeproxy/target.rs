@@ -4,8 +4,10 @@ use std::net::IpAddr;
 
 use decapod_api::meta;
 use decapod_api::status::Error;
+use http::Uri;
 use serde_json::Value;
 
+use super::service;
 use crate::endpoint::Request;
 use crate::registry::{Call, core};
 
@@ -13,9 +15,19 @@ use crate::registry::{Call, core};
 const KUBELET_PORT: u16 = 10250;
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
-/// A path at a kubelet.
+/// Where a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Backend {
+    /// At a kubelet, by TLS with the API server's certificate.
+    Kubelet,
+    /// At a pod, as it is.
+    Pod,
+}
+
+/// A path at a kubelet or pod.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Target {
+    pub(super) backend: Backend,
     pub(super) address: IpAddr,
     pub(super) port: u16,
     pub(super) path: String,
@@ -27,21 +39,24 @@ impl Target {
     }
 }
 
-pub(super) async fn find(request: &Request<'_>, query: Option<&str>) -> Result<Target, Error> {
+pub(super) async fn find(request: &Request<'_>, uri: &Uri) -> Result<Target, Error> {
     let call = request.call()?;
     let a = &request.info.attributes;
     let registry = &request.core.registry;
-    let query = query.map(|q| format!("?{q}")).unwrap_or_default();
+    let query = uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+    if a.subresource == "proxy" {
+        let before = if request.resource.namespaced() { 7 } else { 5 };
+        let path = format!("/{}{query}", after(uri.path(), before));
+        return match request.resource.plural {
+            "pods" => service::pod(registry, &call, path).await,
+            "services" => service::service(registry, &call, path).await,
+            _ => {
+                let (node, _) = registry.current(&call).await?.ok_or_else(|| call.not_found())?;
+                at_node(&node, path)
+            }
+        };
+    }
     let (object, _) = registry.current(&call).await?.ok_or_else(|| call.not_found())?;
-    if request.resource.plural == "nodes" {
-        return at_node(&object, format!("/{}{query}", request.info.rest));
-    }
-    if request.resource.plural != "pods" || a.subresource == "proxy" {
-        return Err(Error::MethodNotSupported {
-            resource: format!("{}/{}", request.resource.qualified(), a.subresource),
-            verb: a.verb.clone(),
-        });
-    }
     let node_name = object["spec"]["nodeName"].as_str().unwrap_or_default();
     if node_name.is_empty() {
         return Err(Error::BadRequest(format!("pod {} does not have a host assigned", call.name)));
@@ -61,6 +76,11 @@ pub(super) async fn find(request: &Request<'_>, query: Option<&str>) -> Result<T
     at_node(&node, path)
 }
 
+/// What follows the first few segments of a path, as it was sent.
+fn after(path: &str, segments: usize) -> &str {
+    path.splitn(segments + 2, '/').nth(segments + 1).unwrap_or_default()
+}
+
 fn at_node(node: &Value, path: String) -> Result<Target, Error> {
     let addresses: Vec<&Value> = node["status"]["addresses"].as_array().into_iter().flatten().collect();
     let by = |kind: &str| -> Option<IpAddr> {
@@ -71,7 +91,7 @@ fn at_node(node: &Value, path: String) -> Result<Target, Error> {
         address.ok_or_else(|| Error::Internal(format!("node {} has no address", meta::name(node))))?;
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
     let port = port.and_then(|p| u16::try_from(p).ok()).filter(|&p| p > 0).unwrap_or(KUBELET_PORT);
-    Ok(Target { address, port, path })
+    Ok(Target { backend: Backend::Kubelet, address, port, path })
 }
 
 /// The container that is meant: the one named, the one annotated, or the only one.
@@ -138,5 +158,7 @@ mod tests {
         let target = at_node(&node, "/healthz".to_owned()).unwrap();
         assert_eq!(target.authority(), "10.0.0.7:10250");
         assert!(at_node(&json!({}), String::new()).is_err());
+        assert_eq!(after("/api/v1/nodes/n/proxy/a%2Fb/c/", 5), "a%2Fb/c/");
+        assert_eq!(after("/api/v1/nodes/n/proxy", 5), "");
     }
 }

@@ -53,6 +53,10 @@ pub struct Options {
     pub cluster_domain: String,
     /// A file of static bearer tokens.
     pub token_file: Option<PathBuf>,
+    /// Whether the `proxy` subresource of pods and Services may connect to this machine's loopback
+    /// addresses: only where pods really have them, as in tests. Whoever may write a pod's status
+    /// would otherwise reach what listens here for local users only.
+    pub proxy_to_loopback: bool,
 }
 
 impl Default for Options {
@@ -65,6 +69,7 @@ impl Default for Options {
             node_ports: 30000..=32767,
             cluster_domain: "cluster.local".to_owned(),
             token_file: None,
+            proxy_to_loopback: false,
         }
     }
 }
@@ -183,7 +188,7 @@ fn make_core(
     let authorizers: Vec<Arc<dyn Authorizer>> =
         vec![Arc::new(Masters), Arc::new(NodeAuthorizer::new(registry.clone())), Arc::new(rbac.clone())];
     Ok(Core {
-        kubelets: Kubelets::new(pki, clock.clone())?,
+        kubelets: Kubelets::new(pki, clock.clone(), options.proxy_to_loopback)?,
         authenticator: Authenticator { tokens: tokens.clone(), file },
         authorizer: Arc::new(Union(authorizers)),
         health: health::Health::default(),

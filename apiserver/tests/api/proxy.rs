@@ -133,3 +133,30 @@ async fn exec_is_carried_both_ways() {
     assert!(text.contains("command=cat&command=-") && text.ends_with(" and back"), "{text}");
     assert_eq!(status.await.unwrap().status.as_deref(), Some("Success"));
 }
+
+#[tokio::test]
+async fn a_pod_and_its_service_answer_through_the_proxy() {
+    let (_cluster, admin) = cluster_with_pod().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let whole = |uri: axum::http::Uri| async move { uri.to_string() };
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(whole)).await });
+    let root = "/api/v1/namespaces/default";
+    let status = json!({"status": {"podIP": "127.0.0.1"}});
+    admin.patch(&format!("{root}/pods/p/status"), "merge-patch", status).await;
+    let (code, text) = admin.get(&format!("{root}/pods/p:{port}/proxy/a%2Fb/c/?x=y")).await;
+    assert_eq!((code, text.as_str()), (200, Some("/a%2Fb/c/?x=y")));
+    admin
+        .created(
+            &format!("{root}/services"),
+            json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}}),
+        )
+        .await;
+    let nobody = admin.get(&format!("{root}/services/s/proxy/")).await;
+    assert_eq!(nobody.0, 503, "{nobody:?}");
+    let slice = json!({"metadata": {"name": "s-1", "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
+        "ports": [{"name": "", "port": port}], "endpoints": [{"addresses": ["127.0.0.1"]}]});
+    admin.created("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", slice).await;
+    let (code, text) = admin.get(&format!("{root}/services/s:80/proxy/hello")).await;
+    assert_eq!((code, text.as_str()), (200, Some("/hello")), "{text}");
+}
