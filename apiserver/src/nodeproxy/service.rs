@@ -60,8 +60,9 @@ pub(super) async fn service(registry: &Registry, call: &Call, path: String) -> R
     let service =
         service.ok_or_else(|| Error::NotFound { resource: "services".to_owned(), name: name.to_owned() })?;
     let ports = service["spec"]["ports"].as_array().map_or(&[][..], Vec::as_slice);
-    let matches =
-        |p: &&Value| port.is_none_or(|wanted| p["name"] == wanted || p["port"].to_string() == wanted);
+    let matches = |p: &&Value| {
+        port.is_none_or(|wanted| p["name"] == wanted || number(&p["port"]) == wanted.parse().ok())
+    };
     let port = ports.iter().find(matches).ok_or_else(|| {
         Error::Unavailable(format!(
             "no service port {:?} found for service {name:?}",

@@ -29,8 +29,12 @@ impl Cluster {
         let tokens = dir.path().join("tokens");
         std::fs::write(&tokens, "secret-token,jane,7,\"dev\"\n").unwrap();
         let store = open(&dir.path().join("store")).await;
-        let options =
-            Options { listen: ([127, 0, 0, 1], 0).into(), token_file: Some(tokens), ..Options::default() };
+        let options = Options {
+            listen: ([127, 0, 0, 1], 0).into(),
+            token_file: Some(tokens),
+            proxy_to_loopback: true,
+            ..Options::default()
+        };
         let handle =
             Server::start(options, Arc::new(store), pki.clone(), Arc::new(SystemClock)).await.unwrap();
         Self { handle, pki, dir }
