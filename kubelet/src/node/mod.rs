@@ -204,7 +204,8 @@ pub(crate) async fn heartbeat(shared: Arc<Shared>) {
     let name = shared.options.node_name.clone();
     loop {
         let wait = match renew(&shared, &api, &name).await {
-            Ok(()) => shared.options.lease_period,
+            Ok(true) => shared.options.lease_period,
+            Ok(false) => CHECK_UNREADY,
             Err(error) => {
                 tracing::warn!(error = chain(&error), "the node's lease could not be renewed");
                 RETRY
@@ -214,26 +215,29 @@ pub(crate) async fn heartbeat(shared: Arc<Shared>) {
     }
 }
 
-async fn renew(shared: &Shared, api: &Api<Lease>, name: &str) -> Result<(), kube::Error> {
+/// Renews or creates the Lease; false while there is no Node to own it.
+async fn renew(shared: &Shared, api: &Api<Lease>, name: &str) -> Result<bool, kube::Error> {
     let now = MicroTime(shared.clock.now());
     let patch = json!({ "spec": { "holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now } });
     match api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
         Err(error) if error.is_not_found() => {}
-        other => return other.map(|_| ()),
+        other => return other.map(|_| true),
     }
+    // The Node owns its Lease, so that both go together.
     let node = shared.node.get(&ObjectKey::cluster(name));
-    let owner = node.and_then(|n| n.metadata.uid.clone()).map(|uid| OwnerReference {
+    let Some(uid) = node.and_then(|n| n.metadata.uid.clone()) else { return Ok(false) };
+    let owner = OwnerReference {
         api_version: "v1".to_owned(),
         kind: "Node".to_owned(),
         name: name.to_owned(),
         uid,
         ..OwnerReference::default()
-    });
+    };
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(LEASE_NAMESPACE.to_owned()),
-            owner_references: owner.map(|o| vec![o]),
+            owner_references: Some(vec![owner]),
             ..ObjectMeta::default()
         },
         spec: Some(LeaseSpec {
@@ -243,5 +247,5 @@ async fn renew(shared: &Shared, api: &Api<Lease>, name: &str) -> Result<(), kube
             ..LeaseSpec::default()
         }),
     };
-    api.create(&PostParams::default(), &lease).await.map(|_| ())
+    api.create(&PostParams::default(), &lease).await.map(|_| true)
 }

@@ -113,15 +113,12 @@ impl PodSync {
 
     fn target(&self, pod: &Pod, name: &str, id: &str) -> Option<Target> {
         let (container, _) = crate::pod::spec::find(pod.spec.as_ref()?, name)?;
-        let ips = pod.status.as_ref().and_then(|s| s.pod_ip.clone());
-        let ip =
-            if crate::pod::spec::host_network(pod) { self.shared.host_ips.first().cloned() } else { ips };
         Some(Target {
             exec: Arc::new(self.shared.runtime.clone()),
             clock: self.shared.clock.clone(),
             container_id: id.to_owned(),
             container: Arc::new(container),
-            ip: ip.unwrap_or_default(),
+            ip: self.ip.clone(),
         })
     }
 }

@@ -35,13 +35,15 @@ pub(super) struct PodSync {
     pub(super) state: Box<State>,
     pub(super) wake_at: Option<Duration>,
     pub(super) failed: bool,
+    /// The pod's primary address, once it has one: where hooks and probes go.
+    pub(super) ip: String,
     /// The volumes as prepared in this sync.
     pub(super) prepared: Option<volume::Prepared>,
 }
 
 impl PodSync {
     pub(super) fn new(shared: Arc<Shared>, pod: Option<Arc<Pod>>, owner: Owner, state: Box<State>) -> Self {
-        Self { shared, pod, owner, state, wake_at: None, failed: false, prepared: None }
+        Self { shared, pod, owner, state, wake_at: None, failed: false, ip: String::new(), prepared: None }
     }
 
     pub(super) async fn run(mut self) -> (Box<State>, Next) {
@@ -93,6 +95,7 @@ impl PodSync {
         let mut observed = self.look().await?;
         let mut plan = Plan::default();
         for _ in 0..ROUNDS {
+            self.ip = self.pod_ips(pod, &observed).into_iter().next().unwrap_or_default();
             plan = self.plan(pod, &observed, goal);
             let acted = self.apply(pod, pod_spec, &observed, &plan).await;
             if acted {
@@ -419,7 +422,6 @@ impl PodSync {
 
     /// Probes what runs.
     fn probe(&mut self, pod: &Arc<Pod>, pod_spec: &PodSpec, observed: &Observed) {
-        let ip = self.pod_ips(pod, observed).into_iter().next().unwrap_or_default();
         let init = pod_spec.init_containers.iter().flatten().map(|c| (c, spec::init_sort(c)));
         let apps = pod_spec.containers.iter().map(|c| (c, spec::Sort::App));
         for (container, sort) in init.chain(apps) {
@@ -436,7 +438,7 @@ impl PodSync {
                 clock: self.shared.clock.clone(),
                 container_id: current.id.clone(),
                 container: Arc::new(container.clone()),
-                ip: ip.clone(),
+                ip: self.ip.clone(),
             };
             let since = current.started_at.unwrap_or(current.created_at);
             let running_for = plan::elapsed(since, self.shared.clock.now());
