@@ -262,8 +262,10 @@ impl Registry {
         }
     }
 
-    /// Gives back the addresses and ports that no Service holds.
+    /// Makes allocations and Services agree: what no Service names is given back, what a Service
+    /// names and does not hold is taken for it.
     pub(crate) async fn repair_allocations(&self) -> Result<(), Error> {
+        self.complete_allocations().await?;
         let now = self.clock.now().as_second();
         let old_enough = |since: i64| now - since > REPAIR_AFTER.as_secs() as i64;
         for address in self.all(row("networking.k8s.io", "v1", "ipaddresses"), "").await? {
@@ -290,6 +292,46 @@ impl Registry {
                 tracing::info!(port, "giving back a node port that no Service holds");
                 self.release(&[allocation]).await;
             }
+        }
+        Ok(())
+    }
+
+    /// Takes for every Service what it names and does not hold: after this, nobody else gets it.
+    async fn complete_allocations(&self) -> Result<(), Error> {
+        for service in self.all(core("services"), "").await? {
+            for allocation in allocations(&service) {
+                let taken = match &allocation {
+                    Allocation::Address(address) => match address.parse() {
+                        Ok(address) if self.network.services.usable(address) => {
+                            self.create_address(&service, address).await?
+                        }
+                        _ => false,
+                    },
+                    Allocation::NodePort(port) => self.create_node_port(&service, *port).await?,
+                };
+                if taken {
+                    tracing::warn!(?allocation, service = %owner(&service), "a Service named what it did not hold");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back an address that the Service of this name was to get when an earlier start was cut
+    /// off before it was written.
+    pub(crate) async fn drop_leftover(
+        &self,
+        address: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), Error> {
+        let addresses = row("networking.k8s.io", "v1", "ipaddresses");
+        let Some(found) = self.find(addresses, "", address).await? else { return Ok(()) };
+        let parent = &found["spec"]["parentRef"];
+        let ours = parent["namespace"] == namespace && parent["name"] == name;
+        let allocation = Allocation::Address(address.to_owned());
+        if ours && !self.held(parent, &allocation).await? {
+            self.release(&[allocation]).await;
         }
         Ok(())
     }

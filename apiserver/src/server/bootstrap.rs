@@ -92,6 +92,7 @@ async fn role_or_binding(registry: &Registry, wanted: rbac::Wanted) -> Result<()
 /// The `kubernetes` Service in `default`, by which pods find the API server.
 async fn kubernetes_service(registry: &Registry, options: &Options, port: u16) -> Result<(), Error> {
     let address = options.service_cidr.nth(1).map(|ip| ip.to_string()).unwrap_or_default();
+    registry.drop_leftover(&address, "default", "kubernetes").await?;
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({"metadata": {"labels": labels}, "spec": {
         "clusterIP": address, "type": "ClusterIP", "sessionAffinity": "None",

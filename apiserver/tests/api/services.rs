@@ -110,3 +110,21 @@ async fn node_ports_follow_the_type() {
         .await;
     assert_eq!(outside.0, 422);
 }
+
+#[tokio::test]
+async fn a_start_that_was_cut_off_is_gone_on_with() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    // As if the server had been killed between the address and the Service.
+    let kubernetes = format!("{SERVICES}/kubernetes");
+    let (_, service) = admin.get(&kubernetes).await;
+    admin.delete(&kubernetes).await;
+    let address = json!({"metadata": {"name": "10.96.0.1", "labels": {"ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"}},
+        "spec": {"parentRef": {"group": "", "resource": "services", "namespace": "default", "name": "kubernetes"}}});
+    admin.created(ADDRESSES, address).await;
+    drop(admin);
+    let cluster = cluster.restart().await;
+    let admin = cluster.admin();
+    assert_eq!(admin.get(&kubernetes).await.1["spec"]["clusterIP"], service["spec"]["clusterIP"]);
+    assert_eq!(addresses(&admin).await, 1);
+}
