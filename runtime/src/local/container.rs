@@ -431,6 +431,7 @@ impl Plan {
             image: &self.image.config,
             user,
             rootfs,
+            cgroup_views: self.groups.views(&self.cgroup()),
             cgroup: self.cgroup(),
             namespaces: self.namespaces(),
             files: vec![

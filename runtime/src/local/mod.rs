@@ -25,6 +25,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use decapod_proto::cri;
 use tokio::sync::{broadcast, watch};
 
 use crate::cri::Network;
@@ -32,12 +33,11 @@ use crate::error::{Error, Kind, Result};
 use crate::image::{ImageConfig, ImageFile, Store};
 use crate::sys::cgroup::Hierarchies;
 use crate::sys::process;
-use events::Change;
 use state::{ContainerRecord, Paths, Phase, SandboxRecord};
 use tasks::Tasks;
 
 /// Changes that a subscriber may be behind; beyond that it is ended and lists anew.
-const EVENTS: usize = 4096;
+const EVENTS: usize = 1024;
 
 /// How to run the embedded runtime.
 #[derive(Clone)]
@@ -83,7 +83,7 @@ struct Inner {
     groups: Hierarchies,
     boot: String,
     tables: Mutex<Tables>,
-    changes: broadcast::Sender<Change>,
+    changes: broadcast::Sender<Arc<cri::ContainerEventResponse>>,
     tasks: Tasks,
 }
 

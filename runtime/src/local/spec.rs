@@ -42,6 +42,8 @@ pub(super) struct Facts<'a> {
     /// The mounted root file system.
     pub(super) rootfs: &'a Path,
     pub(super) cgroup: String,
+    /// With version 1 of control groups: the container's directories and their names.
+    pub(super) cgroup_views: Vec<(PathBuf, String)>,
     /// Namespaces to join: their OCI type and where they are. Without a path a new one.
     pub(super) namespaces: Vec<(&'static str, Option<PathBuf>)>,
     /// Files of the pod that are mounted over the image's: target and source.
@@ -187,8 +189,8 @@ impl Facts<'_> {
             ),
             mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
             mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
-            mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
         ];
+        mounts.extend(self.cgroup_mounts(access));
         let given = |target: &str| self.config.mounts.iter().any(|mount| mount.container_path == target);
         if !given("/dev/shm") {
             mounts.push(bind("/dev/shm", &self.shm, &["rbind", "rprivate", "rw"]));
@@ -212,6 +214,20 @@ impl Facts<'_> {
             };
         }
         Ok((mounts, propagation))
+    }
+
+    /// libcontainer's own mounts for version 1 look for the new process under its number in
+    /// another process namespace: wrong wherever that is not the first.
+    fn cgroup_mounts(&self, access: &str) -> Vec<Value> {
+        if self.cgroup_views.is_empty() {
+            let options = ["nosuid", "noexec", "nodev", "relatime", access];
+            return vec![mount("/sys/fs/cgroup", "cgroup", "cgroup", &options)];
+        }
+        let root = mount("/sys/fs/cgroup", "tmpfs", "tmpfs", &["nosuid", "noexec", "nodev", "mode=755"]);
+        let options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", access];
+        let views = self.cgroup_views.iter();
+        let views = views.map(|(source, name)| bind(&format!("/sys/fs/cgroup/{name}"), source, &options));
+        std::iter::once(root).chain(views).collect()
     }
 
     fn bind_of(&self, mount: &cri::Mount) -> Result<Value> {
@@ -308,6 +324,7 @@ mod tests {
             user: &User { home: "/root".into(), ..Default::default() },
             rootfs: Path::new("/rootfs"),
             cgroup: "/pods/a".into(),
+            cgroup_views: Vec::new(),
             namespaces: vec![("network", Some("/ns/net".into())), ("mount", None)],
             files: vec![("/etc/hosts", "/pod/hosts".into())],
             shm: "/pod/shm".into(),

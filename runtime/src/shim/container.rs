@@ -237,9 +237,9 @@ impl Container {
         }
     }
 
-    /// The connections of all clients.
-    pub(super) fn clients(&self) -> Vec<u64> {
-        self.clients.iter().map(|client| client.connection).collect()
+    /// Closes the streams of all clients; returns their connections.
+    pub(super) fn dismiss_clients(&mut self) -> Vec<u64> {
+        self.clients.drain(..).map(|client| client.connection).collect()
     }
 
     /// Changes the size of the terminal, if there is one.

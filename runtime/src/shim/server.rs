@@ -174,7 +174,7 @@ impl Server {
                 exit
             }
         };
-        let clients = container.clients();
+        let clients = container.dismiss_clients();
         let event = Reply::Exit { container: container.launch.container.clone(), exit };
         for client in clients {
             self.send(client, &Reply::Exited { code }, &[]);

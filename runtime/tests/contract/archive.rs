@@ -13,8 +13,8 @@ pub const BUSYBOX: &str = "test.internal/busybox:1";
 
 /// Commands that the test image has, as links to busybox.
 const APPLETS: [&str; 24] = [
-    "sh", "sleep", "cat", "echo", "id", "env", "ls", "stat", "head", "seq", "mount", "touch", "tty", "stty", "nc",
-    "hostname", "dd", "tail", "kill", "ps", "chroot", "unshare", "mknod", "wget",
+    "sh", "sleep", "cat", "echo", "id", "env", "ls", "stat", "head", "seq", "mount", "touch", "tty", "stty",
+    "nc", "hostname", "dd", "tail", "kill", "ps", "chroot", "unshare", "mknod", "wget",
 ];
 
 /// One entry of a layer.

@@ -17,7 +17,8 @@ pub async fn victim(name: &str) {
     let pod = world.pod("victim").await;
     let up = world.start(&pod, &script("up", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done")).await;
     let brief = world.start(&pod, &script("brief", "sleep 0.3; exit 6")).await;
-    let created = world.runtime.container_create(&pod, &script("later", "echo late"), &Default::default()).await;
+    let created =
+        world.runtime.container_create(&pod, &script("later", "echo late"), &Default::default()).await;
     println!("{pod} {up} {brief} {}", created.unwrap());
     std::future::pending::<()>().await;
 }
@@ -45,7 +46,13 @@ pub async fn agents_may_die() {
     let before = pid_of(&root, pod, up);
     // Ends while nobody looks.
     eventually("the brief container ends", || async {
-        root.join("data/pods").join(pod).join("containers").join(brief).join("exit.json").exists().then_some(())
+        root.join("data/pods")
+            .join(pod)
+            .join("containers")
+            .join(brief)
+            .join("exit.json")
+            .exists()
+            .then_some(())
     })
     .await;
 

@@ -108,10 +108,7 @@ pub async fn hostile_layers_are_refused() {
     }
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1, "something was written outside");
     // A link that is replaced by a file is not followed.
-    let layers = [(
-        tar_of(&[Entry::symlink("out", target), Entry::file("out", "mine")]),
-        Compression::Gzip,
-    )];
+    let layers = [(tar_of(&[Entry::symlink("out", target), Entry::file("out", "mine")]), Compression::Gzip)];
     let archive = Archive::oci("ok.internal/b:1", &layers, &json!({})).save(&world.root, "ok.tar");
     world.runtime.image_import(&archive).await.unwrap();
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);

@@ -33,7 +33,8 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|first| first == decapod_runtime::shim::ARGUMENT) {
         return decapod_runtime::shim::main(&args[1..]);
     }
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     if args.first().is_some_and(|first| first == "agent") {
         runtime().block_on(crashes::victim(args[1].to_str().unwrap()));
     }
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         streams::logs_are_reopened,
         security::defaults_are_kubernetes,
         security::filters_forbid,
+        security::privileged_containers_may,
         security::mounts_are_as_asked,
         crashes::agents_may_die,
         crashes::shims_may_die,
@@ -79,6 +81,10 @@ fn main() -> ExitCode {
             break;
         }
     }
-    println!("\ntest result: {}. {} failed {failed:?}", if failed.is_empty() { "ok" } else { "FAILED" }, failed.len());
+    println!(
+        "\ntest result: {}. {} failed {failed:?}",
+        if failed.is_empty() { "ok" } else { "FAILED" },
+        failed.len()
+    );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,6 +1,7 @@
 //! What containers may do, and what not.
 
 use decapod_proto::cri;
+use decapod_runtime::Runtime;
 
 use super::support::{World, context, script};
 
@@ -65,6 +66,16 @@ pub async fn filters_forbid() {
                     ls /sys/firmware; echo end";
     let (_, log) = world.run(&pod, &script("c", attempts)).await;
     assert_eq!(log, "end\n");
+    world.end().await;
+}
+
+pub async fn privileged_containers_may() {
+    let world = World::new("priv").await;
+    let mut pod = world.pod_config("priv");
+    let sandbox = pod.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    sandbox.namespace_options =
+        Some(cri::NamespaceOption { pid: cri::NamespaceMode::Pod.into(), ..Default::default() });
+    let pod = world.runtime.sandbox_run(&pod, "").await.unwrap();
     let mut config = script("privileged", &format!("mount -t tmpfs x /tmp && echo mounted; {}", look()));
     context(&mut config).privileged = true;
     let (_, log) = world.run(&pod, &config).await;

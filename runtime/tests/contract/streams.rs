@@ -117,11 +117,9 @@ pub async fn clients_attach() {
 pub async fn ports_are_reached() {
     let world = World::new("port").await;
     let pod = world.pod("port").await;
-    let id = world.start(&pod, &script("c", "while :; do echo hello | nc -l -p 8099 -s 127.0.0.1; done")).await;
-    let mut connection = eventually("the port is open", || async {
-        world.runtime.port_forward(&pod, 8099).await.ok()
-    })
-    .await;
+    let id = world.start(&pod, &script("c", "while :; do echo hello | nc -l -p 8099; done")).await;
+    let mut connection =
+        eventually("the port is open", || async { world.runtime.port_forward(&pod, 8099).await.ok() }).await;
     let mut word = [0; 6];
     connection.read_exact(&mut word).await.unwrap();
     assert_eq!(&word, b"hello\n");
@@ -142,10 +140,8 @@ pub async fn logs_are_reopened() {
     world.runtime.log_reopen(&id).await.unwrap();
     eventually("a line in the new file", || lines(path.clone())).await;
     let moved = std::fs::metadata(format!("{path}.1")).unwrap().len();
-    eventually("more lines", || async {
-        (std::fs::metadata(&path).unwrap().len() > 200).then_some(())
-    })
-    .await;
+    eventually("more lines", || async { (std::fs::metadata(&path).unwrap().len() > 200).then_some(()) })
+        .await;
     assert_eq!(std::fs::metadata(format!("{path}.1")).unwrap().len(), moved);
     world.end().await;
 }

@@ -87,7 +87,14 @@ impl World {
             labels: [("app".to_owned(), name.to_owned())].into(),
             linux: Some(cri::LinuxPodSandboxConfig {
                 cgroup_parent: format!("{}/pods/{name}", self.cgroup),
-                security_context: Some(Default::default()),
+                security_context: Some(cri::LinuxSandboxSecurityContext {
+                    // As a kubelet asks: each container has processes of its own.
+                    namespace_options: Some(cri::NamespaceOption {
+                        pid: cri::NamespaceMode::Container.into(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
                 ..Default::default()
             }),
             ..Default::default()

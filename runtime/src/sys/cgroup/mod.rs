@@ -19,6 +19,22 @@ pub(crate) use usage::Usage;
 /// Where control groups are mounted; every distribution agrees on it.
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// Hierarchies of version 1 in which libcontainer makes a container's group.
+const CONTROLLERS: [&str; 12] = [
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "memory",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
+];
+
 /// How long a group of killed processes may take to become empty: exits of large processes free
 /// their memory first.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
@@ -72,6 +88,16 @@ impl Hierarchies {
             Hierarchies::V1(_) => Path::new(ROOT).join(controller).join(relative),
             Hierarchies::V2(root) => root.join(relative),
         }
+    }
+
+    /// With version 1, the directories of a group and the names that they have below
+    /// `/sys/fs/cgroup`; nothing with version 2, where one mount shows all.
+    pub(crate) fn views(&self, group: &str) -> Vec<(PathBuf, String)> {
+        let Hierarchies::V1(mounts) = self else { return Vec::new() };
+        let relative = group.trim_start_matches('/');
+        let named = mounts.iter().filter_map(|mount| Some((mount, mount.file_name()?.to_str()?)));
+        let views = named.filter(|(_, name)| name.split(',').any(|part| CONTROLLERS.contains(&part)));
+        views.map(|(mount, name)| (mount.join(relative), name.to_owned())).collect()
     }
 
     /// True where the group exists.
