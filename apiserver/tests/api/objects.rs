@@ -344,3 +344,26 @@ async fn tables_and_metadata() {
     assert_eq!(metadata["items"][0]["metadata"]["name"], "m");
     assert!(metadata["items"][0]["data"].is_null());
 }
+
+#[tokio::test]
+async fn what_is_immutable_stays() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let mut object = map("m");
+    object["immutable"] = true.into();
+    admin.created(MAPS, object).await;
+    let path = format!("{MAPS}/m");
+    let changed = admin.patch(&path, "merge-patch", json!({"data": {"a": "2"}})).await;
+    assert_eq!(changed.0, 422, "{changed:?}");
+    let labelled = admin.patch(&path, "merge-patch", json!({"metadata": {"labels": {"l": "1"}}})).await;
+    assert_eq!(labelled.0, 200);
+    let secrets = "/api/v1/namespaces/default/secrets";
+    let made = admin.created(secrets, json!({"metadata": {"name": "s"}, "stringData": {"a": "b"}})).await;
+    assert_eq!((made["type"].as_str(), made["data"]["a"].as_str()), (Some("Opaque"), Some("Yg==")));
+    assert!(made["stringData"].is_null(), "{made}");
+    let retyped =
+        admin.patch(&format!("{secrets}/s"), "merge-patch", json!({"type": "kubernetes.io/tls"})).await;
+    assert_eq!(retyped.0, 422, "{retyped:?}");
+    let uid = admin.patch(&path, "merge-patch", json!({"metadata": {"uid": "other"}})).await;
+    assert_eq!(uid.0, 409, "{uid:?}");
+}
