@@ -8,7 +8,7 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why an image is not usable.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub(crate) enum Error {
     /// The archive is neither a docker-archive nor an OCI archive.
     #[error("{0}: neither a docker-archive nor an OCI archive (no manifest.json, no index.json)")]
     NotAnImage(PathBuf),

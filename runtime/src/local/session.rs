@@ -213,7 +213,11 @@ struct Terminal(Arc<AsyncFd<OwnedFd>>);
 
 impl Terminal {
     fn new(master: OwnedFd) -> io::Result<Self> {
-        Ok(Terminal(Arc::new(AsyncFd::new(nonblocking(master)?)?)))
+        let master = nonblocking(master)?;
+        // SAFETY: the descriptor is owned by the result, which is never taken apart: it is open,
+        // and the same, for as long as it is registered.
+        let registered = unsafe { AsyncFd::register(master) }?;
+        Ok(Terminal(Arc::new(registered)))
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 /// The name of the image that most tests use.
-pub const BUSYBOX: &str = "test.internal/busybox:1";
+pub(crate) const BUSYBOX: &str = "test.internal/busybox:1";
 
 /// Commands that the test image has, as links to busybox.
 const APPLETS: [&str; 24] = [
@@ -18,18 +18,18 @@ const APPLETS: [&str; 24] = [
 ];
 
 /// One entry of a layer.
-pub struct Entry {
-    pub path: &'static str,
-    pub kind: tar::EntryType,
-    pub content: Vec<u8>,
-    pub link: &'static str,
-    pub mode: u32,
-    pub owner: u64,
-    pub device: (u32, u32),
+pub(crate) struct Entry {
+    pub(crate) path: &'static str,
+    pub(crate) kind: tar::EntryType,
+    pub(crate) content: Vec<u8>,
+    pub(crate) link: &'static str,
+    pub(crate) mode: u32,
+    pub(crate) owner: u64,
+    pub(crate) device: (u32, u32),
 }
 
 impl Entry {
-    pub fn file(path: &'static str, content: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn file(path: &'static str, content: impl Into<Vec<u8>>) -> Self {
         Entry {
             path,
             kind: tar::EntryType::Regular,
@@ -41,21 +41,21 @@ impl Entry {
         }
     }
 
-    pub fn dir(path: &'static str) -> Self {
+    pub(crate) fn dir(path: &'static str) -> Self {
         Entry { kind: tar::EntryType::Directory, mode: 0o755, ..Entry::file(path, "") }
     }
 
-    pub fn symlink(path: &'static str, link: &'static str) -> Self {
+    pub(crate) fn symlink(path: &'static str, link: &'static str) -> Self {
         Entry { kind: tar::EntryType::Symlink, link, mode: 0o777, ..Entry::file(path, "") }
     }
 
-    pub fn hard_link(path: &'static str, link: &'static str) -> Self {
+    pub(crate) fn hard_link(path: &'static str, link: &'static str) -> Self {
         Entry { kind: tar::EntryType::Link, link, ..Entry::file(path, "") }
     }
 }
 
 /// Entries as a tar archive. Names go in as they are, however hostile.
-pub fn tar_of(entries: &[Entry]) -> Vec<u8> {
+pub(crate) fn tar_of(entries: &[Entry]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for entry in entries {
         let mut header = tar::Header::new_gnu();
@@ -85,13 +85,13 @@ fn sha256(content: &[u8]) -> String {
 
 /// How a layer is stored.
 #[derive(Clone, Copy)]
-pub enum Compression {
+pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,
 }
 
-pub fn compress(tar: &[u8], how: Compression) -> Vec<u8> {
+pub(crate) fn compress(tar: &[u8], how: Compression) -> Vec<u8> {
     match how {
         Compression::None => tar.to_vec(),
         Compression::Gzip => {
@@ -105,8 +105,8 @@ pub fn compress(tar: &[u8], how: Compression) -> Vec<u8> {
 
 /// An archive in the making: its files.
 #[derive(Clone, Default)]
-pub struct Archive {
-    pub files: BTreeMap<String, Vec<u8>>,
+pub(crate) struct Archive {
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
 }
 
 impl Archive {
@@ -118,7 +118,7 @@ impl Archive {
     }
 
     /// An OCI archive of one image.
-    pub fn oci(name: &str, layers: &[(Vec<u8>, Compression)], config: &serde_json::Value) -> Self {
+    pub(crate) fn oci(name: &str, layers: &[(Vec<u8>, Compression)], config: &serde_json::Value) -> Self {
         let mut archive = Archive::default();
         let manifest = archive.manifest(layers, config, "amd64");
         let index = json!({
@@ -136,7 +136,7 @@ impl Archive {
     }
 
     /// An OCI archive of one image for several platforms.
-    pub fn multi_platform(name: &str, platforms: &[(&str, Vec<u8>)]) -> Self {
+    pub(crate) fn multi_platform(name: &str, platforms: &[(&str, Vec<u8>)]) -> Self {
         let mut archive = Archive::default();
         let mut manifests = Vec::new();
         for (architecture, layer) in platforms {
@@ -197,7 +197,7 @@ impl Archive {
     }
 
     /// What `docker save` wrote before it wrote OCI archives.
-    pub fn docker(name: &str, layer: &[u8], config: &serde_json::Value) -> Self {
+    pub(crate) fn docker(name: &str, layer: &[u8], config: &serde_json::Value) -> Self {
         let document = json!({
             "architecture": "amd64",
             "os": "linux",
@@ -215,7 +215,7 @@ impl Archive {
     }
 
     /// Writes it to a file.
-    pub fn save(&self, directory: &Path, name: &str) -> PathBuf {
+    pub(crate) fn save(&self, directory: &Path, name: &str) -> PathBuf {
         let path = directory.join(name);
         let mut builder = tar::Builder::new(File::create(&path).unwrap());
         for (file, content) in &self.files {
@@ -230,7 +230,7 @@ impl Archive {
 }
 
 /// The layer that the test image is made of.
-pub fn busybox_layer() -> Vec<u8> {
+pub(crate) fn busybox_layer() -> Vec<u8> {
     let busybox = std::fs::read("/bin/busybox").expect("Debian's busybox-static is installed");
     let mut entries = vec![
         Entry::dir("bin/"),
@@ -248,7 +248,7 @@ pub fn busybox_layer() -> Vec<u8> {
 }
 
 /// The test image.
-pub fn busybox() -> Archive {
+pub(crate) fn busybox() -> Archive {
     let config = json!({ "Cmd": ["sh"], "Env": ["PATH=/bin", "FROM=image"], "StopSignal": "SIGTERM" });
     Archive::oci(BUSYBOX, &[(busybox_layer(), Compression::Gzip)], &config)
 }

@@ -10,7 +10,7 @@ use decapod_runtime::Runtime;
 use super::support::{World, eventually, script};
 
 /// The other side of [`agents_may_die`]: an agent that makes a pod and waits to be killed.
-pub async fn victim(name: &str) {
+pub(crate) async fn victim(name: &str) {
     let world = World::open(name).await;
     let archive = super::archive::busybox().save(&world.root, "busybox.tar");
     world.runtime.image_import(&archive).await.unwrap();
@@ -29,7 +29,7 @@ fn pid_of(root: &std::path::Path, pod: &str, container: &str) -> i32 {
     i32::try_from(started["process"]["pid"].as_i64().unwrap()).unwrap()
 }
 
-pub async fn agents_may_die() {
+pub(crate) async fn agents_may_die() {
     let name = format!("agent-{}", std::process::id());
     let mut agent = Command::new(std::env::current_exe().unwrap())
         .args(["agent", &name])
@@ -80,7 +80,7 @@ pub async fn agents_may_die() {
     world.end().await;
 }
 
-pub async fn shims_may_die() {
+pub(crate) async fn shims_may_die() {
     let world = World::new("shim").await;
     let pod = world.pod("shim").await;
     let other = world.pod("other").await;
@@ -103,7 +103,7 @@ pub async fn shims_may_die() {
 }
 
 /// A process number that another process has now is not the container's.
-pub async fn numbers_are_reused() {
+pub(crate) async fn numbers_are_reused() {
     let name = format!("reuse-{}", std::process::id());
     let world = World::open(&name).await;
     let archive = super::archive::busybox().save(&world.root, "busybox.tar");

@@ -23,7 +23,7 @@ async fn refusal(world: &World, archive: &Archive) -> String {
     }
 }
 
-pub async fn every_form_is_imported() {
+pub(crate) async fn every_form_is_imported() {
     let world = World::new("forms").await;
     let layer = busybox_layer();
     let config = json!({ "Cmd": ["cat", "/etc/group"], "Env": null });
@@ -50,7 +50,7 @@ pub async fn every_form_is_imported() {
     world.end().await;
 }
 
-pub async fn layers_are_stacked_with_whiteouts() {
+pub(crate) async fn layers_are_stacked_with_whiteouts() {
     let world = World::new("stack").await;
     let lower = tar_of(&[
         Entry::dir("gone/"),
@@ -86,7 +86,7 @@ pub async fn layers_are_stacked_with_whiteouts() {
     world.end().await;
 }
 
-pub async fn hostile_layers_are_refused() {
+pub(crate) async fn hostile_layers_are_refused() {
     let world = World::new("hostile").await;
     let outside = world.root.join("outside");
     std::fs::create_dir(&outside).unwrap();
@@ -118,7 +118,7 @@ pub async fn hostile_layers_are_refused() {
     world.end().await;
 }
 
-pub async fn corrupt_archives_are_named() {
+pub(crate) async fn corrupt_archives_are_named() {
     let world = World::new("corrupt").await;
     let good = busybox();
     let layer = good.files.iter().max_by_key(|(_, content)| content.len()).unwrap().0.clone();
@@ -151,7 +151,7 @@ pub async fn corrupt_archives_are_named() {
     world.end().await;
 }
 
-pub async fn names_and_removal() {
+pub(crate) async fn names_and_removal() {
     let world = World::new("names").await;
     let image = world.runtime.image_status(&spec(BUSYBOX)).await.unwrap().unwrap();
     assert_eq!(world.runtime.image_status(&spec(&image.id)).await.unwrap().unwrap().id, image.id);

@@ -8,7 +8,7 @@ use futures::StreamExt;
 
 use super::support::{World, command, context, eventually, resources, script};
 
-pub async fn exit_codes_and_logs() {
+pub(crate) async fn exit_codes_and_logs() {
     let world = World::new("exits").await;
     let pod = world.pod("exits").await;
     let status = world.runtime.sandbox_status(&pod).await.unwrap();
@@ -35,7 +35,7 @@ pub async fn exit_codes_and_logs() {
     world.end().await;
 }
 
-pub async fn wrong_commands_are_named() {
+pub(crate) async fn wrong_commands_are_named() {
     let world = World::new("wrong").await;
     let pod = world.pod("wrong").await;
     for (line, code, message) in [
@@ -69,7 +69,7 @@ pub async fn wrong_commands_are_named() {
     world.end().await;
 }
 
-pub async fn stopping_asks_first() {
+pub(crate) async fn stopping_asks_first() {
     let world = World::new("stop").await;
     let pod = world.pod("stop").await;
     let polite = world
@@ -91,7 +91,7 @@ pub async fn stopping_asks_first() {
     world.end().await;
 }
 
-pub async fn memory_limits_kill() {
+pub(crate) async fn memory_limits_kill() {
     let world = World::new("oom").await;
     let pod = world.pod("oom").await;
     let mut config = script("hungry", "dd if=/dev/zero of=/dev/null bs=300M count=1; exit $?");
@@ -102,7 +102,7 @@ pub async fn memory_limits_kill() {
     world.end().await;
 }
 
-pub async fn limits_and_usage() {
+pub(crate) async fn limits_and_usage() {
     let world = World::new("limits").await;
     let pod = world.pod("limits").await;
     let mut config = script("limited", "while :; do sleep 0.01; done");
@@ -131,7 +131,7 @@ pub async fn limits_and_usage() {
     world.end().await;
 }
 
-pub async fn namespaces_are_shared_in_a_pod() {
+pub(crate) async fn namespaces_are_shared_in_a_pod() {
     let world = World::new("share").await;
     let mut config = world.pod_config("share");
     let linux = config.linux.as_mut().unwrap();
@@ -191,7 +191,7 @@ pub async fn namespaces_are_shared_in_a_pod() {
     world.end().await;
 }
 
-pub async fn pods_on_the_host() {
+pub(crate) async fn pods_on_the_host() {
     let world = World::new("host").await;
     let mut config = world.pod_config("host");
     let node = cri::NamespaceMode::Node.into();
@@ -209,7 +209,7 @@ pub async fn pods_on_the_host() {
     world.end().await;
 }
 
-pub async fn events_tell_what_happens() {
+pub(crate) async fn events_tell_what_happens() {
     let world = World::new("events").await;
     let mut events = world.runtime.events().await.unwrap();
     let pod = world.pod("events").await;
@@ -240,7 +240,7 @@ pub async fn events_tell_what_happens() {
     world.end().await;
 }
 
-pub async fn sandboxes_that_fail_leave_nothing() {
+pub(crate) async fn sandboxes_that_fail_leave_nothing() {
     let world = World::new("fail").await;
     let mut config = world.pod_config("fail");
     config.linux.as_mut().unwrap().sysctls.insert("net.no.such".into(), "1".into());

@@ -3,6 +3,8 @@
 //! Needs root and Debian's `busybox-static`. The binary is also the shim of its own containers,
 //! and an agent to be killed: hence no test harness, whose threads would be in the way.
 
+#![expect(clippy::unwrap_used, reason = "a test: a panic is how it fails")]
+
 mod archive;
 mod crashes;
 mod images;

@@ -18,7 +18,7 @@ fn line<'a>(text: &'a str, key: &str) -> &'a str {
     found.unwrap_or_else(|| panic!("no {key} in {text}")).trim_start_matches(':').trim()
 }
 
-pub async fn defaults_are_kubernetes() {
+pub(crate) async fn defaults_are_kubernetes() {
     let world = World::new("caps").await;
     let pod = world.pod("caps").await;
     let (_, log) = world.run(&pod, &script("default", &look())).await;
@@ -56,7 +56,7 @@ pub async fn defaults_are_kubernetes() {
     world.end().await;
 }
 
-pub async fn filters_forbid() {
+pub(crate) async fn filters_forbid() {
     let world = World::new("filter").await;
     let pod = world.pod("filter").await;
     let attempts = "unshare -U true 2>/dev/null && echo user; mount -t tmpfs x /tmp 2>/dev/null && echo mount; \
@@ -69,7 +69,7 @@ pub async fn filters_forbid() {
     world.end().await;
 }
 
-pub async fn privileged_containers_may() {
+pub(crate) async fn privileged_containers_may() {
     let world = World::new("priv").await;
     let mut pod = world.pod_config("priv");
     let sandbox = pod.linux.as_mut().unwrap().security_context.as_mut().unwrap();
@@ -87,7 +87,7 @@ pub async fn privileged_containers_may() {
     world.end().await;
 }
 
-pub async fn mounts_are_as_asked() {
+pub(crate) async fn mounts_are_as_asked() {
     let world = World::new("mounts").await;
     let pod = world.pod("mounts").await;
     let volume = world.root.join("volume");

@@ -13,7 +13,7 @@ fn exec(id: &str, command: &[&str], tty: bool, stdin: bool) -> cri::ExecRequest 
     cri::ExecRequest { container_id: id.into(), cmd, tty, stdin, stdout: true, stderr: !tty }
 }
 
-pub async fn commands_run_inside() {
+pub(crate) async fn commands_run_inside() {
     let world = World::new("exec").await;
     let pod = world.pod("exec").await;
     let id = world.start(&pod, &script("c", "sleep 1000")).await;
@@ -42,7 +42,7 @@ pub async fn commands_run_inside() {
     world.end().await;
 }
 
-pub async fn slow_commands_are_killed() {
+pub(crate) async fn slow_commands_are_killed() {
     let world = World::new("slow").await;
     let pod = world.pod("slow").await;
     let id = world.start(&pod, &script("c", "sleep 1000")).await;
@@ -57,7 +57,7 @@ pub async fn slow_commands_are_killed() {
     world.end().await;
 }
 
-pub async fn terminals_work() {
+pub(crate) async fn terminals_work() {
     let world = World::new("tty").await;
     let pod = world.pod("tty").await;
     let id = world.start(&pod, &script("c", "sleep 1000")).await;
@@ -81,7 +81,7 @@ pub async fn terminals_work() {
     world.end().await;
 }
 
-pub async fn clients_attach() {
+pub(crate) async fn clients_attach() {
     let world = World::new("attach").await;
     let pod = world.pod("attach").await;
     let mut config = command("c", &["cat"]);
@@ -114,7 +114,7 @@ pub async fn clients_attach() {
     world.end().await;
 }
 
-pub async fn ports_are_reached() {
+pub(crate) async fn ports_are_reached() {
     let world = World::new("port").await;
     let pod = world.pod("port").await;
     let id = world.start(&pod, &script("c", "while :; do echo hello | nc -l -p 8099; done")).await;
@@ -129,7 +129,7 @@ pub async fn ports_are_reached() {
     world.end().await;
 }
 
-pub async fn logs_are_reopened() {
+pub(crate) async fn logs_are_reopened() {
     let world = World::new("reopen").await;
     let pod = world.pod("reopen").await;
     let id = world.start(&pod, &script("c", "while :; do echo tick; sleep 0.02; done")).await;

@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A network that notes what it is asked for.
 #[derive(Default)]
-pub struct Recorder {
-    pub calls: Mutex<Vec<String>>,
+pub(crate) struct Recorder {
+    pub(crate) calls: Mutex<Vec<String>>,
 }
 
 #[async_trait]
@@ -40,15 +40,15 @@ impl Network for Recorder {
 }
 
 /// A runtime in directories of its own.
-pub struct World {
-    pub root: PathBuf,
-    pub cgroup: String,
-    pub network: Arc<Recorder>,
-    pub runtime: Embedded,
+pub(crate) struct World {
+    pub(crate) root: PathBuf,
+    pub(crate) cgroup: String,
+    pub(crate) network: Arc<Recorder>,
+    pub(crate) runtime: Embedded,
 }
 
 /// Where a world with that name has its things; known to both sides of a killed agent.
-pub fn options(name: &str, network: Arc<Recorder>) -> (PathBuf, String, Options) {
+pub(crate) fn options(name: &str, network: Arc<Recorder>) -> (PathBuf, String, Options) {
     let root = std::env::temp_dir().join(format!("dcp-{name}"));
     let cgroup = format!("/dcp-{name}");
     let mut options = Options::new(root.join("data"), root.join("run"), network).unwrap();
@@ -57,7 +57,7 @@ pub fn options(name: &str, network: Arc<Recorder>) -> (PathBuf, String, Options)
 }
 
 impl World {
-    pub async fn new(name: &str) -> Self {
+    pub(crate) async fn new(name: &str) -> Self {
         let world = Self::open(&format!("{name}-{}", std::process::id())).await;
         let archive = busybox().save(&world.root, "busybox.tar");
         world.runtime.image_import(&archive).await.unwrap();
@@ -65,7 +65,7 @@ impl World {
     }
 
     /// A new agent on what is there.
-    pub async fn open(name: &str) -> Self {
+    pub(crate) async fn open(name: &str) -> Self {
         let network = Arc::new(Recorder::default());
         let (root, cgroup, options) = options(name, Arc::clone(&network));
         std::fs::create_dir_all(&root).unwrap();
@@ -73,7 +73,7 @@ impl World {
         World { root, cgroup, network, runtime }
     }
 
-    pub fn pod_config(&self, name: &str) -> cri::PodSandboxConfig {
+    pub(crate) fn pod_config(&self, name: &str) -> cri::PodSandboxConfig {
         cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: name.into(),
@@ -101,19 +101,23 @@ impl World {
         }
     }
 
-    pub async fn pod(&self, name: &str) -> String {
+    pub(crate) async fn pod(&self, name: &str) -> String {
         self.runtime.sandbox_run(&self.pod_config(name), "").await.unwrap()
     }
 
     /// Creates and starts a container.
-    pub async fn start(&self, pod: &str, config: &cri::ContainerConfig) -> String {
+    pub(crate) async fn start(&self, pod: &str, config: &cri::ContainerConfig) -> String {
         let id = self.runtime.container_create(pod, config, &Default::default()).await.unwrap();
         self.runtime.container_start(&id).await.unwrap();
         id
     }
 
     /// Runs a command to its end; its status and its log without times and tags.
-    pub async fn run(&self, pod: &str, config: &cri::ContainerConfig) -> (cri::ContainerStatus, String) {
+    pub(crate) async fn run(
+        &self,
+        pod: &str,
+        config: &cri::ContainerConfig,
+    ) -> (cri::ContainerStatus, String) {
         let id = self.start(pod, config).await;
         let status = self.exited(&id).await;
         let log = std::fs::read_to_string(&status.log_path).unwrap();
@@ -121,7 +125,7 @@ impl World {
         (status, lines.collect())
     }
 
-    pub async fn exited(&self, id: &str) -> cri::ContainerStatus {
+    pub(crate) async fn exited(&self, id: &str) -> cri::ContainerStatus {
         eventually("the container exits", || async {
             let status = self.runtime.container_status(id).await.unwrap();
             (status.state() == cri::ContainerState::ContainerExited).then_some(status)
@@ -129,13 +133,13 @@ impl World {
         .await
     }
 
-    pub async fn exec(&self, id: &str, command: &[&str]) -> cri::ExecSyncResponse {
+    pub(crate) async fn exec(&self, id: &str, command: &[&str]) -> cri::ExecSyncResponse {
         let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
         self.runtime.exec_sync(id, &command, Duration::from_secs(10)).await.unwrap()
     }
 
     /// Removes everything and looks whether something is left.
-    pub async fn end(self) {
+    pub(crate) async fn end(self) {
         self.runtime.remove_all().await.unwrap();
         self.runtime.close().await;
         let left = leftovers(&self.root, &self.cgroup);
@@ -173,12 +177,12 @@ fn leftovers(root: &Path, cgroup: &str) -> Vec<String> {
 }
 
 /// A container of the test image that runs a shell script.
-pub fn script(name: &str, script: &str) -> cri::ContainerConfig {
+pub(crate) fn script(name: &str, script: &str) -> cri::ContainerConfig {
     command(name, &["sh", "-c", script])
 }
 
 /// A container of the test image that runs a command.
-pub fn command(name: &str, command: &[&str]) -> cri::ContainerConfig {
+pub(crate) fn command(name: &str, command: &[&str]) -> cri::ContainerConfig {
     cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata { name: name.into(), attempt: 0 }),
         image: Some(cri::ImageSpec { image: BUSYBOX.into(), ..Default::default() }),
@@ -193,17 +197,20 @@ pub fn command(name: &str, command: &[&str]) -> cri::ContainerConfig {
 }
 
 /// The limits of a container.
-pub fn resources(config: &mut cri::ContainerConfig) -> &mut cri::LinuxContainerResources {
+pub(crate) fn resources(config: &mut cri::ContainerConfig) -> &mut cri::LinuxContainerResources {
     config.linux.as_mut().unwrap().resources.as_mut().unwrap()
 }
 
 /// The security context of a container.
-pub fn context(config: &mut cri::ContainerConfig) -> &mut cri::LinuxContainerSecurityContext {
+pub(crate) fn context(config: &mut cri::ContainerConfig) -> &mut cri::LinuxContainerSecurityContext {
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
 }
 
 /// Looks until it is there, within a bound.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look().await {
