@@ -12,9 +12,9 @@ use decapod_client::clock::{self, Clock};
 use decapod_client::error::chain;
 use decapod_proto::cri;
 use decapod_runtime::{Input, Output, Session};
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::SplitStream;
+use futures::{FutureExt, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
@@ -96,18 +96,17 @@ pub(super) async fn exec(
     }
     let id = running(&shared, &namespace, &pod, &container).await?;
     let upgrade = upgradable(upgrade)?;
-    let session = shared
-        .runtime
-        .exec(&cri::ExecRequest {
-            container_id: id,
-            cmd: request.command.clone(),
-            tty: request.tty,
-            stdin: request.stdin,
-            stdout: request.stdout,
-            stderr: request.stderr,
-        })
-        .await?;
-    Ok(serve(upgrade, session, &request, &shared))
+    let call = cri::ExecRequest {
+        container_id: id,
+        cmd: request.command.clone(),
+        tty: request.tty,
+        stdin: request.stdin,
+        stdout: request.stdout,
+        stderr: request.stderr,
+    };
+    let runtime = shared.runtime.clone();
+    let open = async move { runtime.exec(&call).await };
+    Ok(serve(upgrade, open.boxed(), &request, &shared))
 }
 
 pub(super) async fn attach(
@@ -119,20 +118,23 @@ pub(super) async fn attach(
     let request = Request::parse(query.as_deref());
     let id = running(&shared, &namespace, &pod, &container).await?;
     let upgrade = upgradable(upgrade)?;
-    let session = shared
-        .runtime
-        .attach(&cri::AttachRequest {
-            container_id: id,
-            stdin: request.stdin,
-            tty: request.tty,
-            stdout: request.stdout,
-            stderr: request.stderr,
-        })
-        .await?;
-    Ok(serve(upgrade, session, &request, &shared))
+    let call = cri::AttachRequest {
+        container_id: id,
+        stdin: request.stdin,
+        tty: request.tty,
+        stdout: request.stdout,
+        stderr: request.stderr,
+    };
+    let runtime = shared.runtime.clone();
+    let open = async move { runtime.attach(&call).await };
+    Ok(serve(upgrade, open.boxed(), &request, &shared))
 }
 
-fn serve(upgrade: WebSocketUpgrade, session: Session, request: &Request, shared: &Shared) -> Response {
+/// Starts a process, or takes hold of one.
+type Open = BoxFuture<'static, Result<Session, decapod_runtime::Error>>;
+
+/// Upgrades first and opens then, so that what is wrong with a command arrives on the error channel.
+fn serve(upgrade: WebSocketUpgrade, open: Open, request: &Request, shared: &Shared) -> Response {
     let clock = shared.clock.clone();
     // A client learns by an empty message that the streams are there.
     let first = match (request.stdout, request.stderr) {
@@ -140,21 +142,30 @@ fn serve(upgrade: WebSocketUpgrade, session: Session, request: &Request, shared:
         (false, true) => STDERR,
         (false, false) => ERROR,
     };
-    upgrade.protocols([V5, V4]).on_upgrade(move |socket| run(socket, session, first, clock))
+    upgrade.protocols([V5, V4]).on_upgrade(move |socket| run(socket, open, first, clock))
 }
 
 /// Carries the streams until the process has ended or the client is gone; dropping the session then ends an exec.
-async fn run(socket: WebSocket, session: Session, first: u8, clock: Arc<dyn Clock>) {
-    let (sink, stream) = socket.split();
+async fn run(socket: WebSocket, open: Open, first: u8, clock: Arc<dyn Clock>) {
+    let (sink, mut stream) = socket.split();
     let (out, messages) = mpsc::channel(AHEAD);
-    if out.send(channel::message(first, &[])).await.is_err() {
-        return;
-    }
-    let Session { stdin, stdout, stderr, resize, exit } = session;
-    let process = carry(stdout, stderr, exit, out);
-    let client = receive(stream, stdin, resize);
     let work = async {
-        let mut client = std::pin::pin!(client);
+        let session = match open.await {
+            Ok(session) => session,
+            Err(error) => {
+                let cause = format!("error executing command in container: {}", chain(&error));
+                end(out, Err(format!("Internal error occurred: {cause}"))).await;
+                let client = receive(&mut stream, None, None);
+                let _late = clock::timeout(&*clock, channel::LINGER, client).await;
+                return;
+            }
+        };
+        if out.send(channel::message(first, &[])).await.is_err() {
+            return;
+        }
+        let Session { stdin, stdout, stderr, resize, exit } = session;
+        let process = carry(stdout, stderr, exit, out);
+        let mut client = std::pin::pin!(receive(&mut stream, stdin, Some(resize)));
         tokio::select! {
             () = process => {
                 // Closing a connection on which the client still sends would take the last messages from it.
@@ -166,6 +177,13 @@ async fn run(socket: WebSocket, session: Session, first: u8, clock: Arc<dyn Cloc
     tokio::join!(work, channel::drain(messages, sink));
 }
 
+/// Says how it ended.
+async fn end(out: mpsc::Sender<Bytes>, exit: Result<i32, String>) {
+    let status = channel::exit_status(exit);
+    // A client that is gone does not care.
+    let _gone = out.send(channel::message(ERROR, status.to_string().as_bytes())).await;
+}
+
 /// Sends both outputs until the process has ended, and then how it ended.
 async fn carry(
     stdout: Option<Output>,
@@ -175,9 +193,7 @@ async fn carry(
 ) {
     let outputs = (pump(stdout, STDOUT, out.clone()), pump(stderr, STDERR, out.clone()));
     let ((), (), code) = tokio::join!(outputs.0, outputs.1, exit);
-    let status = channel::exit_status(code.map_err(|e| chain(&e)));
-    // A client that is gone does not care how it ended.
-    let _gone = out.send(channel::message(ERROR, status.to_string().as_bytes())).await;
+    end(out, code.map_err(|e| chain(&e))).await;
 }
 
 async fn pump(source: Option<Output>, channel: u8, out: mpsc::Sender<Bytes>) {
@@ -189,15 +205,15 @@ async fn pump(source: Option<Output>, channel: u8, out: mpsc::Sender<Bytes>) {
 
 /// Takes what the client sends; ends when the client is gone.
 async fn receive(
-    mut stream: SplitStream<WebSocket>,
+    stream: &mut SplitStream<WebSocket>,
     mut stdin: Option<Input>,
-    resize: mpsc::Sender<decapod_runtime::TerminalSize>,
+    resize: Option<mpsc::Sender<decapod_runtime::TerminalSize>>,
 ) {
-    while let Some((channel, data)) = channel::next(&mut stream).await {
+    while let Some((channel, data)) = channel::next(stream).await {
         match channel {
             STDIN => feed(&mut stdin, &data).await,
             RESIZE => {
-                if let Some(size) = channel::size(&data) {
+                if let (Some(size), Some(resize)) = (channel::size(&data), &resize) {
                     // Full means that a newer size is on its way already.
                     let _newer = resize.try_send(size);
                 }
