@@ -21,7 +21,8 @@ pub(crate) struct Logging {
 impl Logging {
     /// Starts logging: servers tell what they do, commands only what goes wrong.
     pub(crate) fn start(&self, server: bool) {
-        let default = if server { "info" } else { "error" };
+        // A command says itself what failed, once: the client library says it each time.
+        let default = if server { "info" } else { "error,kube_client=off" };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)

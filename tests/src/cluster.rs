@@ -25,7 +25,7 @@ const FLAGS: &[&str] = &[
     "--name",
     "dcptest",
     "--listen",
-    "127.0.0.1:26443",
+    "0.0.0.0:26443",
     "--pod-cidr",
     "10.117.0.0/16",
     "--service-cidr",

@@ -213,6 +213,16 @@ impl Settings {
                 self.pod_cidr, self.service_cidr
             )));
         }
+        if self.listen.ip().is_loopback() {
+            return Err(Failure::new(format!(
+                "--listen {}: pods and other nodes cannot reach a loopback address",
+                self.listen
+            ))
+            .hint(format!(
+                "--listen 0.0.0.0:{} listens on all addresses of this machine",
+                self.listen.port()
+            )));
+        }
         for (flag, range, longest) in
             [("--pod-cidr", self.pod_cidr, 24), ("--service-cidr", self.service_cidr, 28)]
         {
@@ -261,6 +271,8 @@ mod tests {
         let error = settings(&["--service-cidr", "10.244.3.0/24"]).check().unwrap_err().to_string();
         assert!(error.contains("overlap"), "{error}");
         assert!(settings(&["--pod-cidr", "10.1.0.0/28"]).check().is_err());
+        let error = settings(&["--listen", "127.0.0.1:6443"]).check().unwrap_err().to_string();
+        assert!(error.contains("--listen 0.0.0.0:6443"), "{error}");
     }
 
     #[test]

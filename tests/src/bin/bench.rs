@@ -83,7 +83,11 @@ fn memory(cluster: &Cluster) -> Result<()> {
                 own += pss(child.parse()?)?;
             }
         }
-        println!("{:55} {:>9.1} MiB", format!("memory (PSS) of {}", process["role"].as_str().unwrap_or_default()), own as f64 / 1024.0);
+        println!(
+            "{:55} {:>9.1} MiB",
+            format!("memory (PSS) of {}", process["role"].as_str().unwrap_or_default()),
+            own as f64 / 1024.0
+        );
         total += own;
     }
     println!("{:55} {:>9.1} MiB", "memory (PSS) of all processes", total as f64 / 1024.0);
@@ -121,10 +125,16 @@ async fn pods(client: &kube::Client) -> Result<()> {
     let mut times = Vec::new();
     for i in 0..PODS {
         let name = format!("bench-{i}");
-        let pod = serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "c", "image": "busybox:1", "command": ["sleep", "3600"]}]}}))?;
-        let version = pods.list(&ListParams::default().limit(1)).await?.metadata.resource_version.unwrap_or_default();
-        let mut events = pods.watch(&WatchParams::default().fields(&format!("metadata.name={name}")), &version).await?.boxed();
+        let pod = serde_json::from_value(
+            json!({"metadata": {"name": name}, "spec": {"terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "c", "image": "busybox:1", "command": ["sleep", "3600"]}]}}),
+        )?;
+        let version =
+            pods.list(&ListParams::default().limit(1)).await?.metadata.resource_version.unwrap_or_default();
+        let mut events = pods
+            .watch(&WatchParams::default().fields(&format!("metadata.name={name}")), &version)
+            .await?
+            .boxed();
         let start = Instant::now();
         pods.create(&PostParams::default(), &pod).await?;
         while let Some(event) = events.try_next().await? {
@@ -160,8 +170,10 @@ async fn requests(cluster: &Cluster, client: &kube::Client) -> Result<()> {
     let before = cpu(pid)?;
     for i in 0..LISTED {
         // Nobody schedules it: only the API server works.
-        let pod = serde_json::from_value(json!({"metadata": {"name": format!("listed-{i}"), "labels": {"n": format!("{}", i % 10)}},
-            "spec": {"schedulerName": "nobody", "containers": [{"name": "c", "image": "busybox:1", "env": [{"name": "A", "value": "b"}]}]}}))?;
+        let pod = serde_json::from_value(
+            json!({"metadata": {"name": format!("listed-{i}"), "labels": {"n": format!("{}", i % 10)}},
+            "spec": {"schedulerName": "nobody", "containers": [{"name": "c", "image": "busybox:1", "env": [{"name": "A", "value": "b"}]}]}}),
+        )?;
         pods.create(&PostParams::default(), &pod).await?;
     }
     per("create of a pod", before, LISTED)?;
@@ -189,10 +201,12 @@ async fn watches(cluster: &Cluster, client: &kube::Client) -> Result<()> {
     let pid = server(cluster)?;
     let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
     let map = serde_json::from_value(json!({"metadata": {"name": "watched"}, "data": {"n": "0"}}))?;
-    let version = maps.create(&PostParams::default(), &map).await?.metadata.resource_version.unwrap_or_default();
+    let version =
+        maps.create(&PostParams::default(), &map).await?.metadata.resource_version.unwrap_or_default();
     let mut watchers = Vec::new();
     for _ in 0..WATCHERS {
-        let mut events = maps.watch(&WatchParams::default().fields("metadata.name=watched"), &version).await?.boxed();
+        let mut events =
+            maps.watch(&WatchParams::default().fields("metadata.name=watched"), &version).await?.boxed();
         watchers.push(tokio::spawn(async move {
             for _ in 0..CHANGES {
                 events.try_next().await?.context("the watch ended")?;
@@ -209,7 +223,10 @@ async fn watches(cluster: &Cluster, client: &kube::Client) -> Result<()> {
         watcher.await??;
     }
     let each = (cpu(pid)? - before).as_secs_f64() * 1e6 / (WATCHERS * CHANGES) as f64;
-    println!("{:55} {each:>9.1} us", format!("CPU per watch delivery ({WATCHERS} watchers, patches included)"));
+    println!(
+        "{:55} {each:>9.1} us",
+        format!("CPU per watch delivery ({WATCHERS} watchers, patches included)")
+    );
     maps.delete("watched", &DeleteParams::default()).await?;
     Ok(())
 }

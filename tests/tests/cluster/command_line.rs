@@ -26,8 +26,15 @@ pub(crate) fn the_verbs_of_decapod(cluster: &Cluster) -> Result<()> {
         ensure!(described.contains("Name:") && described.contains("ScalingReplicaSet"), "{described}");
         d(&["scale", "deployment/web", "--replicas", "1"])?;
         d(&["rollout", "status", "deployment/web", "--timeout", "60s"])?;
-        let greeting =
-            run(&mut cluster.decapod(&["exec", "deploy/web", "-n", ns, "--", "cat", "/etc/web/greeting.txt"]))?;
+        let greeting = run(&mut cluster.decapod(&[
+            "exec",
+            "deploy/web",
+            "-n",
+            ns,
+            "--",
+            "cat",
+            "/etc/web/greeting.txt",
+        ]))?;
         ensure!(greeting == "Hello from a ConfigMap\n", "{greeting}");
         let code = cluster
             .decapod(&["exec", "deploy/web", "-n", ns, "--", "sh", "-c", "exit 5"])

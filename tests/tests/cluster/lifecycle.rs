@@ -34,7 +34,7 @@ pub(crate) fn no_cluster_is_said_plainly(cluster: &Cluster) -> Result<()> {
 }
 
 pub(crate) fn a_taken_port_is_said_plainly(cluster: &Cluster) -> Result<()> {
-    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let taken = TcpListener::bind("0.0.0.0:0")?;
     let listen = taken.local_addr()?.to_string();
     let text = fails(at(cluster, &mut cluster.decapod(&["up", "--listen", &listen])))?;
     ensure!(text.contains(&format!("cannot listen on {listen}")) && text.contains("--listen"), "{text}");
@@ -67,7 +67,7 @@ pub(crate) fn up_again_restarts_nothing(cluster: &Cluster) -> Result<()> {
 }
 
 pub(crate) fn other_settings_are_refused(cluster: &Cluster) -> Result<()> {
-    let text = fails(at(cluster, &mut cluster.decapod(&["up", "--listen", "127.0.0.1:26555"])))?;
+    let text = fails(at(cluster, &mut cluster.decapod(&["up", "--listen", "0.0.0.0:26555"])))?;
     ensure!(text.contains("runs with other settings") && text.contains("decapod down"), "{text}");
     Ok(())
 }
