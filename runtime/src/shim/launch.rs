@@ -233,6 +233,7 @@ fn run(workload: &Workload, spec: &Spec) -> Result<std::convert::Infallible, Fai
         .map(|arg| CString::new(arg).map_err(|_| Failure::other("an argument has a zero byte")))
         .collect::<Result<_, _>>()?;
     default_signals().map_err(|errno| Failure::other(errno.desc()))?;
+    allow_huge_pages()?;
     privileges::apply(&workload.privileges, workload.filter.as_ref().map(|filter| filter.as_slice()))
         .map_err(|error| Failure::other(format!("cannot set privileges: {error}")))?;
     nix::unistd::execv(&path, &args).map_err(|errno| Failure {
@@ -299,6 +300,15 @@ fn lower(errno: Errno) -> String {
     let text = errno.desc();
     let mut chars = text.chars();
     chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// The shim's allocator forbids huge pages for the shim, and executed programs would inherit it.
+fn allow_huge_pages() -> io::Result<()> {
+    // SAFETY: this option takes integers and changes this process only.
+    match unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The shim blocks and ignores signals; its children would inherit that.

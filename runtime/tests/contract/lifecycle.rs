@@ -26,8 +26,8 @@ pub(crate) async fn exit_codes_and_logs() {
     assert!(raw.contains(" stdout F out\n") && raw.contains(" stderr F err\n"), "{raw}");
     let (status, _) = world.run(&pod, &script("seven", "exit 7")).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (7, "Error"));
-    let (status, log) = world.run(&pod, &script("signal", "sh -c 'kill -9 $$'; echo $?")).await;
-    assert_eq!((status.exit_code, log.trim_end().rsplit('\n').next()), (0, Some("137")), "{log}");
+    let (status, log) = world.run(&pod, &script("signal", "sh -c 'kill -9 $$' 2>&1; echo $?")).await;
+    assert!(status.exit_code == 0 && log.lines().any(|line| line == "137"), "{log}");
     // No newline at the end, and more than a pipe holds.
     let (_, log) = world.run(&pod, &script("long", "seq 1 50000; echo -n end")).await;
     assert_eq!(log.lines().count(), 50_001);

@@ -77,7 +77,10 @@ fn main() -> ExitCode {
         let outcome = std::panic::catch_unwind(|| runtime().block_on(test()));
         let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
         println!("test {name} ... {verdict} ({:.2} s)", started.elapsed().as_secs_f64());
-        failed.extend(outcome.is_err().then_some(name));
+        if outcome.is_err() {
+            failed.push(name);
+            runtime().block_on(support::clean_up());
+        }
         // Each failure may have waited long: a few say enough.
         if failed.len() >= MAX_FAILURES {
             break;
