@@ -17,7 +17,7 @@ use crate::cri::Session;
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
 use crate::protocol::{Exit, Launch, Privileges, Reply, Request, Seccomp, Started, Streams, now};
-use crate::sys::cgroup::Hierarchies;
+use crate::sys::cgroup::{Hierarchies, Rule};
 use crate::sys::mount::{self, Overlay};
 use crate::sys::{durable, rooted};
 
@@ -358,6 +358,7 @@ impl Plan {
         rooted::create_dir_all(rootfs, Path::new(facts.cwd()))
             .map_err(|error| Error::invalid("working_dir", format!("{}: {error}", facts.cwd())))?;
         let spec = facts.spec()?;
+        self.restrict_devices(&context)?;
         fs::write(bundle.join("config.json"), spec.to_string()).map_err(failed("write the specification"))?;
         let record = self.record(bundle, &context, &user, lower)?;
         durable::write_json(&bundle.join("container.json"), &record)
@@ -443,6 +444,25 @@ impl Plan {
             oom_floor: oom_floor(),
             host_devices,
         })
+    }
+
+    /// With version 2 of control groups the group must be there to be restricted.
+    fn restrict_devices(&self, context: &cri::LinuxContainerSecurityContext) -> Result<()> {
+        if context.privileged || matches!(self.groups, Hierarchies::V1(_)) {
+            return Ok(());
+        }
+        let mut rules = Rule::defaults();
+        for wanted in &self.config.devices {
+            let rule = device::rule(&wanted.host_path, &wanted.permissions)?;
+            let number = |key: &str| rule[key].as_u64().and_then(|number| u32::try_from(number).ok());
+            let text = |key: &str| rule[key].as_str().unwrap_or_default();
+            rules.push(Rule::new(text("type"), number("major"), number("minor"), text("access")));
+        }
+        let cgroup = self.cgroup();
+        self.groups
+            .create(&cgroup)
+            .and_then(|()| self.groups.restrict_devices(&cgroup, &rules))
+            .map_err(|error| Error::internal("restrict the container's devices", error))
     }
 
     fn devices(&self) -> Result<Vec<serde_json::Value>> {

@@ -4,6 +4,7 @@
 //! libcontainer creates a container's group and moves processes into it. Here is the rest:
 //! groups above it, killing and removing whole groups, usage, and limits changed later.
 
+mod device;
 mod usage;
 
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use decapod_proto::cri;
 
+pub(crate) use device::Rule;
 pub(crate) use usage::Usage;
 
 /// Where control groups are mounted; every distribution agrees on it.
@@ -115,6 +117,15 @@ impl Hierarchies {
             delegate_controllers(root, group)?;
         }
         Ok(())
+    }
+
+    /// Lets a group that exists use certain devices only. With version 1 the controller does
+    /// that, by the container's specification.
+    pub(crate) fn restrict_devices(&self, group: &str, rules: &[Rule]) -> io::Result<()> {
+        match self {
+            Hierarchies::V1(_) => Ok(()),
+            Hierarchies::V2(_) => device::restrict(&self.directory("", group), rules),
+        }
     }
 
     /// Moves a process into a group that exists.
@@ -313,7 +324,9 @@ fn delegate_controllers(root: &Path, group: &str) -> io::Result<()> {
         let available = fs::read_to_string(directory.join("cgroup.controllers"))?;
         for controller in ["cpu", "cpuset", "io", "memory", "pids"] {
             if available.split_ascii_whitespace().any(|name| name == controller) {
-                fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"))?;
+                // Refused where the group above has processes of its own, or is not ours. A limit
+                // that needs the controller fails then, and says so.
+                fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}")).ok();
             }
         }
         directory.push(part);
