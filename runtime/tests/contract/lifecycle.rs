@@ -252,3 +252,29 @@ pub(crate) async fn sandboxes_that_fail_leave_nothing() {
     assert!(std::fs::read_dir(world.root.join("run")).unwrap().next().is_none());
     world.end().await;
 }
+
+pub(crate) async fn many_pods_at_once() {
+    let world = World::new("many").await;
+    let pods = (0..16).map(|index| {
+        let world = &world;
+        async move {
+            let name = format!("many-{index}");
+            let pod = world.pod(&name).await;
+            for round in 0..3 {
+                let (status, log) =
+                    world.run(&pod, &script(&format!("c{round}"), &format!("hostname; exit {round}"))).await;
+                assert_eq!((status.exit_code, log), (round, format!("{name}\n")));
+            }
+            let up = world.start(&pod, &script("up", "sleep 1000")).await;
+            let answers = (0..4).map(|_| world.exec(&up, &["echo", "yes"]));
+            for answer in futures::future::join_all(answers).await {
+                assert_eq!(answer.stdout, b"yes\n");
+            }
+            world.runtime.sandbox_remove(&pod).await.unwrap();
+        }
+    });
+    futures::future::join_all(pods).await;
+    assert!(world.runtime.sandbox_list(None).await.unwrap().is_empty());
+    assert!(world.runtime.container_list(None).await.unwrap().is_empty());
+    world.end().await;
+}

@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         lifecycle::pods_on_the_host,
         lifecycle::events_tell_what_happens,
         lifecycle::sandboxes_that_fail_leave_nothing,
+        lifecycle::many_pods_at_once,
         streams::commands_run_inside,
         streams::slow_commands_are_killed,
         streams::terminals_work,
