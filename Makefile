@@ -19,10 +19,12 @@ up: build
 down:
 	$(BINARY) down $(FLAGS)
 
-# Statically linked, so that it is its own container image.
+# Statically linked, so that it is its own container image; at fixed addresses, so that each of many shims
+# does not hold a relocated copy of its tables.
+RELEASE_FLAGS := -C target-feature=+crt-static -C relocation-model=static
 build:
 	@$(call install,$(BUILD_PACKAGES))
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --package decapod --target $(HOST)
+	RUSTFLAGS="$(RELEASE_FLAGS)" cargo build --release --locked --package decapod --target $(HOST)
 	@cmp -s target/$(HOST)/release/decapod $(BINARY) || install -m 755 target/$(HOST)/release/decapod $(BINARY)
 
 test: packages tools lint unit e2e

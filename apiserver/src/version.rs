@@ -20,10 +20,10 @@ pub(crate) fn info() -> Value {
     })
 }
 
-/// `v1.36.0-decapod.0.1.0`: the version of Kubernetes' API, and ours.
+/// `v1.36.0+decapod.0.1.0`: the version of Kubernetes' API, and ours.
 pub fn git_version() -> String {
     let (major, minor) = KUBERNETES;
-    format!("v{major}.{minor}.0-decapod.{}", env!("CARGO_PKG_VERSION"))
+    format!("v{major}.{minor}.0+decapod.{}", env!("CARGO_PKG_VERSION"))
 }
 
 /// The machine's architecture in Kubernetes' words.

@@ -54,7 +54,7 @@ const NGINX_COMMAND: &[&str] = &[
     "-c",
     "mkdir -p /run /tmp /www && hostname > /www/index.html && cp /usr/share/nginx/version /www/version && exec /usr/sbin/nginx -g 'daemon off;'",
 ];
-const NGINX_CONF: &str = "worker_processes 1;\nerror_log /dev/stderr;\npid /run/nginx.pid;\nevents { worker_connections 256; }\n\
+const NGINX_CONF: &str = "user www-data;\nworker_processes 1;\nerror_log /dev/stderr;\npid /run/nginx.pid;\nevents { worker_connections 256; }\n\
 http {\n  access_log /dev/stdout;\n  client_body_temp_path /tmp/b; proxy_temp_path /tmp/p; fastcgi_temp_path /tmp/f;\n  uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;\n\
   server { listen 80; root /www; location = /healthz { return 200 'ok'; } }\n}\n";
 

@@ -84,15 +84,24 @@ fn v3(group: &str, version: &str) -> Option<Value> {
         "components": {"schemas": schemas.finish()}}))
 }
 
-/// The older document: everything in one, as JSON only.
+/// The media type of the older document in protobuf.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// The older document: everything in one as JSON, its head alone as protobuf.
+///
+/// kubectl asks for protobuf, and only about kinds of which version 3 says nothing: what this document does
+/// not define it passes on to the server, which validates.
 fn v2(headers: &HeaderMap) -> Response<Body> {
     let accepts = headers.get_all(ACCEPT);
-    let mut accepts = accepts.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).peekable();
-    let any = accepts.peek().is_none();
-    let json_wanted =
-        accepts.any(|a| matches!(a.split(';').next().unwrap_or_default().trim(), "application/json" | "*/*"));
-    if !any && !json_wanted {
-        return reply::error(&decapod_api::status::Error::NotAcceptable("application/json".to_owned()));
+    let accepts = accepts.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    let accepts: Vec<&str> = accepts.map(|a| a.split(';').next().unwrap_or_default().trim()).collect();
+    let wants = |form: &str| accepts.contains(&form);
+    if !accepts.is_empty() && !wants("application/json") && !wants("*/*") {
+        return if wants(V2_PROTOBUF) {
+            reply::with_type(StatusCode::OK, V2_PROTOBUF, v2_head())
+        } else {
+            reply::error(&decapod_api::status::Error::NotAcceptable("application/json".to_owned()))
+        };
     }
     let mut schemas = schema::Schemas::new("#/definitions/");
     let mut all = Map::new();
@@ -104,9 +113,29 @@ fn v2(headers: &HeaderMap) -> Response<Body> {
     reply::json(StatusCode::OK, &document)
 }
 
+/// `swagger` (1), `info` (2) with `title` (1) and `version` (2), and empty `paths` (8) of the message
+/// `openapi.v2.Document`.
+fn v2_head() -> Vec<u8> {
+    fn field(number: u8, content: &[u8]) -> Vec<u8> {
+        const LENGTH_DELIMITED: u8 = 2;
+        let length = u8::try_from(content.len()).expect("the head is shorter than 128 bytes");
+        [&[number << 3 | LENGTH_DELIMITED, length], content].concat()
+    }
+    let info = [field(1, b"Kubernetes"), field(2, crate::version::git_version().as_bytes())].concat();
+    [field(1, b"2.0"), field(2, &info), field(8, b"")].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_head_as_protobuf_is_whole() {
+        let head = v2_head();
+        assert_eq!(head[..5], *b"\x0a\x032.0");
+        assert_eq!(usize::from(head[6]), head.len() - 7 - 2);
+        assert!(head.iter().all(|b| *b < 128));
+    }
 
     #[test]
     fn the_index_names_what_is_served() {
