@@ -26,7 +26,13 @@ pub struct Recipe {
 
 /// BusyBox with its usual commands.
 pub const BUSYBOX: Recipe =
-    Recipe { name: "busybox:1", packages: &["busybox-static"], command: &["/bin/sh"], files: &[] };
+    // With the C library: to resolve names even static programs load parts of it.
+    Recipe {
+        name: "busybox:1",
+        packages: &["busybox-static", "libc6"],
+        command: &["/bin/sh"],
+        files: &[],
+    };
 
 /// nginx on port 80; `/` answers with the name of the pod.
 pub const NGINX: Recipe = Recipe {
@@ -99,7 +105,12 @@ fn unpack(package: &str, rootfs: &Path) -> Result<()> {
         Ok(found.map(|e| e.path()))
     };
     if find()?.is_none() {
-        run(Command::new("apt-get").args(["download", "-q", "-q", package]).current_dir(&folder))?;
+        let download =
+            || run(Command::new("apt-get").args(["download", "-q", "-q", package]).current_dir(&folder));
+        // A machine on which nothing was installed yet does not know what packages there are.
+        download().or_else(|_| {
+            run(Command::new("apt-get").args(["update", "-q", "-q"])).and_then(|_| download())
+        })?;
     }
     let file = find()?.with_context(|| format!("apt-get download {package} brought no file"))?;
     run(Command::new("dpkg-deb").arg("-x").arg(file).arg(rootfs))?;

@@ -85,7 +85,9 @@ fn v3(group: &str, version: &str) -> Option<Value> {
 }
 
 /// The media type of the older document in protobuf.
-const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// The one by which clients ask for it, which is no valid media type and so is not answered with.
+const V2_PROTOBUF_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// The older document: everything in one as JSON, its head alone as protobuf.
 ///
@@ -97,7 +99,7 @@ fn v2(headers: &HeaderMap) -> Response<Body> {
     let accepts: Vec<&str> = accepts.map(|a| a.split(';').next().unwrap_or_default().trim()).collect();
     let wants = |form: &str| accepts.contains(&form);
     if !accepts.is_empty() && !wants("application/json") && !wants("*/*") {
-        return if wants(V2_PROTOBUF) {
+        return if wants(V2_PROTOBUF) || wants(V2_PROTOBUF_ASKED) {
             reply::with_type(StatusCode::OK, V2_PROTOBUF, v2_head())
         } else {
             reply::error(&decapod_api::status::Error::NotAcceptable("application/json".to_owned()))

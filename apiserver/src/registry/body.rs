@@ -19,7 +19,7 @@ pub(crate) fn parse(content_type: &str, bytes: &[u8]) -> Result<Parsed, Error> {
         }
         "application/yaml" | "application/x-yaml" => {
             let text = std::str::from_utf8(bytes).map_err(|e| Error::BadRequest(e.to_string()))?;
-            let value = serde_saphyr::from_str(text)
+            let value = serde_saphyr::from_str_with_options(text, yaml_options())
                 .map_err(|e| Error::BadRequest(format!("couldn't parse the body: {e}")))?;
             Ok(Parsed { value, duplicates: Vec::new() })
         }
@@ -82,4 +82,8 @@ pub(crate) fn normalize(call: &Call, object: Value, duplicates: &[String]) -> Re
         _ => {}
     }
     Ok(normalized.object)
+}
+/// As Kubernetes reads YAML: file modes are written 0400, and are octal.
+fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! { legacy_octal_numbers: true }
 }

@@ -41,14 +41,19 @@ async fn one(client: &Client, object: &Value) -> Result<(), Failure> {
             .body(object.to_string().into_bytes())
             .map_err(|e| Failure::new(format!("{path}: {e}")))
     };
-    match client.request::<Value>(send(http::Method::POST, collection.clone(), "application/json")?).await {
-        Err(kube::Error::Api(status)) if status.code == 409 => {
-            let path = format!("{collection}/{}", decapod_api::meta::name(object));
-            client
-                .request::<Value>(send(http::Method::PATCH, path, "application/strategic-merge-patch+json")?)
-                .await?;
+    let path = format!("{collection}/{}", decapod_api::meta::name(object));
+    // Looked for first: creating a Service whose address it has itself fails for the address.
+    let find =
+        http::Request::get(&path).body(Vec::new()).map_err(|e| Failure::new(format!("{path}: {e}")))?;
+    match client.request::<Value>(find).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => {
+            client.request::<Value>(send(http::Method::POST, collection, "application/json")?).await?;
         }
-        other => drop(other?),
+        Err(error) => return Err(error.into()),
+        Ok(_) => {
+            // Lists are replaced whole: a strategic patch would take DNS's two ports 53 for one.
+            client.request::<Value>(send(http::Method::PATCH, path, "application/merge-patch+json")?).await?;
+        }
     }
     Ok(())
 }

@@ -100,7 +100,8 @@ pub(super) async fn pod_of(session: &Session, target: &str) -> Result<Value, Fai
     let path = format!("/api/v1/namespaces/{}/pods", session.namespace);
     let mut pods = session.get(&with_query(&path, &[("labelSelector", labels.join(","))])).await?;
     let Value::Array(mut pods) = pods["items"].take() else { return Err(Failure::new("no pods found")) };
-    pods.sort_by_key(|p| p["status"]["phase"] != "Running");
+    // A pod that ends has its last say only where there is no other.
+    pods.sort_by_key(|p| (decapod_api::meta::deleting(p), p["status"]["phase"] != "Running"));
     let found = pods.into_iter().next();
     found.ok_or_else(|| {
         Failure::new(format!("no pods found for {}/{}", target.kind.display(), target.names.join(" ")))

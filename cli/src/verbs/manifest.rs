@@ -89,7 +89,9 @@ fn read_file(path: &Path, documents: &mut Vec<Document>) -> Result<(), Failure> 
 }
 
 fn parse(source: &str, text: &str, documents: &mut Vec<Document>) -> Result<(), Failure> {
-    let values: Vec<Value> = serde_saphyr::from_multiple(text)
+    // As kubectl reads YAML: file modes are written 0400, and are octal.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    let values: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
         .map_err(|e| Failure::new(format!("error parsing {source}: error converting YAML to JSON: {e}")))?;
     for value in values {
         match value {
@@ -123,6 +125,10 @@ mod tests {
         let kinds: Vec<_> = got.iter().map(|d| d.object["kind"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["A", "B", "C"]);
         assert_eq!(got[0].name().unwrap(), "a");
+        assert_eq!(
+            parsed("{mode: 0400, port: 80, text: '0400'}").unwrap()[0].object,
+            serde_json::json!({"mode": 256, "port": 80, "text": "0400"})
+        );
         assert!(got[1].api_version().unwrap_err().to_string().contains("x.yaml: apiVersion is not set"));
     }
 

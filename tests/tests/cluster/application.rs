@@ -71,7 +71,7 @@ pub(crate) fn rolls_out_and_answers(cluster: &Cluster) -> Result<()> {
         let name = format!("http://web.{ns}.svc.cluster.local/");
         let mut seen = BTreeSet::new();
         poll::until("all three pods to answer by the DNS name", PATIENCE, || {
-            seen.insert(cluster.exec(ns, "client", &["wget", "-qO-", "-T", "3", &name])?);
+            seen.insert(cluster.exec(ns, "client", &["wget", "-qO-", &name])?);
             Ok(if seen.len() == 3 { Ok(()) } else { Err(format!("{seen:?}")) })
         })?;
         // Short names by the search path, reverse names, and names of others.
