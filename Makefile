@@ -42,7 +42,7 @@ e2e: build packages tools
 
 # Figures of this machine, beside those of runc and crun.
 bench: build packages tools
-	cargo run --quiet --release --package decapod-tests --bin bench
+	cargo run --quiet --package decapod-tests --bin bench
 
 # Images made from Debian's packages, for the tour and the samples.
 images: packages

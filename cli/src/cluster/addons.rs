@@ -1,4 +1,4 @@
-//! What every cluster gets beside the API's own objects: cluster DNS.
+//! What every cluster gets beside the API's own objects: cluster DNS, and what agents may read.
 
 use kube::Client;
 use serde_json::Value;
@@ -7,6 +7,7 @@ use super::settings::Settings;
 use crate::failure::Failure;
 
 const DNS: &str = include_str!("../../../deploy/dns.yaml");
+const NODES: &str = include_str!("../../../deploy/nodes.yaml");
 /// The reference of the image that is made of this binary.
 pub(super) const SELF_IMAGE: &str = "decapod.internal/decapod:self";
 
@@ -15,10 +16,12 @@ pub(super) async fn apply(client: &Client, settings: &Settings) -> Result<(), Fa
     let text = DNS
         .replace("10.96.0.10", &settings.dns().to_string())
         .replace("cluster.local", &settings.cluster_domain);
-    let objects: Vec<Value> = serde_saphyr::from_multiple(&text)
-        .map_err(|e| Failure::new(format!("the manifest of cluster DNS: {e}")))?;
-    for object in objects.iter().filter(|o| o.is_object()) {
-        one(client, object).await.map_err(|f| f.within("cluster DNS"))?;
+    for (what, text) in [("the role of nodes", NODES), ("cluster DNS", &text)] {
+        let objects: Vec<Value> = serde_saphyr::from_multiple(text)
+            .map_err(|e| Failure::new(format!("the manifest of {what}: {e}")))?;
+        for object in objects.iter().filter(|o| o.is_object()) {
+            one(client, object).await.map_err(|f| f.within(what))?;
+        }
     }
     Ok(())
 }

@@ -234,8 +234,14 @@ pub(super) async fn start(parts: Parts) -> Result<(), Failure> {
     let runtime = runtime(&place, network.clone()).await?;
     image_of_itself(&runtime).await?;
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
-    control::serve(&socket(&place), runtime.clone(), &supervisor)?;
 
+    let pods = |pod_cidr| pod_options(&place, &settings, pod_cidr);
+    // A node that was there before has its addresses: it must not report that it has no network.
+    let known = known_pod_cidr(&client, &node).await;
+    if let Some(pod_cidr) = known {
+        let failed = |e: Source| Failure::new(format!("the pod network cannot be set up: {}", chain(&*e)));
+        set_up_network(&network, &runtime, pods(pod_cidr)).await.map_err(failed)?;
+    }
     let informers = Informers::new(client.clone(), supervisor.clone(), clock.clone());
     let nodes = informers.filtered::<Node>(&format!("metadata.name={node}"));
     let dependencies = Dependencies {
@@ -251,15 +257,35 @@ pub(super) async fn start(parts: Parts) -> Result<(), Failure> {
         .await
         .map_err(|e| Failure::new(format!("the kubelet cannot start: {}", chain(&e))))?;
     kubelet.run();
+    // Last: who can connect knows that the agent runs.
+    control::serve(&socket(&place), runtime.clone(), &supervisor)?;
 
     let proxy = proxy_options(&place, &settings, &node);
     supervisor
         .spawn_until_shutdown("service-proxy", ServiceProxy::run(proxy, services, supervisor.clone(), clock));
-    supervisor.spawn_until_shutdown("pod-network", async move {
-        let pod_cidr = pod_cidr(&nodes, &node).await;
-        set_up_network(network, runtime, pod_options(&place, &settings, pod_cidr)).await
-    });
+    if known.is_none() {
+        supervisor.spawn_until_shutdown("pod-network", async move {
+            let pod_cidr = pod_cidr(&nodes, &node).await;
+            set_up_network(&network, &runtime, pod_options(&place, &settings, pod_cidr)).await
+        });
+    }
     Ok(())
+}
+
+fn pod_cidr_of(node: &Node) -> Option<Ipv4Net> {
+    node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok()
+}
+
+/// The addresses that the node has from an earlier start.
+async fn known_pod_cidr(client: &kube::Client, node: &str) -> Option<Ipv4Net> {
+    match kube::Api::<Node>::all(client.clone()).get_opt(node).await {
+        Ok(object) => pod_cidr_of(&object?),
+        Err(error) => {
+            // The kubelet goes on trying, and the network comes with the Node.
+            tracing::warn!(error = chain(&error), "the node cannot be looked up yet");
+            None
+        }
+    }
 }
 
 /// Waits until the node has its share of the pod addresses.
@@ -267,8 +293,7 @@ async fn pod_cidr(nodes: &decapod_client::informer::Informer<Node>, node: &str) 
     let mut changes = nodes.subscribe();
     loop {
         let object = nodes.get(&ObjectKey { namespace: String::new(), name: node.to_owned() });
-        let cidr = object.and_then(|n| n.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok());
-        if let Some(cidr) = cidr {
+        if let Some(cidr) = object.and_then(|n| pod_cidr_of(&n)) {
             return cidr;
         }
         if changes.next().await.is_none() {
@@ -279,8 +304,8 @@ async fn pod_cidr(nodes: &decapod_client::informer::Informer<Node>, node: &str) 
 }
 
 async fn set_up_network(
-    network: Arc<NodeNetwork>,
-    runtime: Arc<dyn Runtime>,
+    network: &NodeNetwork,
+    runtime: &Arc<dyn Runtime>,
     options: pod::Options,
 ) -> Result<(), Source> {
     let cidr = options.pod_cidr;

@@ -138,8 +138,10 @@ impl Server {
             supervisor,
             clock.clone(),
         );
+        let addons_client = client("system:decapod:addons", &["system:masters"]);
+        let addons = addons::apply(&addons_client, settings);
         if self.no_agent {
-            return Ok(());
+            return addons.await;
         }
         let node = settings.node()?;
         let parts = agent::Parts {
@@ -152,8 +154,7 @@ impl Server {
             clock: clock.clone(),
             node,
         };
-        agent::start(parts).await?;
-        addons::apply(&client("system:decapod:addons", &["system:masters"]), settings).await
+        tokio::try_join!(agent::start(parts), addons).map(drop)
     }
 }
 

@@ -9,6 +9,7 @@ use clap::Args;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ListParams};
 
+use super::agent;
 use super::dns_probe;
 use super::kubeconfig;
 use super::lock::Lock;
@@ -133,7 +134,9 @@ impl Up {
             let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
             conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
         };
-        if list.items.is_empty() || !list.items.iter().all(ready) {
+        // After a crash the node's last word may still be that it is ready: its agent must run, too.
+        let agent = tokio::net::UnixStream::connect(agent::socket(place)).await;
+        if list.items.is_empty() || !list.items.iter().all(ready) || agent.is_err() {
             return "the API is ready; waiting for the node";
         }
         if !dns_probe::answers(self.settings.dns(), &self.settings.cluster_domain).await {

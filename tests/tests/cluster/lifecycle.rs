@@ -50,6 +50,8 @@ pub(crate) fn up_makes_a_ready_node_and_dns(cluster: &Cluster) -> Result<()> {
     let status = status(cluster)?;
     ensure!(status["ready"] == true && status["dns"] == "answers", "{status:#}");
     ensure!(cluster.k(&["get", "--raw", "/readyz"])? == "ok");
+    let node = ["auth", "can-i", "list", "endpointslices", "--as=system:node:x", "--as-group=system:nodes"];
+    ensure!(cluster.k(&node)?.trim() == "yes", "a node cannot run the service proxy");
     for recipe in [&images::BUSYBOX, &images::NGINX, &images::NGINX_2] {
         cluster.import(recipe)?;
     }
