@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn digests_need_no_tag() {
         let digest = format!("sha256:{}", "a".repeat(64));
-        let reference = Reference::parse(&format!("quay.io/x/y@{digest}")).unwrap();
+        let reference = Reference::parse(&format!("registry.example/x/y@{digest}")).unwrap();
         assert_eq!(reference.tag, None);
         assert_eq!(reference.digest.as_deref(), Some(digest.as_str()));
     }
