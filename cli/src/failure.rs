@@ -7,12 +7,14 @@ use std::fmt;
 pub(crate) struct Failure {
     what: String,
     hint: Option<String>,
+    /// The `reason` of the server's `Status`.
+    reason: Option<String>,
 }
 
 impl Failure {
     /// A failure that says what failed and why.
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), hint: None }
+        Self { what: what.into(), hint: None, reason: None }
     }
 
     /// Adds what to do about it.
@@ -20,6 +22,11 @@ impl Failure {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Whether the server refused for this reason.
+    pub(crate) fn is(&self, reason: &str) -> bool {
+        self.reason.as_deref() == Some(reason)
     }
 
     /// What failed, before the cause that is there already.
@@ -58,7 +65,8 @@ impl From<kube::Error> for Failure {
     fn from(error: kube::Error) -> Self {
         match &error {
             kube::Error::Api(status) if !status.message.is_empty() => {
-                let failure = Self::new(format!("from server ({}): {}", status.reason, status.message));
+                let mut failure = Self::new(format!("from server ({}): {}", status.reason, status.message));
+                failure.reason = Some(status.reason.clone());
                 match status.code {
                     401 => failure.hint("the kubeconfig's credentials are not those of this cluster: is KUBECONFIG the one that `decapod up` wrote?"),
                     403 => failure.hint("ask for a Role that allows it, or use the administrator's kubeconfig"),

@@ -96,7 +96,7 @@ impl Apply {
             patch["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
             let changed = session.patch(&with_query(&path, &self.query()), form, &patch).await;
             match changed {
-                Err(failure) if failure.to_string().contains("(Conflict)") => {}
+                Err(failure) if failure.is("Conflict") => {}
                 Err(failure) => return Err(failure),
                 Ok(_) => return Ok(format!("{shown} configured{suffix}")),
             }

@@ -71,7 +71,7 @@ impl Delete {
                 options["gracePeriodSeconds"] = seconds.into();
             }
             match session.delete(&path, &options).await {
-                Err(f) if self.ignore_not_found && f.to_string().contains("(NotFound)") => continue,
+                Err(f) if self.ignore_not_found && f.is("NotFound") => continue,
                 Err(f) => return Err(f),
                 Ok(answer) => {
                     let place = doomed

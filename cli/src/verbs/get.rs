@@ -90,7 +90,7 @@ impl Get {
                 let mut next = path;
                 loop {
                     let table = match session.table(&next).await {
-                        Err(f) if self.ignore_not_found && f.to_string().contains("(NotFound)") => break,
+                        Err(f) if self.ignore_not_found && f.is("NotFound") => break,
                         other => other?,
                     };
                     printer.add(&table)?;
@@ -141,7 +141,7 @@ impl Get {
                 let mut next = path;
                 loop {
                     let mut answer = match session.get(&next).await {
-                        Err(f) if self.ignore_not_found && f.to_string().contains("(NotFound)") => break,
+                        Err(f) if self.ignore_not_found && f.is("NotFound") => break,
                         other => other?,
                     };
                     if !target.names.is_empty() {
