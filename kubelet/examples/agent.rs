@@ -17,7 +17,7 @@ use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
 use decapod_client::transport;
-use decapod_kubelet::{Dependencies, Kubelet, Options, ServerOptions, teardown};
+use decapod_kubelet::{Dependencies, Kubelet, NoServices, Options, ServerOptions, teardown};
 use decapod_runtime::{Attachment, Embedded, ImageConfig, ImageFile, Network, Source, shim};
 use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair};
 use rustls_pki_types::pem::PemObject;
@@ -119,8 +119,14 @@ async fn serve(
     if let Some(pki) = pki {
         options.server = Some(server(Path::new(pki), port.parse()?)?);
     }
-    let dependencies =
-        Dependencies { client, informers, runtime: Arc::new(runtime), supervisor: supervisor.clone(), clock };
+    let dependencies = Dependencies {
+        client,
+        informers,
+        runtime: Arc::new(runtime),
+        traffic: Arc::new(NoServices),
+        supervisor: supervisor.clone(),
+        clock,
+    };
     Kubelet::new(options, dependencies).await?.run();
     tokio::signal::ctrl_c().await?;
     supervisor.shutdown(Duration::from_secs(2)).await;

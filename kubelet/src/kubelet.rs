@@ -21,6 +21,7 @@ use crate::probe::Probes;
 use crate::server::{self, Server};
 use crate::shared::{Shared, logs_root};
 use crate::tell::Tell;
+use crate::traffic::Traffic;
 use crate::volume::{self, Objects, Tokens, Volumes};
 use crate::wake::Wakes;
 use crate::worker::{Workers, follow_runtime};
@@ -68,6 +69,8 @@ pub struct Dependencies {
     pub informers: Informers,
     /// The containers of this node.
     pub runtime: Arc<dyn Runtime>,
+    /// Who says when a pod that ends gets no new connections.
+    pub traffic: Arc<dyn Traffic>,
     /// Who watches over the kubelet's tasks.
     pub supervisor: Supervisor,
     /// The time.
@@ -87,7 +90,7 @@ impl Kubelet {
     /// # Errors
     /// When the runtime does not answer, or the machine does not let the kubelet have its folders, cgroups or port.
     pub async fn new(options: Options, dependencies: Dependencies) -> Result<Self, Error> {
-        let Dependencies { client, informers, runtime, supervisor, clock } = dependencies;
+        let Dependencies { client, informers, runtime, traffic, supervisor, clock } = dependencies;
         let version = runtime.version().await?;
         for folder in [&options.data_dir, &options.run_dir, &logs_root(&options.data_dir)] {
             std::fs::create_dir_all(folder)
@@ -116,6 +119,7 @@ impl Kubelet {
             options,
             client,
             runtime,
+            traffic,
             clock,
             supervisor,
             pods,

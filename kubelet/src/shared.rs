@@ -15,6 +15,7 @@ use crate::files::Dns;
 use crate::images::Images;
 use crate::probe::Probes;
 use crate::tell::Tell;
+use crate::traffic::Traffic;
 use crate::volume::Volumes;
 use crate::wake::Wakes;
 
@@ -23,6 +24,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) client: kube::Client,
     pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) traffic: Arc<dyn Traffic>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) supervisor: Supervisor,
     pub(crate) pods: Informer<Pod>,

@@ -13,7 +13,7 @@ use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
 use decapod_kubelet::{Dependencies, Kubelet, ServerOptions};
 use decapod_network::pod::{HostPort, PodNetwork};
-use decapod_network::proxy::{self, ServiceProxy};
+use decapod_network::proxy::{self, ServiceProxy, Traffic};
 use decapod_network::{Protocol, pod};
 use decapod_proto::cri;
 use decapod_runtime::{Attachment, Embedded, ImageConfig, ImageFile, Network, Runtime, Source};
@@ -212,6 +212,19 @@ fn kubelet_options(place: &Place, settings: &Settings, node: &str) -> decapod_ku
     }
 }
 
+/// This node's service rules, as the kubelet sees them.
+struct NodeTraffic(Traffic);
+
+#[async_trait]
+impl decapod_kubelet::Traffic for NodeTraffic {
+    async fn left(&self, address: IpAddr) {
+        // The rules are IPv4's: an IPv6 address is in none of them.
+        if let IpAddr::V4(address) = address {
+            self.0.left(address).await;
+        }
+    }
+}
+
 /// What an agent runs with.
 pub(super) struct Parts {
     pub(super) place: Place,
@@ -242,12 +255,14 @@ pub(super) async fn start(parts: Parts) -> Result<(), Failure> {
         let failed = |e: Source| Failure::new(format!("the pod network cannot be set up: {}", chain(&*e)));
         set_up_network(&network, &runtime, pods(pod_cidr)).await.map_err(failed)?;
     }
+    let traffic = Traffic::default();
     let informers = Informers::new(client.clone(), supervisor.clone(), clock.clone());
     let nodes = informers.filtered::<Node>(&format!("metadata.name={node}"));
     let dependencies = Dependencies {
         client,
         informers,
         runtime: runtime.clone(),
+        traffic: Arc::new(NodeTraffic(traffic.clone())),
         supervisor: supervisor.clone(),
         clock: clock.clone(),
     };
@@ -261,8 +276,8 @@ pub(super) async fn start(parts: Parts) -> Result<(), Failure> {
     control::serve(&socket(&place), runtime.clone(), &supervisor)?;
 
     let proxy = proxy_options(&place, &settings, &node);
-    supervisor
-        .spawn_until_shutdown("service-proxy", ServiceProxy::run(proxy, services, supervisor.clone(), clock));
+    let proxying = ServiceProxy::run(proxy, traffic, services, supervisor.clone(), clock);
+    supervisor.spawn_until_shutdown("service-proxy", proxying);
     if known.is_none() {
         supervisor.spawn_until_shutdown("pod-network", async move {
             let pod_cidr = pod_cidr(&nodes, &node).await;

@@ -15,6 +15,10 @@ use crate::shared::Shared;
 /// What a container has left after its `preStop` hook, at least: Kubernetes' minimum.
 const AFTER_HOOK: Duration = Duration::from_secs(2);
 
+/// How long a pod that is deleted waits until no Service of this node sends it new connections, at most. Its
+/// EndpointSlices change in milliseconds; if nobody writes them any more, a pod must end all the same.
+const DRAIN: Duration = Duration::from_secs(1);
+
 /// One container to stop.
 struct Kill {
     shared: Arc<Shared>,
@@ -50,7 +54,8 @@ impl PodSync {
         self.shared.supervisor.spawn_until_shutdown("container-stop", kill.run(grace));
     }
 
-    /// Runs the `preStop` hook if there is one, then stops the container with what is left of its grace.
+    /// Lets the pod's Services forget it if it is being deleted, runs the `preStop` hook if there is one, then
+    /// stops the container with what is left of its grace.
     pub(super) fn spawn_kill(
         &self,
         pod: &Arc<Pod>,
@@ -63,13 +68,20 @@ impl PodSync {
         let kill = self.kill_of(id, grace);
         let target = self.target(pod, name, id);
         let (pod, name) = (pod.clone(), name.to_owned());
+        let address = pod.metadata.deletion_timestamp.as_ref().and_then(|_| self.ip.parse().ok());
         self.shared.supervisor.spawn_until_shutdown("container-stop", async move {
+            if let Some(address) = address {
+                // Half of the grace remains the container's in any case.
+                let left = kill.shared.traffic.left(address);
+                let _in_time = clock::timeout(&*kill.shared.clock, DRAIN.min(grace / 2), left).await;
+            }
             if let (Some(handler), Some(target)) = (handler, target) {
                 kill.pre_stop(&pod, &name, &target, &handler, grace).await;
                 let left = kill.deadline.saturating_sub(kill.shared.clock.monotonic());
                 kill.run(left.max(AFTER_HOOK.min(grace))).await;
             } else {
-                kill.run(grace).await;
+                let left = kill.deadline.saturating_sub(kill.shared.clock.monotonic());
+                kill.run(left).await;
             }
         });
     }

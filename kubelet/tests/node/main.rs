@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
-use decapod_kubelet::{Dependencies, Kubelet, Options, teardown};
+use decapod_kubelet::{Dependencies, Kubelet, NoServices, Options, teardown};
 use decapod_runtime::{Attachment, Embedded, ImageConfig, ImageFile, Network, Source, shim};
 use serde_json::{Value, json};
 
@@ -100,6 +100,7 @@ impl World {
             client,
             informers,
             runtime: Arc::new(runtime.clone()),
+            traffic: Arc::new(NoServices),
             supervisor: supervisor.clone(),
             clock,
         };

@@ -29,9 +29,12 @@ mod flow;
 mod plan;
 mod render;
 mod ruleset;
+mod traffic;
 
 #[cfg(test)]
 mod tests;
+
+pub use self::traffic::Traffic;
 
 /// The wait after a failed transaction: the kernel refuses for reasons that do not pass in microseconds.
 const RETRY: Duration = Duration::from_secs(1);
@@ -86,6 +89,9 @@ pub struct ServiceProxy {
     world: World,
     ruleset: Ruleset,
     dirty: BTreeSet<ObjectKey>,
+    /// Services of which the rules changed since `traffic` was told.
+    untold: BTreeSet<ObjectKey>,
+    traffic: Traffic,
     /// The frontends of which flows may be stale.
     flows: BTreeSet<Frontend>,
     /// Kept open: the kernel frees what a transaction removed when its socket is closed, and makes the
@@ -105,16 +111,24 @@ impl ServiceProxy {
             world: World::default(),
             ruleset: Ruleset::default(),
             dirty: BTreeSet::new(),
+            untold: BTreeSet::new(),
+            traffic: Traffic::default(),
             flows: BTreeSet::new(),
             socket: None,
             installed: false,
         }
     }
 
-    /// Follows the cluster until the supervisor shuts down; the rules stay.
-    pub async fn run(options: Options, informers: Informers, supervisor: Supervisor, clock: Arc<dyn Clock>) {
+    /// Follows the cluster until the supervisor shuts down, and tells `traffic` what was installed; the rules stay.
+    pub async fn run(
+        options: Options,
+        traffic: Traffic,
+        informers: Informers,
+        supervisor: Supervisor,
+        clock: Arc<dyn Clock>,
+    ) {
         let follow = async {
-            let mut proxy = Self::new(options);
+            let mut proxy = Self { traffic, ..Self::new(options) };
             let mut feed = Feed::synced(&informers).await;
             feed.pending(&mut proxy.world, &mut proxy.dirty);
             loop {
@@ -162,9 +176,15 @@ impl ServiceProxy {
         for key in std::mem::take(&mut self.dirty) {
             let rules = plan::service(&self.world, &key, &self.node);
             self.ruleset.service_set(&key, rules, &mut delta);
+            self.untold.insert(key);
         }
         self.flows.append(&mut delta.flows);
         let messages = if self.installed { self.apply_delta(&delta)? } else { self.apply_whole()? };
+        let told = std::mem::take(&mut self.untold);
+        self.traffic.publish(told.into_iter().map(|key| {
+            let ready = traffic::ready(self.world.slices(&key));
+            (key, ready)
+        }));
         let flows = std::mem::take(&mut self.flows);
         if !flows.is_empty()
             && let Err(error) = self.flows_forget(&flows)

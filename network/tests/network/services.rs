@@ -13,7 +13,7 @@ use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
 use decapod_network::Netns;
 use decapod_network::pod::{self, PodNetwork};
-use decapod_network::proxy::{Options, ServiceProxy};
+use decapod_network::proxy::{Options, ServiceProxy, Traffic};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
@@ -306,7 +306,8 @@ async fn the_rules_follow_the_cluster() {
     let api = Api::new();
     let (supervisor, clock) = (Supervisor::new(), Arc::new(SystemClock::new()));
     let informers = Informers::new(api.client(), supervisor.clone(), clock.clone());
-    let run = ServiceProxy::run(node.options.clone(), informers, supervisor.clone(), clock);
+    let run =
+        ServiceProxy::run(node.options.clone(), Traffic::default(), informers, supervisor.clone(), clock);
     supervisor.spawn("proxy", run);
     let spec = json!({"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": ports(0)});
     api.put("services", "default", "web", &json!({"spec": spec}));
