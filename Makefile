@@ -10,8 +10,9 @@ BINARY := target/decapod
 TOOLS := target/tools
 
 # program or file = the package that brings it
-BUILD_PACKAGES := gcc
-TEST_PACKAGES := gcc iproute2 nftables busybox-static runc crun python3
+# protoc and the well-known types: the build script of etcd-client wants them
+BUILD_PACKAGES := gcc protobuf-compiler libprotobuf-dev
+TEST_PACKAGES := $(BUILD_PACKAGES) etcd-server etcd-client iproute2 nftables busybox-static runc crun python3
 
 up: build
 	$(BINARY) up $(FLAGS)
