@@ -5,6 +5,7 @@
 //! missed a change or crashed between two writes finds out by looking. They speak to the API server only,
 //! as a client among others.
 
+mod clusterrole;
 mod common;
 mod deployment;
 mod endpoints;
@@ -67,6 +68,7 @@ pub fn run(
     let catalog = Catalog::new(context.client.clone());
     garbage::start(&context, &catalog, options.workers);
     namespace::start(&context, &catalog, options.workers);
+    clusterrole::start(&context);
     serviceaccount::start(&context);
     nodelifecycle::start(&context, options.node_lifecycle, options.workers);
     podgc::start(&context);

@@ -1,6 +1,7 @@
 //! Why a reconciliation failed. The driver logs it and tries again; nobody matches on it.
 
 use decapod_api::labels::ParseError;
+use decapod_client::error;
 
 /// A failed reconciliation.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,25 @@ pub(crate) enum Error {
         /// The kind.
         kind: String,
     },
+}
+
+impl Error {
+    /// The outcome of a step of `total` requests of which these failed.
+    pub(crate) fn of_some(failures: Vec<kube::Error>, total: usize) -> Result<()> {
+        let failed = failures.len();
+        match failures.into_iter().next() {
+            None => Ok(()),
+            Some(source) => Err(Self::Some { failed, total, source: Box::new(source) }),
+        }
+    }
+
+    /// What users are told in a condition: the API server's own words where it answered.
+    pub(crate) fn reported(&self) -> String {
+        match self {
+            Self::Api { source, .. } | Self::Some { source, .. } => error::chain(&**source),
+            other => error::chain(other),
+        }
+    }
 }
 
 /// The outcome of a reconciliation or of a part of it.

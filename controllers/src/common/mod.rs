@@ -6,6 +6,7 @@ pub(crate) mod claim;
 pub(crate) mod condition;
 pub(crate) mod error;
 pub(crate) mod expect;
+pub(crate) mod family;
 pub(crate) mod namespaces;
 pub(crate) mod pods;
 

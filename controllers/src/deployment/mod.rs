@@ -5,6 +5,7 @@
 
 mod plan;
 mod revision;
+mod rollback;
 mod rolling;
 mod status;
 
@@ -17,75 +18,46 @@ use decapod_client::error::{self, ErrorExt};
 use decapod_client::event::Recorder;
 use decapod_client::informer::{Change, Informer};
 use decapod_client::reconcile::{self, Queue};
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use crate::common::expect::Expectations;
+use crate::common::family::{Family, Owner};
 use crate::common::{Context, Result, Says, claim, pods};
 use plan::{Plan, Update, World};
+use rollback::Outcome;
 
 const NAME: &str = "deployment-controller";
 
 struct Controller {
-    context: Context,
-    deployments: Informer<Deployment>,
-    sets: Informer<ReplicaSet>,
+    family: Family<Deployment, ReplicaSet>,
     pods: Informer<Pod>,
     recorder: Recorder,
-    /// Writes of ReplicaSets.
-    expectations: Expectations,
-    /// Writes of the Deployments themselves.
-    own: Expectations,
+}
+
+impl Owner for Deployment {
+    fn selector(&self) -> Result<Selector> {
+        let selector = self.spec.as_ref().map(|spec| &spec.selector).cloned().unwrap_or_default();
+        Ok(Selector::try_from(&selector)?)
+    }
 }
 
 /// Starts the controller with so many workers.
 pub(crate) fn start(context: &Context, workers: usize) {
     let queue = Queue::new(context.clock.clone());
-    let deployments = context.informers.of::<Deployment>();
-    let (sets, pods) = (context.informers.of::<ReplicaSet>(), context.informers.of::<Pod>());
-    let supervisor = &context.supervisor;
-    reconcile::feed(supervisor, NAME, deployments.subscribe(), &queue, |change| [change.key.clone()]);
-    let known = deployments.clone();
-    reconcile::feed(supervisor, NAME, sets.subscribe(), &queue, move |change| concerned(&known, change));
-    let (known, parents) = (deployments.clone(), sets.clone());
-    reconcile::feed(supervisor, NAME, pods.subscribe(), &queue, move |change| {
+    let family = Family::<Deployment, ReplicaSet>::new(context, NAME, &queue);
+    let pods = context.informers.of::<Pod>();
+    let (known, parents) = (family.owners.clone(), family.owned.clone());
+    reconcile::feed(&context.supervisor, NAME, pods.subscribe(), &queue, move |change| {
         waiting_for(&known, &parents, change)
     });
-    let controller = Arc::new(Controller {
-        context: context.clone(),
-        deployments,
-        sets,
-        pods,
-        recorder: context.recorder(NAME),
-        expectations: Expectations::default(),
-        own: Expectations::default(),
-    });
-    reconcile::run(supervisor, NAME, &queue, workers, move |key| {
+    let controller = Arc::new(Controller { family, pods, recorder: context.recorder(NAME) });
+    reconcile::run(&context.supervisor, NAME, &queue, workers, move |key| {
         let controller = controller.clone();
         async move { controller.reconcile(&key).await }
     });
-}
-
-/// The Deployments that a change of a ReplicaSet concerns: its controller before and after, or, for an
-/// orphan, all that may want to adopt it.
-fn concerned(deployments: &Informer<Deployment>, change: &Change<ReplicaSet>) -> Vec<ObjectKey> {
-    let mut keys: Vec<_> =
-        change.sides().filter_map(|set| claim::controller_key::<Deployment>(&set.metadata)).collect();
-    keys.dedup();
-    let orphan = change.new.as_ref().filter(|set| claim::controller_of(&set.metadata).is_none());
-    if let Some(set) = orphan {
-        let matches = |deployment: &&Arc<Deployment>| {
-            let selector = deployment.spec.as_ref().and_then(|spec| Selector::try_from(&spec.selector).ok());
-            let selector = selector.filter(|selector| !selector.is_everything());
-            selector.is_some_and(|selector| selector.matches_optional(set.metadata.labels.as_ref()))
-        };
-        let all = deployments.list_in(&change.key.namespace);
-        keys.extend(all.iter().filter(matches).map(|deployment| ObjectKey::of(&**deployment)));
-    }
-    keys
 }
 
 /// The Deployment that may wait for the end of a pod: only `Recreate` looks at pods.
@@ -103,29 +75,20 @@ fn waiting_for(
 
 impl Controller {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        self.deployments.synced().await;
-        self.sets.synced().await;
         self.pods.synced().await;
-        self.own.settled(key, &self.deployments, &*self.context.clock).await?;
-        let Some(deployment) = self.deployments.get(key) else {
-            self.expectations.forget(key);
-            self.own.forget(key);
-            return Ok(None);
-        };
-        self.expectations.settled(key, &self.sets, &*self.context.clock).await?;
-        let Some(spec) = &deployment.spec else { return Ok(None) };
-        let selector = Selector::try_from(&spec.selector)?;
+        let Some(deployment) = self.family.look(key).await? else { return Ok(None) };
+        let selector = deployment.selector()?;
         if selector.is_everything() {
             let message = "This deployment is selecting all pods. A non-empty selector is required.";
             self.recorder.warning(&*deployment, "SelectingAll", message);
             return Ok(None);
         }
-        let candidates = claim::candidates(&self.sets, &deployment.metadata);
-        let claims = claim::plan(&deployment.metadata, &selector, candidates);
-        let sets = claim::apply(&self.context.client, &*deployment, claims).await?;
-        let sets = self.expectations.without_deleted(key, sets);
+        let sets = self.family.claim(key, &deployment, &selector, |_| true).await?;
+        if let Some(revision) = rollback::requested(&deployment) {
+            return self.roll_back(key, &deployment, &sets, revision).await;
+        }
         let running = self.running(&sets);
-        let now = self.context.clock.now();
+        let now = self.family.context.clock.now();
         let plan = plan::plan(World { deployment: &deployment, sets, running, now });
         self.apply(key, &deployment, plan).await
     }
@@ -149,12 +112,16 @@ impl Controller {
                 Created::NameTaken => {
                     let collisions = plan.status.collision_count.unwrap_or(0);
                     plan.status.collision_count = Some(collisions.saturating_add(1));
+                    // The revision is that of a ReplicaSet that is yet to come.
+                    plan.revision = None;
                 }
                 Created::Refused(error) => {
-                    let mut conditions = plan.status.conditions.take().unwrap_or_default();
                     let (name, text) = (set.name_any(), error::chain(&error));
-                    status::note_failed_creation(&mut conditions, &name, &text, self.context.clock.now());
-                    plan.status.conditions = Some(conditions);
+                    let now = self.family.context.clock.now();
+                    let message =
+                        status::note_failed_creation(deployment, &mut plan.status, &name, &text, now);
+                    self.recorder.warning(deployment, status::CREATE_ERROR, message);
+                    plan.revision = None;
                     outcome = Err(error).says("create a ReplicaSet");
                 }
             }
@@ -167,9 +134,13 @@ impl Controller {
         }
         let mut basis = deployment.clone();
         if let Some(revision) = plan.revision {
-            basis = self.annotate(key, deployment, revision).await?;
+            let note = json!({revision::REVISION: revision.to_string()});
+            basis = self.annotate(key, deployment, note).await?;
         }
-        self.write_status(key, basis, plan.status).await?;
+        if !status::equals(&plan.status, &basis.status.clone().unwrap_or_default()) {
+            basis.status = Some(plan.status);
+            self.family.write_status(key, &basis, "write the status of a Deployment").await?;
+        }
         outcome
     }
 
@@ -177,7 +148,7 @@ impl Controller {
         let api = self.set_api(key);
         match api.create(&PostParams::default(), set).await {
             Ok(created) => {
-                self.expectations.wrote(key, &created);
+                self.family.written.wrote(key, &created);
                 let replicas = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
                 if replicas > 0 {
                     self.tell_scaling(deployment, &set.name_any(), (0, replicas));
@@ -198,7 +169,7 @@ impl Controller {
                 match live {
                     // An earlier self made it; the cache will show it.
                     Some(live) if is_ours => {
-                        self.expectations.wrote(key, &live);
+                        self.family.written.wrote(key, &live);
                         Ok(Created::Yes)
                     }
                     _ => Ok(Created::NameTaken),
@@ -223,7 +194,7 @@ impl Controller {
         }
         let api = self.set_api(key);
         let patched = api.patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
-        self.expectations.wrote(key, &patched.says("update a ReplicaSet")?);
+        self.family.written.wrote(key, &patched.says("update a ReplicaSet")?);
         if update.replicas.0 != update.replicas.1 {
             self.tell_scaling(deployment, &set.name_any(), update.replicas);
         }
@@ -240,7 +211,7 @@ impl Controller {
         let preconditions = Preconditions { uid: set.uid(), resource_version: set.resource_version() };
         let parameters = DeleteParams::background().preconditions(preconditions);
         match self.set_api(key).delete(&set.name_any(), &parameters).await {
-            Ok(_) => self.expectations.deleted(key, &set.uid().unwrap_or_default()),
+            Ok(_) => self.family.written.deleted(key, &set.uid().unwrap_or_default()),
             // It is gone, or it changed: then the next plan looks at it again.
             Err(error) if error.is_not_found() || error.is_conflict() => {}
             Err(error) => return Err(error).says("delete an old ReplicaSet"),
@@ -248,40 +219,51 @@ impl Controller {
         Ok(())
     }
 
-    /// Notes the present revision on the Deployment, for `kubectl rollout`.
-    async fn annotate(&self, key: &ObjectKey, deployment: &Deployment, revision: i64) -> Result<Deployment> {
-        let patch = json!({"metadata": {
-            "resourceVersion": deployment.resource_version(),
-            "annotations": {revision::REVISION: revision.to_string()},
-        }});
-        let api: Api<Deployment> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        let patched = api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await;
-        let patched = patched.says("note the revision of a Deployment")?;
-        self.own.wrote(key, &patched);
+    /// Changes annotations of the Deployment as it was looked at.
+    async fn annotate(
+        &self,
+        key: &ObjectKey,
+        deployment: &Deployment,
+        annotations: serde_json::Value,
+    ) -> Result<Deployment> {
+        let metadata = json!({"resourceVersion": deployment.resource_version(), "annotations": annotations});
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        let api = self.api(key);
+        let patched = api.patch(&key.name, &PatchParams::default(), &patch).await;
+        let patched = patched.says("annotate a Deployment")?;
+        self.family.wrote_owner(key, &patched);
         Ok(patched)
     }
 
-    async fn write_status(
+    /// Does what an old client asked for by annotation: back to the template of a revision.
+    async fn roll_back(
         &self,
         key: &ObjectKey,
-        mut deployment: Deployment,
-        status: DeploymentStatus,
-    ) -> Result<()> {
-        if status::equals(&status, &deployment.status.clone().unwrap_or_default()) {
-            return Ok(());
+        deployment: &Deployment,
+        sets: &[Arc<ReplicaSet>],
+        revision: i64,
+    ) -> Result<Option<Duration>> {
+        match rollback::plan(deployment, sets, revision) {
+            Outcome::Template { deployment: wanted, revision } => {
+                let written = self.api(key).replace(&key.name, &PostParams::default(), &wanted).await;
+                self.family.wrote_owner(key, &written.says("roll a Deployment back")?);
+                let message = format!("Rolled back deployment {:?} to revision {revision}", key.name);
+                self.recorder.normal(deployment, "DeploymentRollback", message);
+            }
+            Outcome::Nothing { reason, message } => {
+                self.recorder.warning(deployment, reason, message);
+                self.annotate(key, deployment, json!({rollback::ANNOTATION: null})).await?;
+            }
         }
-        deployment.status = Some(status);
-        let api: Api<Deployment> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        match api.replace_status(&key.name, &PostParams::default(), &deployment).await {
-            Ok(written) => self.own.wrote(key, &written),
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error).says("write the status of a Deployment"),
-        }
-        Ok(())
+        Ok(None)
+    }
+
+    fn api(&self, key: &ObjectKey) -> Api<Deployment> {
+        Api::namespaced(self.family.context.client.clone(), &key.namespace)
     }
 
     fn set_api(&self, key: &ObjectKey) -> Api<ReplicaSet> {
-        Api::namespaced(self.context.client.clone(), &key.namespace)
+        Api::namespaced(self.family.context.client.clone(), &key.namespace)
     }
 }
 

@@ -93,7 +93,8 @@ impl Step<'_> {
         }
         let recreate = rolling::is_recreate(self.deployment);
         if self.is_paused() || self.is_scaling() {
-            rolling::resize(self.bounds, !recreate, self.new.as_mut(), &mut self.old);
+            let known = self.deployment.status.as_ref().and_then(|status| status.replicas).unwrap_or(0);
+            rolling::resize(self.bounds, (!recreate).then_some(known), self.new.as_mut(), &mut self.old);
         } else if recreate {
             self.recreate();
         } else {
@@ -115,7 +116,10 @@ impl Step<'_> {
         let old_active = rolling::total(&self.old) > 0;
         self.old.iter_mut().for_each(|member| member.replicas = 0);
         let new_uid = self.new.as_ref().and_then(|new| new.set.uid());
-        let old_running = self.running.iter().any(|uid| Some(uid) != new_uid.as_ref());
+        // The ReplicaSets' word counts as well as the pods' own: one of the caches may lag behind.
+        let told = |set: &ReplicaSet| set.status.as_ref().is_some_and(|status| status.replicas > 0);
+        let old_running = self.running.iter().any(|uid| Some(uid) != new_uid.as_ref())
+            || self.old.iter().any(|member| told(&member.set));
         if old_active || old_running {
             return;
         }

@@ -23,17 +23,20 @@ pub(super) const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 pub(super) const MAX: &str = "deployment.kubernetes.io/max-replicas";
 
 /// Annotations of a Deployment that its ReplicaSets do not inherit.
-const OWN: [&str; 6] = [
+pub(super) const OWN: [&str; 6] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     REVISION,
     REVISION_HISTORY,
     DESIRED,
     MAX,
-    "deprecated.deployment.rollback.to",
+    super::rollback::ANNOTATION,
 ];
 
 /// The longest history that an annotation keeps, in bytes.
 const HISTORY_LIMIT: usize = 2000;
+
+/// The longest name of an object, in bytes: that of a DNS subdomain.
+const NAME_LIMIT: usize = 253;
 
 /// The letters and digits of generated names: no vowels, so that no words come out.
 const SAFE: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -128,7 +131,7 @@ pub(super) fn replica_set(deployment: &Deployment, replicas: i32, revision: i64,
     annotations.insert(MAX.to_owned(), max.to_string());
     ReplicaSet {
         metadata: ObjectMeta {
-            name: Some(format!("{}-{hash}", deployment.name_any())),
+            name: Some(set_name(&deployment.name_any(), &hash)),
             namespace: deployment.namespace(),
             labels,
             annotations: Some(annotations),
@@ -143,6 +146,13 @@ pub(super) fn replica_set(deployment: &Deployment, replicas: i32, revision: i64,
         }),
         status: None,
     }
+}
+
+/// The name of a ReplicaSet: the Deployment's, cut where both would be too long for a name, and the hash.
+fn set_name(deployment: &str, hash: &str) -> String {
+    let room = NAME_LIMIT - 1 - hash.len();
+    let cut = deployment.char_indices().map(|(at, _)| at).find(|at| *at >= room).unwrap_or(deployment.len());
+    format!("{}-{hash}", &deployment[..cut])
 }
 
 /// A short name of a template: the same template has the same name, as long as nobody else took it

@@ -162,8 +162,9 @@ pub(super) fn shrink_old(bounds: Bounds, new: &Member, old: &mut [Member]) {
 }
 
 /// Scales a Deployment whose size changed. While a rollout is under way each ReplicaSet grows or shrinks
-/// by its share, so that the mix of old and new stays.
-pub(super) fn resize(bounds: Bounds, rolling: bool, mut new: Option<&mut Member>, old: &mut [Member]) {
+/// by its share, so that the mix of old and new stays; `rolling` is then the number of pods that the
+/// Deployment had last.
+pub(super) fn resize(bounds: Bounds, rolling: Option<i32>, mut new: Option<&mut Member>, old: &mut [Member]) {
     let active = old.iter().filter(|member| member.replicas > 0).count()
         + usize::from(new.as_ref().is_some_and(|new| new.replicas > 0));
     if active <= 1 {
@@ -185,14 +186,14 @@ pub(super) fn resize(bounds: Bounds, rolling: bool, mut new: Option<&mut Member>
     });
     if saturated {
         old.iter_mut().for_each(|member| member.replicas = 0);
-    } else if rolling {
+    } else if let Some(known) = rolling {
         let mut all: Vec<&mut Member> = old.iter_mut().chain(new).collect();
         all.retain(|member| member.replicas > 0);
-        proportion(bounds, &mut all);
+        proportion(bounds, known, &mut all);
     }
 }
 
-fn proportion(bounds: Bounds, members: &mut [&mut Member]) {
+fn proportion(bounds: Bounds, known: i32, members: &mut [&mut Member]) {
     let allowed = if bounds.replicas > 0 { bounds.max_total() } else { 0 };
     let current: i32 = members.iter().map(|member| member.replicas).sum();
     let change = allowed - current;
@@ -205,7 +206,7 @@ fn proportion(bounds: Bounds, members: &mut [&mut Member]) {
     let mut given = 0;
     for member in members.iter_mut() {
         let left = change - given;
-        let share = share(bounds, member);
+        let share = share(bounds, known, member);
         let share = if change > 0 { share.min(left).max(0) } else { share.max(left).min(0) };
         member.replicas += share;
         given += share;
@@ -216,11 +217,15 @@ fn proportion(bounds: Bounds, members: &mut [&mut Member]) {
 }
 
 /// By how much a ReplicaSet changes to keep its share of the Deployment.
-fn share(bounds: Bounds, member: &Member) -> i32 {
+fn share(bounds: Bounds, known: i32, member: &Member) -> i32 {
     if bounds.replicas == 0 {
         return -member.replicas;
     }
-    let before = member.annotation(MAX).filter(|max| *max > 0).unwrap_or(bounds.max_total());
+    // Without the annotation the size that the Deployment had last is as near as one can get.
+    let before = member.annotation(MAX).filter(|max| *max > 0).unwrap_or(known);
+    if before <= 0 {
+        return 0;
+    }
     let exact = f64::from(member.replicas) * f64::from(bounds.max_total()) / f64::from(before);
     // The product of two counts of pods divided by a third stays far within the range of i32.
     exact.round() as i32 - member.replicas
@@ -297,20 +302,20 @@ mod tests {
     #[test]
     fn a_resize_during_a_rollout_keeps_the_shares() {
         let (mut new, mut old) = (member(5, 5, 13), [member(8, 8, 13)]);
-        resize(bounds(20, 5, 2), true, Some(&mut new), &mut old);
+        resize(bounds(20, 5, 2), Some(13), Some(&mut new), &mut old);
         assert_eq!((new.replicas, old[0].replicas), (10, 15));
         let (mut new, mut old) = (member(5, 5, 13), [member(8, 8, 13)]);
-        resize(bounds(0, 3, 0), true, Some(&mut new), &mut old);
+        resize(bounds(0, 3, 0), Some(13), Some(&mut new), &mut old);
         assert_eq!((new.replicas, old[0].replicas), (0, 0));
     }
 
     #[test]
     fn a_resize_of_a_settled_deployment_is_that_of_its_only_set() {
         let (mut new, mut old) = (member(3, 3, 4), [member(0, 0, 4)]);
-        resize(bounds(7, 2, 1), true, Some(&mut new), &mut old);
+        resize(bounds(7, 2, 1), Some(13), Some(&mut new), &mut old);
         assert_eq!((new.replicas, old[0].replicas), (7, 0));
         let mut old = [member(0, 0, 4), member(0, 0, 4)];
-        resize(bounds(7, 2, 1), true, None, &mut old);
+        resize(bounds(7, 2, 1), Some(0), None, &mut old);
         assert_eq!([old[0].replicas, old[1].replicas], [0, 7], "the youngest of several");
     }
 

@@ -1,6 +1,7 @@
 //! What a Deployment says of itself: counts, and the conditions Available, Progressing and ReplicaFailure
 //! in Kubernetes' words, which `kubectl rollout status` waits for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -19,6 +20,7 @@ const RESUMED: &str = "DeploymentResumed";
 const NEW_AVAILABLE: &str = "NewReplicaSetAvailable";
 const UPDATED: &str = "ReplicaSetUpdated";
 const TIMED_OUT: &str = "ProgressDeadlineExceeded";
+pub(super) const CREATE_ERROR: &str = "ReplicaSetCreateError";
 
 /// Conditions under construction.
 pub(super) type Conditions = Vec<DeploymentCondition>;
@@ -71,10 +73,20 @@ pub(super) fn note_new_set(
     }
 }
 
-/// Notes that the ReplicaSet of the present template could not be created.
-pub(super) fn note_failed_creation(conditions: &mut Conditions, name: &str, error: &str, now: Timestamp) {
+/// Notes that the ReplicaSet of the present template could not be created; returns the words for it.
+pub(super) fn note_failed_creation(
+    deployment: &Deployment,
+    status: &mut DeploymentStatus,
+    name: &str,
+    error: &str,
+    now: Timestamp,
+) -> String {
     let text = format!("Failed to create new replica set {name:?}: {error}");
-    condition::set(conditions, Condition::new(PROGRESSING, "False", "ReplicaSetCreateError", &text, now));
+    if progress_deadline(deployment).is_some() {
+        let condition = Condition::new(PROGRESSING, "False", CREATE_ERROR, &text, now);
+        condition::set(status.conditions.get_or_insert_default(), condition);
+    }
+    text
 }
 
 /// The counts, and whether the Deployment is available.
@@ -94,6 +106,7 @@ pub(super) fn counts(
     };
     let replicas = sum(|status| status.replicas);
     let available = sum(|status| status.available_replicas.unwrap_or(0));
+    let asked: i32 = old.iter().chain(new).map(Member::before).sum();
     let bounds = Bounds::of(deployment);
     let condition = if available >= bounds.replicas - bounds.max_unavailable {
         let text = "Deployment has minimum availability.";
@@ -109,11 +122,24 @@ pub(super) fn counts(
         updated_replicas: Some(new.map_or(0, |new| number(&new.set, |status| status.replicas))),
         ready_replicas: Some(sum(|status| status.ready_replicas.unwrap_or(0))),
         available_replicas: Some(available),
-        unavailable_replicas: Some((replicas - available).max(0)),
-        terminating_replicas: Some(sum(|status| status.terminating_replicas.unwrap_or(0))),
+        // What was asked of the ReplicaSets, not what there is: pods that are yet to come are missing too.
+        unavailable_replicas: Some((asked - available).max(0)),
+        terminating_replicas: terminating(all()),
         collision_count: deployment.status.as_ref().and_then(|status| status.collision_count),
         conditions: Some(conditions),
     }
+}
+
+/// Pods on their way out; `None` where a ReplicaSet does not tell of its own.
+fn terminating<'a>(sets: impl Iterator<Item = &'a Arc<ReplicaSet>>) -> Option<i32> {
+    let each = sets.map(|set| {
+        let status = set.status.as_ref();
+        let told = status.and_then(|status| status.terminating_replicas);
+        // One that its controller never saw has no pods.
+        let is_new = status.and_then(|status| status.observed_generation).unwrap_or(0) == 0;
+        told.or(is_new.then_some(0))
+    });
+    each.sum()
 }
 
 /// Adds to `status` how the rollout goes; returns after which time its deadline has to be looked at.

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::apps::v1::{ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use super::kinds::Wanted;
 use crate::common::condition;
 use crate::common::pods::{self, Availability};
 
@@ -33,8 +34,13 @@ pub(super) enum Scale {
 
 /// Compares the wanted with the active pods. `neighbours` are the active pods of all ReplicaSets of the
 /// same owner: pods on crowded nodes go first.
-pub(super) fn scale(set: &ReplicaSet, active: &[Arc<Pod>], neighbours: &[Arc<Pod>], now: Timestamp) -> Scale {
-    let wanted = usize::try_from(wanted(set)).unwrap_or(0);
+pub(super) fn scale(
+    wanted: Wanted<'_>,
+    active: &[Arc<Pod>],
+    neighbours: &[Arc<Pod>],
+    now: Timestamp,
+) -> Scale {
+    let wanted = usize::try_from(wanted.replicas).unwrap_or(0);
     match active.len().cmp(&wanted) {
         Ordering::Equal => Scale::Enough,
         Ordering::Less => Scale::Create((wanted - active.len()).min(BURST)),
@@ -43,15 +49,6 @@ pub(super) fn scale(set: &ReplicaSet, active: &[Arc<Pod>], neighbours: &[Arc<Pod
             Scale::Delete(rank(active, neighbours, now).into_iter().take(excess).collect())
         }
     }
-}
-
-/// The number of pods that the ReplicaSet asks for.
-pub(super) fn wanted(set: &ReplicaSet) -> i32 {
-    set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
-}
-
-fn min_ready_seconds(set: &ReplicaSet) -> i32 {
-    set.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0)
 }
 
 /// The pods in the order in which they should go, as Kubernetes ranks them: unbound before bound, pending
@@ -106,14 +103,14 @@ pub(super) struct Failure {
 
 /// The status that these pods amount to, and when a pod becomes available by the mere passing of time.
 pub(super) fn status(
-    set: &ReplicaSet,
+    (wanted, generation): (Wanted<'_>, Option<i64>),
+    old: ReplicaSetStatus,
     claimed: &[Arc<Pod>],
     failure: Option<&Failure>,
     now: Timestamp,
 ) -> (ReplicaSetStatus, Option<Duration>) {
-    let template = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
-    let labels =
-        template.and_then(|template| template.metadata.as_ref()).and_then(|meta| meta.labels.as_ref());
+    let meta = wanted.template.and_then(|template| template.metadata.as_ref());
+    let labels = meta.and_then(|meta| meta.labels.as_ref());
     let fully_labeled = |pod: &&Arc<Pod>| {
         let own = pod.metadata.labels.as_ref();
         let has = |(key, value): (&String, &String)| own.and_then(|own| own.get(key)) == Some(value);
@@ -123,12 +120,11 @@ pub(super) fn status(
     let terminating =
         claimed.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some() && !pods::is_terminal(pod));
     let availabilities: Vec<_> =
-        active.iter().map(|pod| pods::availability(pod, min_ready_seconds(set), now)).collect();
+        active.iter().map(|pod| pods::availability(pod, wanted.min_ready_seconds, now)).collect();
     let soonest = availabilities.iter().filter_map(|availability| match availability {
         Availability::In(left) => Some(*left),
         _ => None,
     });
-    let old = set.status.clone().unwrap_or_default();
     let mut conditions = old.conditions.unwrap_or_default();
     match failure {
         Some(failure) => {
@@ -147,8 +143,8 @@ pub(super) fn status(
         available_replicas: Some(count(
             availabilities.iter().filter(|one| **one == Availability::Available).count(),
         )),
-        terminating_replicas: Some(count(terminating.count())),
-        observed_generation: set.metadata.generation,
+        terminating_replicas: wanted.tells_terminating.then(|| count(terminating.count())),
+        observed_generation: generation,
         conditions: (!conditions.is_empty()).then_some(conditions),
     };
     (status, soonest.min())
@@ -171,18 +167,18 @@ pub(super) fn status_equals(one: &ReplicaSetStatus, other: &ReplicaSetStatus) ->
     numbers(one) == numbers(other) && conditions(one) == conditions(other)
 }
 
-/// A pod as the template wants it, controlled by the ReplicaSet.
-pub(super) fn pod(set: &ReplicaSet) -> Pod {
-    let template = set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
+/// A pod as the template wants it, of the set whose metadata this is.
+pub(super) fn pod(set: &ObjectMeta, wanted: Wanted<'_>, owner: OwnerReference) -> Pod {
+    let template = wanted.template.cloned().unwrap_or_default();
     let meta = template.metadata.unwrap_or_default();
     Pod {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", set.metadata.name.as_deref().unwrap_or_default())),
-            namespace: set.metadata.namespace.clone(),
+            generate_name: Some(format!("{}-", set.name.as_deref().unwrap_or_default())),
+            namespace: set.namespace.clone(),
             labels: meta.labels,
             annotations: meta.annotations,
             finalizers: meta.finalizers,
-            owner_references: Some(vec![crate::common::claim::controller_reference(set)]),
+            owner_references: Some(vec![owner]),
             ..ObjectMeta::default()
         },
         spec: template.spec,
@@ -192,7 +188,6 @@ pub(super) fn pod(set: &ReplicaSet) -> Pod {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::apps::v1::ReplicaSetSpec;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use kube::ResourceExt;
 
@@ -203,13 +198,8 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn set(replicas: i32, min_ready_seconds: i32) -> ReplicaSet {
-        let spec = ReplicaSetSpec {
-            replicas: Some(replicas),
-            min_ready_seconds: Some(min_ready_seconds),
-            ..ReplicaSetSpec::default()
-        };
-        ReplicaSet { spec: Some(spec), ..ReplicaSet::default() }
+    fn set(replicas: i32, min_ready_seconds: i32) -> Wanted<'static> {
+        Wanted { replicas, min_ready_seconds, template: None, tells_terminating: true }
     }
 
     fn deleted(scale: Scale) -> Vec<String> {
@@ -221,10 +211,10 @@ mod tests {
 
     #[test]
     fn too_few_are_filled_up_in_bounded_steps() {
-        assert!(matches!(scale(&set(3, 0), &[], &[], at(0)), Scale::Create(3)));
-        assert!(matches!(scale(&set(3000, 0), &[], &[], at(0)), Scale::Create(BURST)));
+        assert!(matches!(scale(set(3, 0), &[], &[], at(0)), Scale::Create(3)));
+        assert!(matches!(scale(set(3000, 0), &[], &[], at(0)), Scale::Create(BURST)));
         let pods = [Arc::new(running("a", None))];
-        assert!(matches!(scale(&set(1, 0), &pods, &pods, at(0)), Scale::Enough));
+        assert!(matches!(scale(set(1, 0), &pods, &pods, at(0)), Scale::Enough));
     }
 
     #[test]
@@ -251,7 +241,7 @@ mod tests {
         .collect();
         let mut neighbours = pods.clone();
         neighbours.extend((0..9).map(|_| Arc::new(crowded.clone())));
-        let order = deleted(scale(&set(0, 0), &pods, &neighbours, at(10_000)));
+        let order = deleted(scale(set(0, 0), &pods, &neighbours, at(10_000)));
         assert_eq!(order, ["unbound", "pending", "unready", "cheap", "crowded", "young", "old"]);
     }
 
@@ -266,7 +256,7 @@ mod tests {
             Arc::new(pod)
         };
         let pods = [created("old", 0, 0), created("new", 90_000, 0), created("restarted", 0, 3)];
-        assert_eq!(deleted(scale(&set(0, 0), &pods, &pods, at(100_000))), ["restarted", "new", "old"]);
+        assert_eq!(deleted(scale(set(0, 0), &pods, &pods, at(100_000))), ["restarted", "new", "old"]);
     }
 
     #[test]
@@ -278,7 +268,7 @@ mod tests {
                 .into_iter()
                 .map(Arc::new)
                 .collect();
-        let (status, again) = status(&set(3, 10), &pods, None, at(100));
+        let (status, again) = status((set(3, 10), None), ReplicaSetStatus::default(), &pods, None, at(100));
         assert_eq!(
             (status.replicas, status.ready_replicas, status.available_replicas),
             (3, Some(2), Some(1))
@@ -290,18 +280,15 @@ mod tests {
     #[test]
     fn a_failure_is_a_condition_until_it_is_over() {
         let failure = Failure { reason: "FailedCreate", message: "quota".into() };
-        let mut set = set(1, 0);
-        let (failed, _) = status(&set, &[], Some(&failure), at(1));
+        let set = (set(1, 0), None);
+        let (failed, _) = status(set, ReplicaSetStatus::default(), &[], Some(&failure), at(1));
         let conditions = failed.conditions.clone().unwrap();
         assert_eq!(
             (conditions[0].type_.as_str(), conditions[0].message.as_deref()),
             ("ReplicaFailure", Some("quota"))
         );
-        set.status = Some(failed.clone());
-        assert!(
-            status_equals(&status(&set, &[], Some(&failure), at(2)).0, &failed),
-            "no write without a change"
-        );
-        assert_eq!(status(&set, &[], None, at(3)).0.conditions, None);
+        let again = status(set, failed.clone(), &[], Some(&failure), at(2)).0;
+        assert!(status_equals(&again, &failed), "no write without a change");
+        assert_eq!(status(set, failed, &[], None, at(3)).0.conditions, None);
     }
 }
