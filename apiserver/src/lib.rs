@@ -5,6 +5,7 @@
 //! together; [`Handle::service_as`] is how components of the same process speak to it.
 
 mod admission;
+mod audit;
 mod auth;
 mod cache;
 mod clock;
@@ -26,5 +27,5 @@ pub use auth::UserInfo;
 pub use auth::token_file::Error as TokenFileError;
 pub use clock::{Clock, SystemClock};
 pub use registry::allocate::Cidr;
-pub use server::{Handle, InProcess, Options, Server, StartError};
+pub use server::{Handle, InProcess, Options, Server, StartError, TokenError};
 pub use version::git_version;

@@ -2,8 +2,6 @@
 
 use serde_json::{Value, json};
 
-use crate::auth::service_account::ISSUER;
-
 const KUBERNETES: (&str, &str) = ("1", "36");
 
 /// The document at `/version`.
@@ -36,10 +34,10 @@ fn architecture() -> &'static str {
 }
 
 /// The OpenID configuration: how others verify service account tokens.
-pub(crate) fn openid() -> Value {
+pub(crate) fn openid(issuer: &str) -> Value {
     json!({
-        "issuer": ISSUER,
-        "jwks_uri": format!("{ISSUER}/openid/v1/jwks"),
+        "issuer": issuer,
+        "jwks_uri": format!("{issuer}/openid/v1/jwks"),
         "response_types_supported": ["id_token"],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["ES256"],

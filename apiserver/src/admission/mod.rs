@@ -5,6 +5,7 @@
 
 mod escalation;
 mod node_restriction;
+mod node_token;
 mod pod;
 mod service_account;
 
@@ -58,6 +59,11 @@ pub(crate) async fn validate(
 ) -> Result<(), Error> {
     escalation::check(registry, call, object, old)?;
     node_restriction::check_write(registry, call, operation, object, old).await
+}
+
+/// Lets a kubelet have tokens for the pods on its node only.
+pub(crate) async fn node_token(registry: &Registry, call: &Call, spec: &Value) -> Result<(), Error> {
+    node_token::check(registry, call, spec).await
 }
 
 /// Lets the plugins refuse a deletion.

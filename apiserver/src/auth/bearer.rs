@@ -7,16 +7,27 @@ use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use jiff::Timestamp;
 
 use super::UserInfo;
+use super::bootstrap_token::BootstrapTokens;
 use super::service_account::Tokens;
 use super::token_file::TokenFile;
 
 /// Browsers cannot set headers on WebSockets, so Kubernetes takes the token as a subprotocol.
 const WEBSOCKET_BEARER: &str = "base64url.bearer.authorization.k8s.io.";
 
+/// Why a bearer token is refused, in words that a token review may show.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("invalid bearer token")]
+    Unknown,
+    #[error("[invalid bearer token, {0}]")]
+    Because(String),
+}
+
 /// All the ways by which a request can be authenticated.
 pub(crate) struct Authenticator {
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) file: TokenFile,
+    pub(crate) bootstrap: BootstrapTokens,
 }
 
 impl Authenticator {
@@ -32,26 +43,45 @@ impl Authenticator {
             return Some(user.clone());
         }
         let token = bearer(headers)?;
-        self.token(&token, &[], now).await.map(|(user, _)| user)
+        match self.token(&token, &[], now).await {
+            Ok((user, _)) => Some(user),
+            Err(refusal) => {
+                tracing::debug!(%refusal, "bearer token refused");
+                None
+            }
+        }
     }
 
-    /// The user of a bearer token, and which of `audiences` it is good for.
+    /// The user of a bearer token, and which of `audiences` (empty: the API server's) it is good for.
     pub(crate) async fn token(
         &self,
         token: &str,
         audiences: &[String],
         now: Timestamp,
-    ) -> Option<(UserInfo, Vec<String>)> {
-        if let Some(user) = self.file.authenticate(token) {
-            return Some((user, audiences.to_vec()));
+    ) -> Result<(UserInfo, Vec<String>), Refusal> {
+        if let Some(user) = self.elsewhere(token, now).await {
+            return self.for_server(user, audiences);
         }
-        match self.tokens.authenticate(token, audiences, now).await {
-            Ok(found) => Some(found),
-            Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "bearer token refused");
-                None
-            }
+        self.tokens.authenticate(token, audiences, now).await.map_err(|error| {
+            if error.is_foreign() { Refusal::Unknown } else { Refusal::Because(error.to_string()) }
+        })
+    }
+
+    /// The user of a token that names no audience: from the file, or from a bootstrap Secret.
+    async fn elsewhere(&self, token: &str, now: Timestamp) -> Option<UserInfo> {
+        match self.file.authenticate(token) {
+            Some(user) => Some(user),
+            None => self.bootstrap.authenticate(token, now).await,
         }
+    }
+
+    /// Such tokens are good for the API server alone.
+    fn for_server(&self, user: UserInfo, audiences: &[String]) -> Result<(UserInfo, Vec<String>), Refusal> {
+        let own = self.tokens.issuer();
+        if audiences.is_empty() || audiences.iter().any(|audience| audience == own) {
+            return Ok((user, vec![own.to_owned()]));
+        }
+        Err(Refusal::Unknown)
     }
 }
 

@@ -10,6 +10,8 @@ use crate::http::query::percent_decode;
 const PREFIX: &str = "impersonate-";
 const EXTRA: &str = "impersonate-extra-";
 const AUTHENTICATION: &str = "authentication.k8s.io";
+const ANONYMOUS: &str = "system:anonymous";
+const UNAUTHENTICATED: &str = "system:unauthenticated";
 
 /// The user that a request is made as: who asks, unless the headers name another whom they may be.
 pub(crate) async fn resolve(
@@ -33,8 +35,19 @@ pub(crate) async fn resolve(
         wanted.groups =
             vec![super::SERVICE_ACCOUNTS.to_owned(), format!("{}:{namespace}", super::SERVICE_ACCOUNTS)];
     }
-    wanted.mark_authenticated();
+    complete_groups(&mut wanted);
     Ok(wanted)
+}
+
+/// Who is impersonated counts as authenticated, unless it is said or named otherwise.
+fn complete_groups(user: &mut UserInfo) {
+    if user.username == ANONYMOUS {
+        if !user.in_group(UNAUTHENTICATED) {
+            user.groups.push(UNAUTHENTICATED.to_owned());
+        }
+    } else if !user.in_group(UNAUTHENTICATED) {
+        user.mark_authenticated();
+    }
 }
 
 /// The user that the headers name; `None` if they name none.
@@ -51,14 +64,15 @@ fn wanted(headers: &HeaderMap) -> Result<Option<UserInfo>, Error> {
             "impersonate-group" => user.groups.push(text(value)),
             other => {
                 if let Some(key) = other.strip_prefix(EXTRA) {
-                    user.extra.entry(percent_decode(key)).or_default().push(text(value));
+                    let key = percent_decode(key).to_lowercase();
+                    user.extra.entry(key).or_default().push(text(value));
                 }
             }
         }
     }
     if user.username.is_empty() {
         return Err(Error::BadRequest(
-            "impersonating groups, a uid or extras needs a user to impersonate".to_owned(),
+            "requested to impersonate groups, a uid or extras without impersonating a user".to_owned(),
         ));
     }
     Ok(Some(user))

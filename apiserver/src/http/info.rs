@@ -90,14 +90,16 @@ impl RequestInfo {
     /// object's.
     fn name_from_field_selector(&mut self) {
         let a = &mut self.attributes;
-        if !a.name.is_empty() || !matches!(a.verb.as_str(), "list" | "watch" | "deletecollection") {
+        if !matches!(a.verb.as_str(), "list" | "watch" | "deletecollection") {
             return;
         }
+        // A selector that cannot be read is refused later on, and allows nothing more until then.
         let selector = self.query.get("fieldSelector").and_then(|s| s.parse().ok());
         let selector: decapod_api::fields::Selector = selector.unwrap_or_default();
-        if let Some(name) = selector.exact("metadata.name") {
+        if let (true, Some(name)) = (a.name.is_empty(), selector.exact("metadata.name")) {
             a.name = name.to_owned();
         }
+        a.fields = selector;
     }
 }
 

@@ -67,6 +67,7 @@ pub struct Pki {
     certificate_pem: String,
     issuer: Issuer<'static, KeyPair>,
     token_key: KeyPair,
+    former_token_keys: Vec<Vec<u8>>,
 }
 
 impl std::fmt::Debug for Pki {
@@ -108,7 +109,8 @@ impl Pki {
             write_private(&token_path, &KeyPair::generate()?.serialize_pem())?;
         }
         let token_key = KeyPair::from_pem(&read(&token_path)?)?;
-        Ok(Self { certificate_pem, issuer, token_key })
+        let former_token_keys = former_token_keys(dir)?;
+        Ok(Self { certificate_pem, issuer, token_key, former_token_keys })
     }
 
     /// The certificate of the authority, as PEM: what clients trust, and what
@@ -129,6 +131,27 @@ impl Pki {
     pub(crate) fn token_key(&self) -> &KeyPair {
         &self.token_key
     }
+
+    /// The public keys (uncompressed points) of tokens that were signed before the last rotation.
+    pub(crate) fn former_token_keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.former_token_keys.iter().map(Vec::as_slice)
+    }
+}
+
+/// Reads `sa-<anything>.key`: to rotate the key of tokens, `sa.key` is renamed so and the server
+/// started again; once the old tokens have ended, the file can go.
+fn former_token_keys(dir: &Path) -> Result<Vec<Vec<u8>>, Error> {
+    let failed = |source| Error::File { path: dir.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("sa-") && name.ends_with(".key") {
+            paths.push(dir.join(name));
+        }
+    }
+    paths.sort();
+    paths.iter().map(|path| Ok(KeyPair::from_pem(&read(path)?)?.public_key_raw().to_vec())).collect()
 }
 
 fn read(path: &Path) -> Result<String, Error> {

@@ -151,10 +151,10 @@ pub(super) fn keep(core: &Arc<Core>, tasks: &TaskTracker) {
 
 #[async_trait]
 impl Lookup for Registry {
-    async fn uid(&self, resource: &str, namespace: &str, name: &str) -> Option<String> {
+    async fn object(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         let resource = decapod_api::resource::find("", "v1", resource)?;
         match self.find(resource, namespace, name).await {
-            Ok(object) => object.map(|object| meta::uid(&object).to_owned()),
+            Ok(object) => object,
             Err(error) => {
                 tracing::warn!(%error, "cannot look up what a token is bound to: the token is refused");
                 None

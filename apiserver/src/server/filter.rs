@@ -142,8 +142,10 @@ impl Service {
             "" => Ok(reply::json(StatusCode::OK, &serde_json::json!({"paths": paths()}))),
             "/version" => Ok(reply::json(StatusCode::OK, &crate::version::info())),
             "/metrics" => Ok(self.0.metrics.answer()),
-            "/openid/v1/jwks" => Ok(reply::json(StatusCode::OK, &self.0.tokens.jwks())),
-            "/.well-known/openid-configuration" => Ok(reply::json(StatusCode::OK, &crate::version::openid())),
+            "/openid/v1/jwks" => Ok(discovered("application/jwk-set+json", &self.0.tokens.keys().jwks())),
+            "/.well-known/openid-configuration" => {
+                Ok(discovered("application/json", &crate::version::openid(self.0.tokens.issuer())))
+            }
             _ => Err(Error::UnknownPath),
         }
     }
@@ -159,6 +161,14 @@ impl Service {
             tracing::debug!(verb = a.verb, path = a.path, code, seconds, "request");
         }
     }
+}
+
+/// How others verify our tokens: they may keep it for an hour.
+fn discovered(content_type: &str, document: &serde_json::Value) -> Response<Body> {
+    let mut response = reply::with_type(StatusCode::OK, content_type, document.to_string());
+    let cached = HeaderValue::from_static("public, max-age=3600");
+    response.headers_mut().insert(http::header::CACHE_CONTROL, cached);
+    response
 }
 
 /// Every path beside resources that is served to authenticated users.

@@ -21,9 +21,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::auth::bootstrap_token::BootstrapTokens;
 use crate::auth::node::NodeAuthorizer;
 use crate::auth::rbac::Rbac;
-use crate::auth::service_account::Tokens;
+use crate::auth::service_account::{Reference, Tokens};
 use crate::auth::token_file::{self, TokenFile};
 use crate::auth::{Authenticator, Authorizer, Masters, Union, UserInfo};
 use crate::clock::Clock;
@@ -96,6 +97,11 @@ pub enum StartError {
     #[error("cannot write the objects that every cluster has: {0}")]
     Bootstrap(decapod_api::status::Error),
 }
+
+/// A service account token could not be signed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot sign the token: {0}")]
+pub struct TokenError(String);
 
 /// What all requests share.
 pub(crate) struct Core {
@@ -183,13 +189,18 @@ fn make_core(
     let network = Network { services: options.service_cidr, node_ports: options.node_ports.clone() };
     let rbac = Rbac::default();
     let registry = Arc::new(Registry::new(store, clock.clone(), network, rbac.clone()));
-    let tokens = Arc::new(Tokens::new(pki, registry.clone()));
+    let issuer = format!("https://kubernetes.default.svc.{}", options.cluster_domain);
+    let tokens = Arc::new(Tokens::new(pki, issuer, registry.clone()));
     let file = options.token_file.as_deref().map(TokenFile::read).transpose()?.unwrap_or_default();
     let authorizers: Vec<Arc<dyn Authorizer>> =
         vec![Arc::new(Masters), Arc::new(NodeAuthorizer::new(registry.clone())), Arc::new(rbac.clone())];
     Ok(Core {
         kubelets: Kubelets::new(pki, clock.clone(), options.proxy_to_loopback)?,
-        authenticator: Authenticator { tokens: tokens.clone(), file },
+        authenticator: Authenticator {
+            tokens: tokens.clone(),
+            file,
+            bootstrap: BootstrapTokens(registry.clone()),
+        },
         authorizer: Arc::new(Union(authorizers)),
         health: health::Health::default(),
         metrics: Metrics::default(),
@@ -235,6 +246,22 @@ impl Handle {
     /// admission apply as to any request. Hand it to `kube::Client::new`.
     pub fn service_as(&self, user: UserInfo) -> InProcess {
         InProcess::new(self.service.clone(), user)
+    }
+
+    /// The token that a Secret of type `kubernetes.io/service-account-token` is to hold: it does not
+    /// expire, and is good while the Secret holds it and the account has this uid.
+    ///
+    /// # Errors
+    /// If the key of the tokens cannot sign.
+    pub fn secret_token(
+        &self,
+        namespace: &str,
+        account: &str,
+        account_uid: &str,
+        secret: &str,
+    ) -> Result<String, TokenError> {
+        let account = Reference { name: account.to_owned(), uid: account_uid.to_owned() };
+        self.service.0.tokens.sign_legacy(namespace, &account, secret).map_err(|e| TokenError(e.to_string()))
     }
 
     /// Whether `/readyz` says ok.

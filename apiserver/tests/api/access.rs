@@ -91,7 +91,7 @@ async fn a_node_reads_what_its_pods_need() {
     }
     let mut object = pod("p");
     object["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "used"}}]);
-    admin.created("/api/v1/namespaces/default/pods", object).await;
+    let made = admin.created("/api/v1/namespaces/default/pods", object).await;
     let node = cluster.as_user("system:node:n1", &["system:nodes"]);
     let used = format!("{secrets}/used");
     assert_eq!(node.get(&used).await.0, 403, "the pod is not on the node yet");
@@ -103,11 +103,15 @@ async fn a_node_reads_what_its_pods_need() {
     assert_eq!(node.get(&format!("{secrets}?fieldSelector=metadata.name%3Dused")).await.0, 200);
     assert_eq!(cluster.as_user("system:node:n2", &["system:nodes"]).get(&used).await.0, 403);
     let token = "/api/v1/namespaces/default/serviceaccounts/default/token";
-    let bound = json!({"spec": {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "p"}}});
+    let pod = json!({"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": made["metadata"]["uid"]});
+    let bound = json!({"spec": {"boundObjectRef": pod}});
     assert_eq!(node.create(token, json!({"spec": {}})).await.0, 403, "a token of no pod");
-    assert_eq!(node.create(token, bound.clone()).await.0, 403, "the node itself is not there");
-    admin.created("/api/v1/nodes", json!({"metadata": {"name": "n1"}})).await;
-    assert_eq!(node.create(token, bound).await.0, 201);
+    assert_eq!(node.create(token, bound.clone()).await.0, 201);
+    let vault = json!({"spec": {"boundObjectRef": pod, "audiences": ["vault"]}});
+    let refused = node.create(token, vault).await;
+    assert!(message(&refused).contains("audience \"vault\" not found in pod spec volume"), "{refused:?}");
+    let stranger = cluster.as_user("system:node:n2", &["system:nodes"]);
+    assert_eq!(stranger.create(token, bound).await.0, 403);
 }
 
 #[tokio::test]
