@@ -2,64 +2,81 @@
 //! behind each Service that has a selector.
 
 mod legacy;
+mod mirror;
 mod plan;
+mod slices;
+mod subsets;
+mod trigger;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use decapod_api::labels::Selector;
 use decapod_client::ObjectKey;
-use decapod_client::error::ErrorExt;
+use decapod_client::error::{self, ErrorExt};
+use decapod_client::event::Recorder;
 use decapod_client::informer::{Change, Informer};
 use decapod_client::reconcile::{self, Queue};
 use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 
 use crate::common::expect::Expectations;
 use crate::common::{Context, Result, Says, namespaces};
-use plan::{MANAGED_LABEL, MANAGER, Plan, SERVICE_LABEL};
+use plan::MANAGER;
+use slices::Slices;
+use trigger::TriggerTimes;
 
 const NAME: &str = "endpointslice-controller";
+
+/// How soon a Service is looked at again of whose pods some are on nodes that are not known yet.
+const NODE_PATIENCE: Duration = Duration::from_secs(2);
 
 struct Controller {
     context: Context,
     services: Informer<Service>,
     pods: Informer<Pod>,
     nodes: Informer<Node>,
-    slices: Informer<EndpointSlice>,
+    slices: Slices,
     endpoints: Informer<Endpoints>,
-    /// Writes of slices.
-    expectations: Expectations,
     /// Writes of Endpoints.
     legacy: Expectations,
+    triggers: TriggerTimes,
+    /// Services that were seen to go and whose Endpoints have to follow. Endpoints that never had a
+    /// Service are somebody else's.
+    departed: Arc<Mutex<HashSet<ObjectKey>>>,
+    recorder: Recorder,
 }
 
-/// Starts the controller with so many workers.
+/// Starts the controller, and the one that mirrors Endpoints, with so many workers each.
 pub(crate) fn start(context: &Context, workers: usize) {
+    mirror::start(context, workers);
     let queue = Queue::new(context.clock.clone());
     let controller = Arc::new(Controller {
         context: context.clone(),
         services: context.informers.of(),
         pods: context.informers.of(),
         nodes: context.informers.of(),
-        slices: context.informers.of(),
+        slices: Slices::new(context, NAME, MANAGER, &queue),
         endpoints: context.informers.of(),
-        expectations: Expectations::default(),
         legacy: Expectations::default(),
+        triggers: TriggerTimes::default(),
+        departed: Arc::default(),
+        recorder: context.recorder("endpoint-controller"),
     });
     let supervisor = &context.supervisor;
-    let own_key = |change: &Change<Service>| [change.key.clone()];
+    let departed = controller.departed.clone();
+    let own_key = move |change: &Change<Service>| {
+        if change.new.is_none() {
+            lock(&departed).insert(change.key.clone());
+        }
+        [change.key.clone()]
+    };
     reconcile::feed(supervisor, NAME, controller.services.subscribe(), &queue, own_key);
     let services = controller.services.clone();
     reconcile::feed(supervisor, NAME, controller.pods.subscribe(), &queue, move |change| {
         selecting(&services, change)
-    });
-    reconcile::feed(supervisor, NAME, controller.slices.subscribe(), &queue, |change| {
-        let slice = change.latest();
-        let service = slice.labels().get(SERVICE_LABEL).filter(|_| is_ours(slice));
-        service.map(|service| ObjectKey::new(change.key.namespace.clone(), service.clone()))
     });
     reconcile::feed(supervisor, NAME, controller.endpoints.subscribe(), &queue, |change| {
         [change.key.clone()]
@@ -70,8 +87,9 @@ pub(crate) fn start(context: &Context, workers: usize) {
     });
 }
 
-fn is_ours(slice: &EndpointSlice) -> bool {
-    slice.labels().get(MANAGED_LABEL).is_some_and(|manager| manager == MANAGER)
+fn lock(departed: &Mutex<HashSet<ObjectKey>>) -> std::sync::MutexGuard<'_, HashSet<ObjectKey>> {
+    // Nothing panics while the lock is held, so the set is whole even if the lock is poisoned.
+    departed.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The Services that select a pod as it was or as it is, where it matters to them.
@@ -115,8 +133,9 @@ impl Controller {
         self.slices.synced().await;
         self.endpoints.synced().await;
         let Some(service) = self.services.get(key) else {
-            self.expectations.forget(key);
+            self.slices.forget(key);
             self.legacy.forget(key);
+            self.triggers.forget(key);
             return self.forget_endpoints(key).await;
         };
         let spec = service.spec.as_ref();
@@ -128,85 +147,72 @@ impl Controller {
         else {
             return Ok(None);
         };
-        self.expectations.settled(key, &self.slices, &*self.context.clock).await?;
+        let slices = self.slices.of(key).await?;
         self.legacy.settled(key, &self.endpoints, &*self.context.clock).await?;
         let selector = Selector::from_map(selector);
         let mut pods = self.pods.list_in(&key.namespace);
         pods.retain(|pod| selector.matches_optional(pod.metadata.labels.as_ref()));
-        let mut slices = self.slices.list_in(&key.namespace);
-        slices.retain(|slice| is_ours(slice) && slice.labels().get(SERVICE_LABEL) == Some(&key.name));
-        let slices = self.expectations.without_deleted(key, slices);
+        let trigger = self.triggers.look(key, &service, &pods);
         let node = |name: &str| self.nodes.get(&ObjectKey::cluster(name));
-        self.apply(key, plan::plan(&service, &pods, node, &slices)).await?;
-        self.write_endpoints(key, &legacy::endpoints(&service, &pods)).await?;
-        Ok(None)
-    }
-
-    async fn apply(&self, key: &ObjectKey, plan: Plan) -> Result<()> {
-        let api: Api<EndpointSlice> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        let parameters = PostParams::default();
-        for slice in &plan.create {
-            match api.create(&parameters, slice).await {
-                Ok(created) => self.expectations.wrote(key, &created),
-                Err(error) if namespaces::is_over(&error) => return Ok(()),
-                Err(error) => return Err(error).says("create an EndpointSlice"),
-            }
+        let mut plan = plan::plan(&service, &pods, node, &slices);
+        for slice in plan.create.iter_mut().chain(&mut plan.update) {
+            let annotations = slice.metadata.annotations.get_or_insert_default();
+            annotations.remove(trigger::ANNOTATION);
+            annotations.extend(trigger.map(|time| (trigger::ANNOTATION.to_owned(), time.to_string())));
         }
-        for slice in &plan.update {
-            let updated = api.replace(&slice.name_any(), &parameters, slice).await;
-            self.expectations.wrote(key, &updated.says("update an EndpointSlice")?);
-        }
-        for slice in &plan.delete {
-            let preconditions = Preconditions { uid: slice.uid(), resource_version: None };
-            let parameters = DeleteParams::default().preconditions(preconditions);
-            match api.delete(&slice.name_any(), &parameters).await {
-                Ok(_) => self.expectations.deleted(key, &slice.uid().unwrap_or_default()),
-                Err(error) if error.is_not_found() || error.is_conflict() => {}
-                Err(error) => return Err(error).says("delete an EndpointSlice"),
-            }
-        }
-        Ok(())
+        self.slices.apply(key, &plan).await?;
+        self.write_endpoints(key, &legacy::endpoints(&service, &pods, trigger)).await?;
+        Ok(plan.incomplete.then_some(NODE_PATIENCE))
     }
 
     async fn write_endpoints(&self, key: &ObjectKey, wanted: &Endpoints) -> Result<()> {
         let api: Api<Endpoints> = Api::namespaced(self.context.client.clone(), &key.namespace);
         let parameters = PostParams::default();
-        let written = match self.endpoints.get(key) {
-            Some(present) if legacy::equals(&present, wanted) => return Ok(()),
-            Some(present) => {
-                let mut update = Endpoints::clone(&present);
-                update.metadata.labels = wanted.metadata.labels.clone();
-                update.metadata.annotations = wanted.metadata.annotations.clone();
-                update.subsets = wanted.subsets.clone();
-                api.replace(&key.name, &parameters, &update).await
-            }
+        let present = self.endpoints.get(key);
+        let written = match &present {
+            Some(present) => match legacy::update(present, wanted) {
+                Some(update) => api.replace(&key.name, &parameters, &update).await,
+                None => return Ok(()),
+            },
             None => api.create(&parameters, wanted).await,
         };
         match written {
             Ok(written) => self.legacy.wrote(key, &written),
             Err(error) if namespaces::is_over(&error) => {}
-            Err(error) => return Err(error).says("write the Endpoints of a Service"),
+            Err(error) => {
+                let (reason, what) = match present {
+                    Some(_) => ("FailedToUpdateEndpoint", "update endpoint"),
+                    None => ("FailedToCreateEndpoint", "create endpoint for service"),
+                };
+                let name = format!("{}/{}", key.namespace, key.name);
+                let message = format!("Failed to {what} {name}: {}", error::chain(&error));
+                self.recorder.warning(wanted, reason, message);
+                return Err(error).says("write the Endpoints of a Service");
+            }
         }
         Ok(())
     }
 
     /// Deletes the Endpoints of a Service that is gone; the slices go with it by their owner reference.
     async fn forget_endpoints(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(orphan) = self.endpoints.get(key) else { return Ok(None) };
-        // Endpoints without Service that somebody else made are his.
-        if orphan
-            .labels()
-            .get("endpoints.kubernetes.io/managed-by")
-            .is_none_or(|by| by != "endpoint-controller")
-        {
+        let Some(left) = self.endpoints.get(key) else {
+            lock(&self.departed).remove(key);
+            return Ok(None);
+        };
+        if !lock(&self.departed).contains(key) && !legacy::is_ours(&left) {
             return Ok(None);
         }
         let api: Api<Endpoints> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        let preconditions = Preconditions { uid: orphan.uid(), resource_version: None };
-        match api.delete(&key.name, &DeleteParams::default().preconditions(preconditions)).await {
-            Ok(_) => Ok(None),
-            Err(error) if error.is_not_found() || error.is_conflict() => Ok(None),
-            Err(error) => Err(error).says("delete the Endpoints of a Service that is gone"),
+        let preconditions = Preconditions { uid: left.uid(), resource_version: None };
+        let deleted = api.delete(&key.name, &DeleteParams::default().preconditions(preconditions)).await;
+        match deleted {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => {
+                Err(error).says("delete the Endpoints of a Service that is gone")
+            }
+            _ => {
+                lock(&self.departed).remove(key);
+                Ok(None)
+            }
         }
     }
 }

@@ -26,9 +26,13 @@ fn pod(index: usize, ready: bool) -> Pod {
     pod
 }
 
+fn zoned() -> Node {
+    serde_json::from_value(json!({"metadata": {"name": "n1", "labels": {ZONE_LABEL: "z1"}}})).unwrap()
+}
+
 fn plan_for(service: &Service, pods: &[Pod], present: &[Arc<EndpointSlice>]) -> Plan {
     let pods: Vec<_> = pods.iter().cloned().map(Arc::new).collect();
-    plan(service, &pods, |_| None, present)
+    plan(service, &pods, |name| (name == "n1").then(|| Arc::new(zoned())), present)
 }
 
 /// Applies a plan to the slices, as the API server would.
@@ -143,6 +147,38 @@ fn headless_members_have_host_names() {
     let plan = plan_for(&service, &[member], &[]);
     assert_eq!(plan.create[0].endpoints.as_ref().unwrap()[0].hostname.as_deref(), Some("db-0"));
     assert_eq!(plan.create[0].labels()[HEADLESS_LABEL], "");
+}
+
+#[test]
+fn slices_of_an_earlier_service_go_and_changed_ports_reuse_the_slice() {
+    let (old, mut names) = (service(json!({})), 0);
+    let pods = [pod(0, true)];
+    let slices = applied(&[], plan_for(&old, &pods, &[]), &mut names);
+    let changed = service(json!({"ports": [{"name": "http", "port": 80, "targetPort": 9090}]}));
+    let plan = plan_for(&changed, &pods, &slices);
+    assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (0, 1, 0));
+    assert_eq!(plan.update[0].ports.as_ref().unwrap()[0].port, Some(9090));
+    let mut anew = service(json!({}));
+    anew.metadata.uid = Some("s2".into());
+    let plan = plan_for(&anew, &pods, &slices);
+    assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (1, 0, 1));
+}
+
+#[test]
+fn hints_keep_traffic_close_and_pods_of_unknown_nodes_wait() {
+    let near = service(json!({"trafficDistribution": "PreferSameNode"}));
+    let mut lost = pod(1, true);
+    lost.spec.as_mut().unwrap().node_name = Some("n2".into());
+    let plan = plan_for(&near, &[pod(0, true), lost.clone(), pod(2, false)], &[]);
+    assert!(plan.incomplete);
+    let hints: Vec<_> = plan.create[0].endpoints.iter().flatten().map(|one| one.hints.clone()).collect();
+    assert_eq!(hints.len(), 2, "the lost pod waits for its node");
+    let near = hints[0].as_ref().unwrap();
+    assert_eq!(near.for_zones.as_ref().unwrap()[0].name, "z1");
+    assert_eq!(near.for_nodes.as_ref().unwrap()[0].name, "n1");
+    assert_eq!(hints[1], None, "unready endpoints get no traffic to keep close");
+    let all = plan_for(&service(json!({"publishNotReadyAddresses": true})), &[lost], &[]);
+    assert_eq!((all.incomplete, all.create[0].endpoints.as_ref().unwrap().len()), (false, 1));
 }
 
 proptest::proptest! {
