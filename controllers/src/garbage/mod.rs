@@ -15,8 +15,10 @@ use std::time::Duration;
 use decapod_client::ObjectKey;
 use decapod_client::clock;
 use decapod_client::error::ErrorExt;
+use decapod_client::event::{Recorder, Severity};
 use decapod_client::informer::{Change, ObjectMetadata};
 use decapod_client::reconcile::{self, Queue};
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
@@ -37,7 +39,7 @@ const DISCOVERY_PERIOD: Duration = Duration::from_secs(30);
 /// How long the start, or a new kind, may hold up the work until its mirror is complete.
 const SYNC_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Owners that are known not to exist. A uid never comes back, so forgetting is the only reason to bound
+/// Places where owners are known not to be. A uid never comes back, so forgetting is the only reason to bound
 /// this: it saves questions, no more.
 const ABSENT_REMEMBERED: usize = 10_000;
 
@@ -53,8 +55,32 @@ struct Collector {
     catalog: Catalog,
     monitors: Monitors,
     queue: Queue<Item>,
-    absent: Mutex<HashSet<String>>,
+    absent: Mutex<HashSet<Place>>,
     kinds_changed: Notify,
+    recorder: Recorder,
+}
+
+/// Where an owner was looked for: its reference and the namespace of who refers to it. The same uid may
+/// be absent in one namespace and alive in another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    uid: String,
+    api_version: String,
+    kind: String,
+    name: String,
+    namespace: String,
+}
+
+impl Place {
+    fn new(meta: &ObjectMeta, owner: &OwnerReference) -> Self {
+        Self {
+            uid: owner.uid.clone(),
+            api_version: owner.api_version.clone(),
+            kind: owner.kind.clone(),
+            name: owner.name.clone(),
+            namespace: meta.namespace.clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// Starts the collector with so many workers.
@@ -67,6 +93,7 @@ pub(crate) fn start(context: &Context, catalog: &Catalog, workers: usize) {
         queue: queue.clone(),
         absent: Mutex::default(),
         kinds_changed: Notify::new(),
+        recorder: context.recorder(NAME),
     });
     let watching = collector.clone();
     context.supervisor.spawn_until_shutdown(NAME, async move { watching.follow_discovery().await });
@@ -186,7 +213,7 @@ impl Collector {
             }
             return Ok(None);
         }
-        let (owners, unseen) = self.owners(&meta).await?;
+        let (owners, unseen) = self.owners(&monitor.kind, &meta).await?;
         let dependents = self.monitors.dependents(meta.uid.as_deref().unwrap_or_default());
         let dependents: Vec<_> = dependents.iter().map(|(_, dependent)| &dependent.metadata).collect();
         let action = plan::decide(&meta, &owners, &dependents);
@@ -196,7 +223,7 @@ impl Collector {
     }
 
     /// What the owners of an object are, and whether one of them exists that the mirrors do not show.
-    async fn owners(&self, meta: &ObjectMeta) -> Result<(Vec<(OwnerReference, Owner)>, bool)> {
+    async fn owners(&self, kind: &Kind, meta: &ObjectMeta) -> Result<(Vec<(OwnerReference, Owner)>, bool)> {
         let mut owners = Vec::new();
         let mut unseen = false;
         for reference in meta.owner_references.iter().flatten() {
@@ -204,7 +231,7 @@ impl Collector {
                 Some(shown) if plan::is_waiting(&shown.metadata) => Owner::Waiting,
                 Some(_) => Owner::Solid,
                 None => {
-                    let state = self.ask(meta, reference).await?;
+                    let state = self.ask(kind, meta, reference).await?;
                     unseen |= state != Owner::Absent;
                     state
                 }
@@ -215,8 +242,9 @@ impl Collector {
     }
 
     /// Asks the API server for an owner that the mirrors do not show.
-    async fn ask(&self, meta: &ObjectMeta, reference: &OwnerReference) -> Result<Owner> {
-        if self.lock_absent().contains(&reference.uid) {
+    async fn ask(&self, of: &Kind, meta: &ObjectMeta, reference: &OwnerReference) -> Result<Owner> {
+        let place = Place::new(meta, reference);
+        if self.lock_absent().contains(&place) {
             return Ok(Owner::Absent);
         }
         let Some(kind) = self.monitors.kind_of(reference, &self.catalog.kinds()) else {
@@ -227,6 +255,7 @@ impl Collector {
         let namespace = meta.namespace.clone().unwrap_or_default();
         if kind.namespaced && namespace.is_empty() {
             // A cluster-scoped object cannot say in which namespace its owner is: never collect it.
+            self.tell_invalid(of, meta, reference);
             return Ok(Owner::Solid);
         }
         let api = dynamic(&self.context, &kind, &namespace);
@@ -235,14 +264,35 @@ impl Collector {
             Some(live) if plan::is_waiting(&live.metadata) => Ok(Owner::Waiting),
             Some(_) => Ok(Owner::Solid),
             None => {
+                if self.monitors.is_elsewhere(&kind, reference) {
+                    self.tell_invalid(of, meta, reference);
+                }
                 let mut absent = self.lock_absent();
                 if absent.len() >= ABSENT_REMEMBERED {
                     absent.clear();
                 }
-                absent.insert(reference.uid.clone());
+                absent.insert(place);
                 Ok(Owner::Absent)
             }
         }
+    }
+
+    /// Tells whoever made a reference to an owner in another namespace that it counts for nothing.
+    fn tell_invalid(&self, kind: &Kind, meta: &ObjectMeta, owner: &OwnerReference) {
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let OwnerReference { api_version, kind: owner_kind, name, uid, .. } = owner;
+        let message = format!(
+            "ownerRef [{api_version}/{owner_kind}, namespace: {namespace}, name: {name}, uid: {uid}] does not exist in namespace {namespace:?}"
+        );
+        let object = ObjectReference {
+            api_version: Some(kind.resource.api_version.clone()),
+            kind: Some(kind.resource.kind.clone()),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            uid: meta.uid.clone(),
+            ..ObjectReference::default()
+        };
+        self.recorder.record(object, Severity::Warning, "OwnerRefInvalidNamespace", message);
     }
 
     async fn apply(
@@ -353,7 +403,7 @@ impl Collector {
         dynamic(&self.context, &monitor.kind, &key.namespace)
     }
 
-    fn lock_absent(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+    fn lock_absent(&self) -> std::sync::MutexGuard<'_, HashSet<Place>> {
         // A set of what is absent is true in any state.
         self.absent.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -93,6 +93,13 @@ impl Monitors {
         self.get(&kind, &key).filter(|shown| shown.metadata.uid.as_ref() == Some(&owner.uid))
     }
 
+    /// Whether an object of this kind has the owner's uid, wherever: it is not where the reference says.
+    pub(super) fn is_elsewhere(&self, kind: &Kind, owner: &OwnerReference) -> bool {
+        let monitor = self.find(&kind.name());
+        let mut objects = monitor.iter().flat_map(|monitor| monitor.informer.list());
+        objects.any(|object| object.metadata.uid.as_ref() == Some(&owner.uid))
+    }
+
     /// The kind of an owner, mirrored or not.
     pub(super) fn kind_of(&self, owner: &OwnerReference, kinds: &[Kind]) -> Option<Kind> {
         kinds.iter().find(|kind| is_of_kind(kind, owner)).cloned()

@@ -131,7 +131,9 @@ impl Controller {
         if !left.items.is_empty() {
             let beyond = left.metadata.remaining_item_count.unwrap_or(0);
             let count = left.items.len() + usize::try_from(beyond).unwrap_or(0);
-            remains.objects.insert(kind.name(), count);
+            // Kubernetes' words, in which pods are `pods.`.
+            let name = format!("{}.{}", kind.resource.plural, kind.resource.group);
+            remains.objects.insert(name, count);
         }
         for finalizer in left.items.iter().flat_map(|object| object.metadata.finalizers.iter().flatten()) {
             *remains.finalizers.entry(finalizer.clone()).or_default() += 1;

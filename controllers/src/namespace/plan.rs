@@ -10,7 +10,7 @@ use crate::common::condition::{self, Condition};
 /// What is left in a namespace after all of it was asked to go.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Remains {
-    /// Objects by kind (`pods`, `deployments.apps`).
+    /// Objects by kind and group (`pods.`, `deployments.apps`).
     pub(super) objects: BTreeMap<String, usize>,
     /// Objects that wait for a finalizer, by finalizer.
     pub(super) finalizers: BTreeMap<String, usize>,
@@ -103,13 +103,13 @@ mod tests {
     #[test]
     fn what_remains_is_told_in_kubernetes_words() {
         let remains = Remains {
-            objects: [("pods".to_owned(), 2), ("deployments.apps".to_owned(), 1)].into(),
+            objects: [("pods.".to_owned(), 2), ("deployments.apps".to_owned(), 1)].into(),
             finalizers: [("example.com/hold".to_owned(), 1)].into(),
             ..Remains::default()
         };
         let status = status(None, &remains, Timestamp::UNIX_EPOCH);
         let texts = texts(&status);
-        let expected = "Some resources are remaining: deployments.apps has 1 resource instances, pods has 2 resource instances";
+        let expected = "Some resources are remaining: deployments.apps has 1 resource instances, pods. has 2 resource instances";
         assert_eq!(texts["NamespaceContentRemaining"], ("True", expected));
         let expected = "Some content in the namespace has finalizers remaining: example.com/hold in 1 resource instances";
         assert_eq!(texts["NamespaceFinalizersRemaining"], ("True", expected));
