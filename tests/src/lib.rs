@@ -2,6 +2,7 @@
 //! a test leaves behind.
 
 pub mod cluster;
+pub mod etcd;
 pub mod images;
 pub mod leaks;
 pub mod poll;

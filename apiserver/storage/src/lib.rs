@@ -14,8 +14,12 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub mod embedded;
+pub mod encryption;
+pub mod etcd;
 
 pub use embedded::Embedded;
+pub use encryption::Encrypted;
+pub use etcd::Etcd;
 
 /// A revision of the whole store: each successful write makes the next one. The first is 1; at 0
 /// the store is empty.
@@ -157,6 +161,17 @@ pub enum Error {
     /// still kept.
     #[error("the watcher did not keep up")]
     Lagged,
+    /// The value is larger than the store takes: etcd's limit is 1.5 MiB.
+    #[error("the value is larger than the store takes")]
+    TooLarge,
+    /// The value of a key cannot be deciphered: no configured key fits, or it was tampered with.
+    #[error("the value of {key} cannot be deciphered: {why}")]
+    Undecipherable {
+        /// The key of the value.
+        key: Arc<str>,
+        /// What is wrong, without anything of the value.
+        why: String,
+    },
     /// The store cannot serve now; whether a write took place is not known.
     #[error("the store is unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -203,4 +218,17 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets what was overwritten or deleted up to `revision`, which becomes the oldest that can
     /// be read or watched from. Compacting what is compacted already does nothing.
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
+}
+
+/// The least text behind all that start with the prefix; `None` if there is no such.
+fn prefix_end(prefix: &str) -> Option<String> {
+    let mut end = prefix.to_owned();
+    while let Some(last) = end.pop() {
+        // The order of characters is that of their bytes; surrogates are none.
+        if let Some(next) = (last..=char::MAX).nth(1) {
+            end.push(next);
+            return Some(end);
+        }
+    }
+    None
 }

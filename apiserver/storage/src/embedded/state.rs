@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use imbl::OrdMap;
 
-use crate::{Change, Entry, Error, List, Page, Precondition, Revision};
+use crate::{Change, Entry, Error, List, Page, Precondition, Revision, prefix_end};
 
 /// What a change costs in memory beside the keys and values that only it keeps alive.
 const CHANGE_OVERHEAD: usize = 160;
@@ -171,19 +171,6 @@ impl Snapshot {
         let entries = found.by_ref().take(limit).cloned().collect();
         Page { entries, revision: self.revision, remaining: found.count() }
     }
-}
-
-/// The least text behind all that start with the prefix; `None` if there is no such.
-fn prefix_end(prefix: &str) -> Option<String> {
-    let mut end = prefix.to_owned();
-    while let Some(last) = end.pop() {
-        // The order of characters is that of their bytes; surrogates are none.
-        if let Some(next) = (last..=char::MAX).nth(1) {
-            end.push(next);
-            return Some(end);
-        }
-    }
-    None
 }
 
 /// Writes that are decided one after the other before any of them is done: what they make is laid over
