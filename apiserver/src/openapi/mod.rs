@@ -1,53 +1,160 @@
-//! The OpenAPI documents, made from the table of kinds and the field facts.
+//! The OpenAPI documents, made from the table of kinds, the field facts and Kubernetes' own descriptions.
 //!
-//! Clients read them to see which options the server knows (`fieldValidation`), how lists merge
-//! (patch strategies and merge keys), and what an object is made of.
+//! Clients read them to explain kinds, to see which options the server knows (`fieldValidation`), how lists
+//! merge, and what objects are made of. A document is made when it is first asked for and kept packed: a
+//! cluster whose clients ask for none pays for none.
+//!
+//! **Invariant**: a document's hash is that of its JSON, so what a client has cached by it is what is served.
 
+mod negotiation;
+mod packed;
+mod parameters;
 mod paths;
+mod protobuf;
 mod schema;
+mod words;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
 
 use decapod_api::resource::{RESOURCES, api_version};
-use http::header::{ACCEPT, ETAG, HeaderMap};
+use http::header::{CACHE_CONTROL, EXPIRES, HeaderMap, LOCATION};
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
 use crate::http::query::Query;
 use crate::http::{Body, reply};
+use negotiation::Encoding;
+use packed::Packed;
+use schema::Schemas;
+use words::Words;
+
+/// Which of the two kinds of document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// Swagger 2.0: everything in one.
+    V2,
+    /// OpenAPI 3.0: one a group and version.
+    V3,
+}
+
+impl Format {
+    /// Where schemas are in a document.
+    fn schemas(self) -> &'static str {
+        match self {
+            Self::V2 => "#/definitions/",
+            Self::V3 => "#/components/schemas/",
+        }
+    }
+
+    fn message(self) -> &'static protobuf::Message {
+        match self {
+            Self::V2 => &protobuf::V2,
+            Self::V3 => &protobuf::V3,
+        }
+    }
+}
+
+/// A document that was made, in JSON, and in protobuf once that was asked for.
+struct Made {
+    json: Packed,
+    protobuf: OnceLock<Packed>,
+}
+
+static V2: OnceLock<Made> = OnceLock::new();
+static V3: OnceLock<BTreeMap<String, Made>> = OnceLock::new();
 
 /// Answers a request for a document; `None` if the path is none.
-pub(crate) fn answer(path: &str, _query: &Query, headers: &HeaderMap) -> Option<Response<Body>> {
-    let path = path.trim_end_matches('/');
-    let document = match path {
-        "/openapi/v2" => return Some(v2(headers)),
-        "/openapi/v3" => index(),
-        _ => {
-            let (root, group_version) = path.strip_prefix("/openapi/v3/")?.split_once('/')?;
-            let (group, version) = match root {
-                "api" => ("", group_version),
-                "apis" => group_version.split_once('/')?,
-                _ => return None,
-            };
-            v3(group, version)?
-        }
-    };
-    let mut response = reply::json(StatusCode::OK, &document);
-    if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", hash())) {
-        response.headers_mut().insert(ETAG, tag);
+pub(crate) async fn answer(path: &str, query: &Query, headers: &HeaderMap) -> Option<Response<Body>> {
+    let path = path.trim_end_matches('/').strip_prefix("/openapi/")?.to_owned();
+    let hash = query.get("hash").map(str::to_owned);
+    let headers = headers.clone();
+    // Making a document takes a while: not where other requests are answered.
+    let made = tokio::task::spawn_blocking(move || respond(&path, hash.as_deref(), &headers)).await;
+    made.unwrap_or_else(|error| {
+        tracing::error!(%error, "a document could not be made");
+        let error = decapod_api::status::Error::Internal("the document could not be made".to_owned());
+        Some(reply::error(&error))
+    })
+}
+
+fn respond(path: &str, hash: Option<&str>, headers: &HeaderMap) -> Option<Response<Body>> {
+    if path == "v2" {
+        let document = V2.get_or_init(|| make("", Format::V2, &Words::unpack()));
+        return Some(document.answer("", Format::V2, headers));
+    }
+    let root = path.strip_prefix("v3")?;
+    let documents = V3.get_or_init(all);
+    if root.is_empty() {
+        let index = Packed::new(&index(documents));
+        return Some(index.answer(Encoding::Json.media(Format::V3), headers));
+    }
+    let root = root.strip_prefix('/')?;
+    let document = documents.get(root)?;
+    let mut response = document.answer(root, Format::V3, headers);
+    if let Some(hash) = hash {
+        cached(&mut response, root, hash, &document.json.hash);
     }
     Some(response)
 }
 
-/// The documents change only with the program.
-fn hash() -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, crate::version::git_version().as_bytes());
-    digest.as_ref().iter().take(16).map(|b| format!("{b:02X}")).collect()
+/// What is asked for by its hash never changes; what was asked for by another is elsewhere.
+fn cached(response: &mut Response<Body>, root: &str, asked: &str, hash: &str) {
+    if response.status() == StatusCode::NOT_ACCEPTABLE {
+        return;
+    }
+    if asked != hash {
+        let mut moved = reply::text(StatusCode::MOVED_PERMANENTLY, "");
+        if let Ok(location) = HeaderValue::from_str(&url(root, hash)) {
+            moved.headers_mut().insert(LOCATION, location);
+        }
+        *response = moved;
+        return;
+    }
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+    let next_year = jiff::Timestamp::now() + std::time::Duration::from_secs(365 * 24 * 60 * 60);
+    let next_year = next_year.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    if let Ok(next_year) = HeaderValue::from_str(&next_year) {
+        headers.insert(EXPIRES, next_year);
+    }
 }
 
-fn group_versions() -> Vec<(&'static str, &'static str)> {
-    let mut all: Vec<_> = RESOURCES.iter().map(|r| (r.group, r.version)).collect();
-    all.sort_unstable();
-    all.dedup();
-    all
+impl Made {
+    fn answer(&self, root: &str, format: Format, headers: &HeaderMap) -> Response<Body> {
+        match negotiation::encoding(format, headers) {
+            None => reply::text(StatusCode::NOT_ACCEPTABLE, ""),
+            Some(encoding @ Encoding::Json) => self.json.answer(encoding.media(format), headers),
+            Some(encoding @ Encoding::Protobuf) => {
+                let packed = self.protobuf.get_or_init(|| {
+                    let mut message = Vec::new();
+                    parts(root, format, &Words::unpack(), |part| {
+                        protobuf::write(format.message(), part, &mut message);
+                    });
+                    Packed::with_hash(&message, Arc::clone(&self.json.hash))
+                });
+                packed.answer(encoding.media(format), headers)
+            }
+        }
+    }
+}
+
+/// Every document of version 3.
+fn all() -> BTreeMap<String, Made> {
+    let words = Words::unpack();
+    roots().into_iter().map(|root| (root.clone(), make(&root, Format::V3, &words))).collect()
+}
+
+/// The paths that documents of version 3 are about.
+fn roots() -> BTreeSet<String> {
+    let mut roots: BTreeSet<String> = ["api", "apis", "version"].into_iter().map(str::to_owned).collect();
+    for row in RESOURCES {
+        roots.insert(root(row.group, row.version));
+        if !row.group.is_empty() {
+            roots.insert(format!("apis/{}", row.group));
+        }
+    }
+    roots
 }
 
 fn root(group: &str, version: &str) -> String {
@@ -55,129 +162,72 @@ fn root(group: &str, version: &str) -> String {
     format!("{prefix}/{}", api_version(group, version))
 }
 
-fn index() -> Value {
-    let mut paths = Map::new();
-    for (group, version) in group_versions() {
-        let root = root(group, version);
-        let url = format!("/openapi/v3/{root}?hash={}", hash());
-        paths.insert(root, json!({"serverRelativeURL": url}));
-    }
-    json!({"paths": paths})
+fn url(root: &str, hash: &str) -> String {
+    format!("/openapi/v3/{root}?hash={hash}")
 }
 
-fn info() -> Value {
-    json!({"title": "Kubernetes", "version": crate::version::git_version()})
+fn index(documents: &BTreeMap<String, Made>) -> Vec<u8> {
+    let paths: Map<String, Value> = documents
+        .iter()
+        .map(|(root, made)| (root.clone(), json!({"serverRelativeURL": url(root, &made.json.hash)})))
+        .collect();
+    json!({"paths": paths}).to_string().into_bytes()
 }
 
-fn v3(group: &str, version: &str) -> Option<Value> {
-    let rows: Vec<_> = RESOURCES.iter().filter(|r| r.group == group && r.version == version).collect();
-    if rows.is_empty() {
-        return None;
-    }
-    let mut schemas = schema::Schemas::new("#/components/schemas/");
-    let mut all = Map::new();
-    for row in rows {
-        schemas.add_kind(row);
-        paths::of(row, &mut all);
-    }
-    Some(json!({"openapi": "3.0.0", "info": info(), "paths": all,
-        "components": {"schemas": schemas.finish()}}))
+fn make(root: &str, format: Format, words: &Words) -> Made {
+    let mut json = packed::Writer::default();
+    parts(root, format, words, |part| json.add(part));
+    Made { json: json.finish(), protobuf: OnceLock::new() }
 }
 
-/// The media type of the older document in protobuf.
-const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-/// The one by which clients ask for it, which is no valid media type and so is not answered with.
-const V2_PROTOBUF_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-
-/// The older document: everything in one as JSON, its head alone as protobuf.
-///
-/// kubectl asks for protobuf, and only about kinds of which version 3 says nothing: what this document does
-/// not define it passes on to the server, which validates.
-fn v2(headers: &HeaderMap) -> Response<Body> {
-    let accepts = headers.get_all(ACCEPT);
-    let accepts = accepts.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
-    let accepts: Vec<&str> = accepts.map(|a| a.split(';').next().unwrap_or_default().trim()).collect();
-    let wants = |form: &str| accepts.contains(&form);
-    if !accepts.is_empty() && !wants("application/json") && !wants("*/*") {
-        return if wants(V2_PROTOBUF) || wants(V2_PROTOBUF_ASKED) {
-            reply::with_type(StatusCode::OK, V2_PROTOBUF, v2_head())
-        } else {
-            reply::error(&decapod_api::status::Error::NotAcceptable("application/json".to_owned()))
-        };
+/// Makes a document (version 2: of all roots) part by part, so that never all of it is in memory as a tree.
+/// Parts follow in the order of what they are parts of.
+fn parts(root: &str, format: Format, words: &Words, mut take: impl FnMut(&Map<String, Value>)) {
+    let mut part = |value: Value| {
+        if let Value::Object(part) = value {
+            take(&part);
+        }
+    };
+    let info = json!({"title": "Kubernetes", "version": crate::version::git_version()});
+    let requirement = json!([{"BearerToken": []}]);
+    let scheme = json!({"BearerToken": {"type": "apiKey", "description": "Bearer Token authentication",
+        "name": "authorization", "in": "header"}});
+    part(match format {
+        Format::V2 => json!({"swagger": "2.0", "info": info, "security": requirement,
+            "securityDefinitions": scheme}),
+        Format::V3 => json!({"openapi": "3.0.0", "info": info}),
+    });
+    let of_document = match format {
+        Format::V2 => roots(),
+        Format::V3 => BTreeSet::from([root.to_owned()]),
+    };
+    let mut schemas = Schemas::new(format, words);
+    let mut written = BTreeMap::new();
+    for root in &of_document {
+        written.extend(paths::of_discovery(root, format));
+        for row in paths::rows(root) {
+            schemas.add_kind(row);
+            schemas.add_common();
+            written.extend(paths::Writer::new(format, row).write());
+        }
     }
-    let mut schemas = schema::Schemas::new("#/definitions/");
-    let mut all = Map::new();
-    for row in RESOURCES {
-        schemas.add_kind(row);
-        paths::of_v2(row, &mut all);
+    for (path, item) in written {
+        part(json!({"paths": {path: item}}));
     }
-    let document = json!({"swagger": "2.0", "info": info(), "paths": all, "definitions": schemas.finish()});
-    reply::json(StatusCode::OK, &document)
-}
-
-/// `swagger` (1), `info` (2) with `title` (1) and `version` (2), and empty `paths` (8) of the message
-/// `openapi.v2.Document`.
-fn v2_head() -> Vec<u8> {
-    fn field(number: u8, content: &[u8]) -> Vec<u8> {
-        const LENGTH_DELIMITED: u8 = 2;
-        let length = u8::try_from(content.len()).expect("the head is shorter than 128 bytes");
-        [&[number << 3 | LENGTH_DELIMITED, length], content].concat()
+    schemas.add_discovery();
+    let group_versions: BTreeSet<(&str, &str)> =
+        of_document.iter().flat_map(|root| paths::rows(root)).map(|row| (row.group, row.version)).collect();
+    let group_versions: Vec<_> = group_versions.into_iter().collect();
+    let schemas = schemas.finish(&group_versions);
+    match format {
+        Format::V2 => {
+            for (name, schema) in schemas {
+                part(json!({"definitions": {name: schema}}));
+            }
+        }
+        Format::V3 => part(json!({"components": {"schemas": schemas, "securitySchemes": scheme}})),
     }
-    let info = [field(1, b"Kubernetes"), field(2, crate::version::git_version().as_bytes())].concat();
-    [field(1, b"2.0"), field(2, &info), field(8, b"")].concat()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_head_as_protobuf_is_whole() {
-        let head = v2_head();
-        assert_eq!(head[..5], *b"\x0a\x032.0");
-        assert_eq!(usize::from(head[6]), head.len() - 7 - 2);
-        assert!(head.iter().all(|b| *b < 128));
-    }
-
-    #[test]
-    fn the_index_names_what_is_served() {
-        let index = index();
-        let paths = index["paths"].as_object().unwrap();
-        assert!(paths.contains_key("api/v1") && paths.contains_key("apis/apps/v1"));
-        for entry in paths.values() {
-            let url: http::Uri = entry["serverRelativeURL"].as_str().unwrap().parse().unwrap();
-            assert!(answer(url.path(), &Query::default(), &HeaderMap::new()).is_some(), "{url}");
-        }
-    }
-
-    #[test]
-    fn a_patch_says_that_it_validates_fields() {
-        let document = v3("apps", "v1").unwrap();
-        let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-        assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
-        let parameters = patch["parameters"].as_array().unwrap();
-        assert!(parameters.iter().any(|p| p["name"] == "fieldValidation" && p["in"] == "query"));
-    }
-
-    #[test]
-    fn every_reference_leads_somewhere() {
-        for (group, version) in group_versions() {
-            let document = v3(group, version).unwrap();
-            let schemas = document["components"]["schemas"].as_object().unwrap();
-            let text = document.to_string();
-            for reference in text.split("\"#/components/schemas/").skip(1) {
-                let name = reference.split('"').next().unwrap();
-                assert!(schemas.contains_key(name), "{group}/{version}: {name}");
-            }
-        }
-    }
-
-    #[test]
-    fn lists_say_how_they_merge() {
-        let document = v3("", "v1").unwrap();
-        let spec = &document["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"];
-        assert_eq!(spec["containers"]["x-kubernetes-patch-merge-key"], "name");
-        assert_eq!(spec["containers"]["x-kubernetes-patch-strategy"], "merge");
-        assert_eq!(spec["volumes"]["x-kubernetes-patch-strategy"], "merge,retainKeys");
-    }
-}
+mod tests;

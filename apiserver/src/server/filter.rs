@@ -120,22 +120,27 @@ impl Service {
         if a.is_resource() {
             return endpoint::resource(core, info, user, request).await;
         }
-        self.path(info, &request)
+        self.path(info, request.method(), request.headers()).await
     }
 
     /// What is served beside resources.
-    fn path(&self, info: &RequestInfo, request: &Request<Body>) -> Result<Response<Body>, Error> {
+    async fn path(
+        &self,
+        info: &RequestInfo,
+        method: &Method,
+        headers: &HeaderMap,
+    ) -> Result<Response<Body>, Error> {
         let path = info.attributes.path.as_str();
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        if !matches!(*method, Method::GET | Method::HEAD) {
             return Err(Error::MethodNotSupported {
                 resource: path.to_owned(),
                 verb: info.attributes.verb.clone(),
             });
         }
-        if let Some(response) = discovery::answer(path, request.headers()) {
+        if let Some(response) = discovery::answer(path, headers) {
             return Ok(response);
         }
-        if let Some(response) = openapi::answer(path, &info.query, request.headers()) {
+        if let Some(response) = openapi::answer(path, &info.query, headers).await {
             return Ok(response);
         }
         match path.trim_end_matches('/') {
