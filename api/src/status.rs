@@ -23,6 +23,16 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// Nothing new is made in a namespace that is going. Clients know it by its cause.
+    #[error("{} is forbidden: unable to create new content in namespace {namespace} because it is being terminated", qualified(.resource, .name))]
+    NamespaceTerminating {
+        /// The qualified resource.
+        resource: String,
+        /// The object's name.
+        name: String,
+        /// The namespace that is going.
+        namespace: String,
+    },
     /// The object is not there.
     #[error("{resource} \"{name}\" not found")]
     NotFound {
@@ -100,12 +110,20 @@ pub enum Error {
         /// The limit in bytes.
         limit: usize,
     },
-    /// Too much at once, or a disruption budget that does not allow it.
+    /// Too much at once.
     #[error("{message}")]
     TooManyRequests {
         /// Why.
         message: String,
         /// When to try again.
+        retry_after_seconds: u32,
+    },
+    /// A disruption budget does not allow an eviction now.
+    #[error("Cannot evict pod as it would violate the pod's disruption budget.")]
+    DisruptionBudget {
+        /// What the budget lacks.
+        cause: String,
+        /// When to try again; 0 where nobody knows.
         retry_after_seconds: u32,
     },
     /// It took too long.
@@ -144,7 +162,7 @@ impl Error {
         match self {
             Self::BadRequest(_) => 400,
             Self::Unauthorized => 401,
-            Self::Forbidden { .. } => 403,
+            Self::Forbidden { .. } | Self::NamespaceTerminating { .. } => 403,
             Self::NotFound { .. } | Self::UnknownPath => 404,
             Self::MethodNotSupported { .. } => 405,
             Self::NotAcceptable(_) => 406,
@@ -153,7 +171,7 @@ impl Error {
             Self::TooLarge { .. } => 413,
             Self::UnsupportedMediaType(_) => 415,
             Self::Invalid { .. } => 422,
-            Self::TooManyRequests { .. } => 429,
+            Self::TooManyRequests { .. } | Self::DisruptionBudget { .. } => 429,
             Self::Internal(_) => 500,
             Self::Unavailable(_) => 503,
             Self::Timeout(_) | Self::ResourceVersionTooLarge { .. } => 504,
@@ -165,7 +183,7 @@ impl Error {
         match self {
             Self::BadRequest(_) => "BadRequest",
             Self::Unauthorized => "Unauthorized",
-            Self::Forbidden { .. } => "Forbidden",
+            Self::Forbidden { .. } | Self::NamespaceTerminating { .. } => "Forbidden",
             Self::NotFound { .. } | Self::UnknownPath => "NotFound",
             Self::MethodNotSupported { .. } => "MethodNotAllowed",
             Self::NotAcceptable(_) => "NotAcceptable",
@@ -175,7 +193,7 @@ impl Error {
             Self::TooLarge { .. } => "RequestEntityTooLarge",
             Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
             Self::Invalid { .. } => "Invalid",
-            Self::TooManyRequests { .. } => "TooManyRequests",
+            Self::TooManyRequests { .. } | Self::DisruptionBudget { .. } => "TooManyRequests",
             Self::Internal(_) => "InternalError",
             Self::Unavailable(_) => "ServiceUnavailable",
             Self::Timeout(_) | Self::ResourceVersionTooLarge { .. } => "Timeout",
@@ -214,6 +232,13 @@ impl Error {
             | Self::AlreadyExists { resource, name }
             | Self::Conflict { resource, name, .. }
             | Self::Forbidden { resource, name, .. } => object(resource, name),
+            Self::NamespaceTerminating { resource, name, namespace } => {
+                let mut details = object(resource, name);
+                let message = format!("namespace {namespace} is being terminated");
+                details["causes"] = json!([
+                    {"reason": "NamespaceTerminating", "message": message, "field": "metadata.namespace"}]);
+                details
+            }
             Self::MethodNotSupported { resource, .. } => object(resource, ""),
             Self::Invalid { group, kind, name, errors } => {
                 let causes: Vec<Value> = errors
@@ -228,6 +253,13 @@ impl Error {
             }
             Self::TooManyRequests { retry_after_seconds, .. } => {
                 json!({ "retryAfterSeconds": retry_after_seconds })
+            }
+            Self::DisruptionBudget { cause, retry_after_seconds } => {
+                let mut details = json!({"causes": [{"reason": "DisruptionBudget", "message": cause}]});
+                if *retry_after_seconds > 0 {
+                    details["retryAfterSeconds"] = (*retry_after_seconds).into();
+                }
+                details
             }
             Self::ResourceVersionTooLarge { .. } => json!({
                 "retryAfterSeconds": 1,

@@ -8,6 +8,7 @@
 mod clusterrole;
 mod common;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod garbage;
 mod namespace;
@@ -69,6 +70,7 @@ pub fn run(
     garbage::start(&context, &catalog, options.workers);
     namespace::start(&context, &catalog, options.workers);
     clusterrole::start(&context);
+    disruption::start(&context, &catalog, options.workers);
     serviceaccount::start(&context);
     nodelifecycle::start(&context, options.node_lifecycle, options.workers);
     podgc::start(&context);

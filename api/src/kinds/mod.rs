@@ -8,12 +8,14 @@ mod config;
 mod decode;
 mod others;
 mod pod;
+mod pod_resources;
 mod pod_validation;
 mod service;
 mod workload;
 
 pub use decode::DecodeError;
-pub use pod::{QosClass, effective_requests, qos_class};
+pub use pod::{QosClass, qos_class};
+pub use pod_resources::{Amounts, effective_limits, effective_requests, pod_amounts};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -251,48 +251,6 @@ pub fn qos_class(spec: &PodSpec) -> QosClass {
     }
 }
 
-/// What a pod requests of a node, by resource: the larger of what its containers (with restartable init
-/// containers) need together and what each init container needs at its turn, plus the overhead (KEP-753).
-pub fn effective_requests(spec: &PodSpec) -> BTreeMap<String, Quantity> {
-    let of = |container: &Container| -> Vec<(String, Quantity)> {
-        let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
-        requests
-            .into_iter()
-            .flatten()
-            .filter_map(|(n, q)| Some((n.clone(), Quantity::try_from(q).ok()?)))
-            .collect()
-    };
-    let mut total: BTreeMap<String, Quantity> = BTreeMap::new();
-    for (name, amount) in spec.containers.iter().flat_map(of) {
-        *total.entry(name).or_default() += amount;
-    }
-    let mut sidecars: BTreeMap<String, Quantity> = BTreeMap::new();
-    let mut peak: BTreeMap<String, Quantity> = BTreeMap::new();
-    for container in spec.init_containers.iter().flatten() {
-        let sidecar = container.restart_policy.as_deref() == Some("Always");
-        for (name, amount) in of(container) {
-            if sidecar {
-                *total.entry(name.clone()).or_default() += amount;
-                *sidecars.entry(name).or_default() += amount;
-            } else {
-                let at_its_turn = amount + sidecars.get(&name).copied().unwrap_or_default();
-                let slot = peak.entry(name).or_default();
-                *slot = (*slot).max(at_its_turn);
-            }
-        }
-    }
-    for (name, amount) in peak.into_iter().chain(sidecars) {
-        let slot = total.entry(name).or_default();
-        *slot = (*slot).max(amount);
-    }
-    for (name, amount) in spec.overhead.iter().flatten() {
-        if let Ok(amount) = Quantity::try_from(amount) {
-            *total.entry(name.clone()).or_default() += amount;
-        }
-    }
-    total
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tests::normalized;
@@ -358,20 +316,5 @@ mod tests {
             ),
             QosClass::Burstable
         );
-    }
-
-    #[test]
-    fn requests_count_init_containers_at_their_turn() {
-        let spec: PodSpec = serde_json::from_value(json!({
-            "containers": [{"name": "a", "resources": {"requests": {"cpu": "1"}}}],
-            "initContainers": [
-                {"name": "i", "resources": {"requests": {"cpu": "2", "memory": "1Gi"}}},
-                {"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "500m"}}},
-                {"name": "j", "resources": {"requests": {"cpu": "1800m"}}}],
-            "overhead": {"cpu": "100m"}}))
-        .unwrap();
-        let got = effective_requests(&spec);
-        assert_eq!(got["cpu"], Quantity::from_millis(2400));
-        assert_eq!(got["memory"].to_string(), "1Gi");
     }
 }

@@ -1,21 +1,36 @@
 //! Nobody grants what they do not hold: by a role, or by binding one.
 
+use async_trait::async_trait;
 use decapod_api::resource::Resource;
 use decapod_api::status::Error;
 use serde_json::Value;
 
+use super::{Attributes as Write, Operation, Plugin};
 use crate::auth::rbac::{GROUP, PolicyRule};
 use crate::auth::{Attributes, UserInfo};
 use crate::pki::MASTERS;
 use crate::registry::{Call, Registry};
 
-pub(super) fn check(
-    registry: &Registry,
-    call: &Call,
-    object: &Value,
-    old: Option<&Value>,
-) -> Result<(), Error> {
-    if call.resource.group != GROUP || call.user.in_group(MASTERS) {
+/// No plugin of Kubernetes', which does this in the storage of each of these kinds.
+pub(super) struct Escalation;
+
+#[async_trait]
+impl Plugin for Escalation {
+    fn name(&self) -> &'static str {
+        "RBACEscalation"
+    }
+
+    fn handles(&self, write: &Write<'_>) -> bool {
+        write.operation != Operation::Delete && write.call.resource.group == GROUP
+    }
+
+    async fn validate(&self, write: &Write<'_>, object: &Value) -> Result<(), Error> {
+        check(write.registry, write.call, object, write.old)
+    }
+}
+
+fn check(registry: &Registry, call: &Call, object: &Value, old: Option<&Value>) -> Result<(), Error> {
+    if call.user.in_group(MASTERS) {
         return Ok(());
     }
     let (granted, verb, asked) = match call.resource.plural {

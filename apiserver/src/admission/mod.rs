@@ -1,34 +1,105 @@
 //! Built-in admission: what may be stored depends on what else is stored, and on who asks.
 //!
-//! Mutating plugins run before validation, validating ones after it, on every write of every kind
-//! by the one generic path. **Invariant**: a plugin that cannot decide refuses.
+//! One list of plugins, in Kubernetes' order. Their mutating halves run before a kind's own
+//! preparation and validation, their validating halves after, on every write of every kind by the
+//! one generic path. **Invariant**: a plugin that cannot decide refuses.
 
 mod escalation;
+mod ingress;
+mod lifecycle;
+mod limits;
 mod node_restriction;
 mod node_token;
-mod pod;
+mod priority;
+mod runtime_class;
 mod service_account;
+mod storage;
+mod taints;
+mod tolerations;
 
-use decapod_api::meta;
-use decapod_api::resource::Resource;
+use async_trait::async_trait;
 use decapod_api::status::Error;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::registry::{Call, Registry, core};
+use crate::registry::{Call, Registry};
 
 /// Which write is admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Create,
     Update,
+    Delete,
 }
 
-/// Namespaces that the cluster needs.
-pub(crate) const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
-
-fn is(resource: &Resource, group: &str, plural: &str) -> bool {
-    resource.group == group && resource.plural == plural
+/// A write on its way to the store, as plugins see it. The object itself is handed to each half:
+/// it is the old one where the operation is a deletion.
+pub(crate) struct Attributes<'a> {
+    /// For looking at what else is stored.
+    pub(crate) registry: &'a Registry,
+    /// Who asks, for which object and subresource, whether for a dry run; takes warnings.
+    pub(crate) call: &'a Call,
+    /// What is done.
+    pub(crate) operation: Operation,
+    /// The object that is replaced or deleted.
+    pub(crate) old: Option<&'a Value>,
 }
+
+impl Attributes<'_> {
+    /// Whether the write is of an object of this kind itself, not of a subresource.
+    pub(crate) fn is(&self, group: &str, plural: &str) -> bool {
+        self.is_sub(group, plural, "")
+    }
+
+    /// Whether the write is of this subresource of this kind.
+    pub(crate) fn is_sub(&self, group: &str, plural: &str, subresource: &str) -> bool {
+        let resource = self.call.resource;
+        resource.plural == plural && resource.group == group && self.call.subresource == subresource
+    }
+
+    /// Whether an object is made.
+    pub(crate) fn creates(&self) -> bool {
+        self.operation == Operation::Create
+    }
+}
+
+/// One rule of admission. A plugin says cheaply which writes concern it; only these reach its halves.
+#[async_trait]
+pub(crate) trait Plugin: Send + Sync {
+    /// The name by which Kubernetes' administrators know it.
+    fn name(&self) -> &'static str;
+
+    /// Whether a write concerns it.
+    fn handles(&self, write: &Attributes<'_>) -> bool;
+
+    /// Completes the object, or refuses it. Not called for deletions.
+    async fn mutate(&self, _write: &Attributes<'_>, _object: &mut Value) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Refuses what may not be.
+    async fn validate(&self, _write: &Attributes<'_>, _object: &Value) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// All plugins, in the order in which Kubernetes runs them: the quota comes last, because it alone
+/// charges for what it admits.
+static PLUGINS: &[&dyn Plugin] = &[
+    &lifecycle::NamespaceLifecycle,
+    &limits::LimitRanger,
+    &service_account::ServiceAccount,
+    &node_restriction::NodeRestriction,
+    &taints::TaintNodesByCondition,
+    &priority::Priority,
+    &tolerations::DefaultTolerationSeconds,
+    &storage::DefaultStorageClass,
+    &storage::StorageObjectInUseProtection,
+    &storage::PersistentVolumeClaimResize,
+    &runtime_class::RuntimeClass,
+    &escalation::Escalation,
+    &ingress::DefaultIngressClass,
+];
 
 /// Lets the mutating plugins complete an object.
 pub(crate) async fn mutate(
@@ -36,15 +107,11 @@ pub(crate) async fn mutate(
     call: &Call,
     operation: Operation,
     object: &mut Value,
-    _old: Option<&Value>,
+    old: Option<&Value>,
 ) -> Result<(), Error> {
-    if operation == Operation::Create {
-        namespace_accepts(registry, call).await?;
-        if is(call.resource, "", "pods") {
-            service_account::admit(registry, call, object).await?;
-            pod::default_tolerations(object);
-            pod::priority(registry, call, object).await?;
-        }
+    let write = Attributes { registry, call, operation, old };
+    for plugin in PLUGINS.iter().filter(|plugin| plugin.handles(&write)) {
+        plugin.mutate(&write, object).await.inspect_err(|error| refused(*plugin, &write, error))?;
     }
     Ok(())
 }
@@ -57,8 +124,11 @@ pub(crate) async fn validate(
     object: &Value,
     old: Option<&Value>,
 ) -> Result<(), Error> {
-    escalation::check(registry, call, object, old)?;
-    node_restriction::check_write(registry, call, operation, object, old).await
+    let write = Attributes { registry, call, operation, old };
+    for plugin in PLUGINS.iter().filter(|plugin| plugin.handles(&write)) {
+        plugin.validate(&write, object).await.inspect_err(|error| refused(*plugin, &write, error))?;
+    }
+    Ok(())
 }
 
 /// Lets a kubelet have tokens for the pods on its node only.
@@ -68,24 +138,49 @@ pub(crate) async fn node_token(registry: &Registry, call: &Call, spec: &Value) -
 
 /// Lets the plugins refuse a deletion.
 pub(crate) async fn delete(registry: &Registry, call: &Call, old: &Value) -> Result<(), Error> {
-    if is(call.resource, "", "namespaces") && IMMORTAL.contains(&call.name.as_str()) {
-        return Err(call.forbidden("this namespace may not be deleted"));
-    }
-    node_restriction::check_delete(registry, call, old).await
+    validate(registry, call, Operation::Delete, old, Some(old)).await
 }
 
-/// Nothing is made in a namespace that is not there, or that is going.
-async fn namespace_accepts(registry: &Registry, call: &Call) -> Result<(), Error> {
-    if !call.resource.namespaced() {
-        return Ok(());
-    }
-    let namespaces = core("namespaces");
-    match registry.find(namespaces, "", &call.namespace).await? {
-        None => Err(Error::NotFound { resource: "namespaces".to_owned(), name: call.namespace.clone() }),
-        Some(namespace) if meta::deleting(&namespace) => Err(call.forbidden(format!(
-            "unable to create new content in namespace {} because it is being terminated",
-            call.namespace
-        ))),
-        Some(_) => Ok(()),
+fn refused(plugin: &dyn Plugin, write: &Attributes<'_>, error: &Error) {
+    let (plugin, resource) = (plugin.name(), write.call.resource.plural);
+    tracing::debug!(plugin, resource, operation = ?write.operation, name = write.call.name, %error, "refused");
+}
+
+/// An object as its kind's type; it was decoded by it before, so a failure is a fault of ours.
+fn typed<T: DeserializeOwned>(object: &Value) -> Result<T, Error> {
+    T::deserialize(object).map_err(|e| Error::Internal(format!("an object cannot be read back: {e}")))
+}
+
+/// Whether an object carries an annotation with this value.
+fn annotated(object: &Value, key: &str, value: &str) -> bool {
+    object["metadata"]["annotations"][key] == value
+}
+
+/// Of the classes that are marked as default the newest; of those of one age the first by name.
+fn default_class(classes: Vec<Value>, is_default: impl Fn(&Value) -> bool) -> Option<Value> {
+    let made = |class: &Value| class["metadata"]["creationTimestamp"].as_str().unwrap_or_default().to_owned();
+    let name = |class: &Value| decapod_api::meta::name(class).to_owned();
+    let defaults = classes.into_iter().filter(|class| is_default(class));
+    // Times are all written in one form, so they sort as text.
+    defaults.min_by_key(|class| (std::cmp::Reverse(made(class)), name(class)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_newest_default_class_counts() {
+        let class = |name: &str, at: &str, default: &str| json!({"metadata": {"name": name, "creationTimestamp": at, "annotations": {"d": default}}});
+        let classes = vec![
+            class("old", "2026-01-01T00:00:00Z", "true"),
+            class("b", "2026-01-02T00:00:00Z", "true"),
+            class("a", "2026-01-02T00:00:00Z", "true"),
+            class("other", "2026-01-03T00:00:00Z", "false"),
+        ];
+        let default = default_class(classes, |class| annotated(class, "d", "true")).unwrap();
+        assert_eq!(default["metadata"]["name"], "a");
+        assert!(default_class(Vec::new(), |_| true).is_none());
     }
 }

@@ -1,24 +1,44 @@
 //! A kubelet changes its own node, and the pods on it, and nothing else.
 
+use async_trait::async_trait;
 use decapod_api::meta;
+use decapod_api::resource::Resource;
 use decapod_api::status::Error;
 use serde_json::Value;
 
-use super::{Operation, is};
+use super::{Attributes, Operation, Plugin};
 use crate::auth::node::name_of;
-use crate::registry::{Call, Registry};
+use crate::registry::Call;
 
 /// Labels under these domains say who may run on a node: only a few of them are a kubelet's to set.
 const RESTRICTED_PREFIX: &str = "node-restriction.kubernetes.io/";
 const NODE_LEASES: &str = "kube-node-lease";
 
-pub(super) async fn check_write(
-    _registry: &Registry,
-    call: &Call,
-    operation: Operation,
-    object: &Value,
-    old: Option<&Value>,
-) -> Result<(), Error> {
+pub(super) struct NodeRestriction;
+
+#[async_trait]
+impl Plugin for NodeRestriction {
+    fn name(&self) -> &'static str {
+        "NodeRestriction"
+    }
+
+    fn handles(&self, write: &Attributes<'_>) -> bool {
+        name_of(&write.call.user).is_some()
+    }
+
+    async fn validate(&self, write: &Attributes<'_>, object: &Value) -> Result<(), Error> {
+        match write.operation {
+            Operation::Delete => check_delete(write.call, object),
+            operation => check_write(write.call, operation, object, write.old),
+        }
+    }
+}
+
+fn is(resource: &Resource, group: &str, plural: &str) -> bool {
+    resource.group == group && resource.plural == plural
+}
+
+fn check_write(call: &Call, operation: Operation, object: &Value, old: Option<&Value>) -> Result<(), Error> {
     let Some(node) = name_of(&call.user) else { return Ok(()) };
     let refuse = |why: String| Err(call.forbidden(format!("node \"{node}\" {why}")));
     if is(call.resource, "", "nodes") {
@@ -70,7 +90,7 @@ fn own_node(node: &str, call: &Call, object: &Value, old: Option<&Value>) -> Opt
     None
 }
 
-pub(super) async fn check_delete(_registry: &Registry, call: &Call, old: &Value) -> Result<(), Error> {
+fn check_delete(call: &Call, old: &Value) -> Result<(), Error> {
     let Some(node) = name_of(&call.user) else { return Ok(()) };
     if is(call.resource, "", "pods") && old["spec"]["nodeName"] != *node {
         return Err(

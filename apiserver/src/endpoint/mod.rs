@@ -4,6 +4,7 @@
 //! There is one route per verb and subresource, not per kind. **Invariant**: a verb that a row does
 //! not name is refused here, so discovery and routing cannot differ.
 
+mod eviction;
 mod object;
 mod read;
 pub(crate) mod render;

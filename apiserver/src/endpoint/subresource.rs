@@ -7,11 +7,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Request, object, read, render, token};
+use super::{Request, eviction, object, read, render, token};
 use crate::clock::rfc3339;
 use crate::http::{Body, reply};
 use crate::registry::object::{copy_field, items_mut};
-use crate::registry::options::DeleteOptions;
 use crate::registry::patch::Patch;
 use crate::registry::update::Part;
 use crate::registry::{Call, body, core};
@@ -26,7 +25,7 @@ pub(super) async fn answer(request: &Request<'_>, bytes: &[u8]) -> Result<Respon
     match (a.subresource.as_str(), a.verb.as_str()) {
         ("scale", verb) => scale(request, verb, bytes).await,
         ("binding", _) => bind(request, &a.name, bytes).await,
-        ("eviction", _) => evict(request, bytes).await,
+        ("eviction", _) => eviction::evict(request, bytes).await,
         ("token", _) => token::request(request, bytes).await,
         (_, "get") => read::get(request).await,
         ("status" | "approval", "update") => object::update(request, Part::Status, bytes).await,
@@ -226,25 +225,6 @@ fn bound(call: &Call, pod: &Value, binding: &Value, node: &str, now: &str) -> Re
     conditions.push(condition);
     new["status"]["conditions"] = conditions.into();
     Ok(new)
-}
-
-/// Deletes a pod as its owner asks for. Disruption budgets are looked at once they are served.
-async fn evict(request: &Request<'_>, bytes: &[u8]) -> Result<Response<Body>, Error> {
-    let call = request.call()?;
-    let mut eviction = body::parse(request.content_type(), bytes)?.value;
-    body::check_gvk("policy/v1", "Eviction", &mut eviction)?;
-    let name = meta::name(&eviction);
-    if !name.is_empty() && name != call.name {
-        return Err(Error::BadRequest(format!("name in URL does not match name in Eviction object: {name}")));
-    }
-    let options = match &eviction["deleteOptions"] {
-        Value::Null => DeleteOptions::default(),
-        options => DeleteOptions::from_value(options.clone())?,
-    };
-    request.core.registry.delete(&call, &options).await?;
-    let success =
-        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-    Ok(reply::json(StatusCode::CREATED, &success))
 }
 
 #[cfg(test)]

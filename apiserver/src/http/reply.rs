@@ -43,7 +43,10 @@ pub(crate) fn error(error: &status::Error) -> Response<Body> {
     let mut response = json(code, &error.to_status());
     let headers = response.headers_mut();
     match error {
-        status::Error::TooManyRequests { retry_after_seconds, .. } => {
+        status::Error::TooManyRequests { retry_after_seconds, .. }
+        | status::Error::DisruptionBudget { retry_after_seconds, .. }
+            if *retry_after_seconds > 0 =>
+        {
             headers.insert(RETRY_AFTER, HeaderValue::from(*retry_after_seconds));
         }
         status::Error::ResourceVersionTooLarge { .. } | status::Error::Unavailable(_) => {

@@ -91,10 +91,11 @@ impl Registry {
         let named = Call { name: meta::name(&object).to_owned(), ..call.same() };
         generation::start(resource, &mut object);
         let strategy = strategy::of(resource);
-        strategy.prepare_create(&named, &mut object);
         let admitted = admission::mutate(self, &named, Operation::Create, &mut object, None).await;
         call.adopt(&named);
         admitted?;
+        // After the mutating plugins: what it derives rests on what they complete.
+        strategy.prepare_create(&named, &mut object);
         let check = meta::name_check(resource.group, resource.plural);
         let mut errors = meta::validate(&object, resource.namespaced(), check);
         errors.extend((resource.ops.validate)(&object, None));
