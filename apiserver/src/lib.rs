@@ -10,6 +10,7 @@ mod auth;
 mod cache;
 mod clock;
 mod discovery;
+mod encryption;
 mod endpoint;
 mod http;
 mod metrics;

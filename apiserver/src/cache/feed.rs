@@ -1,7 +1,7 @@
 //! All rows, and the one watch of the store that keeps them current.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use decapod_storage::{self as storage, Event, List, Revision, Store, Watch};
@@ -20,8 +20,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub(crate) struct Cache {
     shared: Arc<Shared>,
     feed: OnceCell<Feed>,
-    /// One row is warmed up at a time: each may read much, and two must not be the same.
-    warming: Mutex<()>,
+    /// By row: only one warms it up. Several rows may do so at once, because a store on other machines
+    /// takes its time to start a watch.
+    warming: StdMutex<HashMap<String, Arc<Mutex<()>>>>,
 }
 
 struct Shared {
@@ -47,7 +48,7 @@ impl Cache {
     pub(crate) fn new(store: Arc<dyn Store>) -> Self {
         let shared =
             Shared { store, reached: Reached::new(0), rows: RwLock::default(), gate: Mutex::default() };
-        Self { shared: Arc::new(shared), feed: OnceCell::new(), warming: Mutex::default() }
+        Self { shared: Arc::new(shared), feed: OnceCell::new(), warming: StdMutex::default() }
     }
 
     /// The cache of a row, which is made by its first use. Takes what identifies the row, and what makes
@@ -56,7 +57,11 @@ impl Cache {
         if let Some(cacher) = self.shared.known(id) {
             return Ok(cacher);
         }
-        let _one_at_a_time = self.warming.lock().await;
+        let own = {
+            let mut warming = self.warming.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(warming.entry(id.to_owned()).or_default())
+        };
+        let _one_at_a_time = own.lock().await;
         if let Some(cacher) = self.shared.known(id) {
             return Ok(cacher);
         }

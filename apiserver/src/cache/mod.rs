@@ -78,7 +78,7 @@ pub(crate) enum Error {
     #[error("the cache did not catch up with the store")]
     Timeout,
     /// A stored object cannot be read.
-    #[error("{key} cannot be read: {why}")]
+    #[error("unable to transform key {key:?}: {why}")]
     Unreadable {
         /// Its key.
         key: Arc<str>,
@@ -95,6 +95,7 @@ impl From<storage::Error> for Error {
         match error {
             storage::Error::Compacted { requested, oldest } => Self::Expired { requested, oldest },
             storage::Error::Future { requested, current } => Self::Future { requested, current },
+            storage::Error::Undecipherable { key, why } => Self::Unreadable { key, why: why.into() },
             other => Self::Store(other),
         }
     }

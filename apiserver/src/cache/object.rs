@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use decapod_storage::encryption::undeciphered;
 use decapod_storage::{Entry, Revision};
 
 use super::Error;
@@ -27,7 +28,11 @@ pub(crate) struct Object {
 
 impl Object {
     pub(super) fn new(entry: Arc<Entry>, prefix: usize, decoder: &dyn Decode) -> Self {
-        let (decoded, broken) = match decoder.decode(&entry) {
+        let whole = match undeciphered(&entry.value) {
+            Some(why) => Err(why.into()),
+            None => decoder.decode(&entry),
+        };
+        let (decoded, broken) = match whole {
             Ok(decoded) => (decoded, None),
             Err(error) => {
                 tracing::error!(key = &*entry.key, %error, "a stored object cannot be read");

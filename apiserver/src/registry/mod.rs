@@ -131,6 +131,9 @@ impl Registry {
 
     /// The object in its kind's version, with the revision filled in.
     pub(crate) fn decode(&self, resource: &Resource, entry: &Entry) -> Result<Value, Error> {
+        if let Some(why) = decapod_storage::encryption::undeciphered(&entry.value) {
+            return Err(Error::Internal(format!("unable to transform key {:?}: {why}", entry.key)));
+        }
         let object = object::decode(&entry.value, entry.modified)
             .map_err(|e| Error::Internal(format!("{} cannot be decoded: {e}", entry.key)))?;
         Ok(convert::served(resource, object))

@@ -16,6 +16,9 @@ use crate::cache::{
 
 pub(crate) use crate::cache::{At, Object, Query, Start, View, Watching};
 
+/// What etcd takes in one request, unless it is told otherwise.
+const ETCD_REQUEST: usize = 1_536 * 1024;
+
 /// What a list or watch selects.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
@@ -136,6 +139,7 @@ pub(crate) fn refused(error: cache::Error) -> Error {
             tracing::error!(error = %other, "an object cannot be read");
             Error::Internal(other.to_string())
         }
+        cache::Error::Store(storage::Error::TooLarge) => Error::TooLarge { limit: ETCD_REQUEST },
         cache::Error::Store(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
             Error::Unavailable("the store is unavailable".to_owned())

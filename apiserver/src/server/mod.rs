@@ -28,6 +28,7 @@ use crate::auth::service_account::{Reference, Tokens};
 use crate::auth::token_file::{self, TokenFile};
 use crate::auth::{Authenticator, Authorizer, Masters, Union, UserInfo};
 use crate::clock::Clock;
+use crate::encryption;
 use crate::metrics::Metrics;
 use crate::nodeproxy::Kubelets;
 use crate::pki::{self, CertificateRequest, Pki, Renewing};
@@ -54,6 +55,8 @@ pub struct Options {
     pub cluster_domain: String,
     /// A file of static bearer tokens.
     pub token_file: Option<PathBuf>,
+    /// What is enciphered in the store, by which keys; nothing without.
+    pub encryption: Option<Arc<decapod_storage::encryption::Config>>,
     /// Whether the `proxy` subresource of pods and Services may connect to this machine's loopback
     /// addresses: only where pods really have them, as in tests. Whoever may write a pod's status
     /// would otherwise reach what listens here for local users only.
@@ -70,6 +73,7 @@ impl Default for Options {
             node_ports: 30000..=32767,
             cluster_domain: "cluster.local".to_owned(),
             token_file: None,
+            encryption: None,
             proxy_to_loopback: false,
         }
     }
@@ -167,6 +171,14 @@ impl Server {
         let tls = tls::config(&pki, Arc::new(certificate))?;
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
+        let store = match &options.encryption {
+            None => store,
+            Some(config) => {
+                let store = encryption::over(store, config);
+                tasks.spawn(encryption::refresh(store.clone(), stop.clone()));
+                store
+            }
+        };
         let core = Arc::new(make_core(&options, store, &pki, clock, stop.clone())?);
         bootstrap::objects(&core.registry, &options, address.port()).await.map_err(StartError::Bootstrap)?;
         mirror::policy(&core, &tasks).await.map_err(StartError::Bootstrap)?;

@@ -3,6 +3,7 @@
 mod addons;
 mod agent;
 mod control;
+mod datastore;
 mod dns_probe;
 mod down;
 mod image;

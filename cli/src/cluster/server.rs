@@ -12,7 +12,6 @@ use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
 use decapod_kubelet::ServerOptions;
-use decapod_storage::Store;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -28,9 +27,6 @@ pub(crate) struct Server {
     which: Which,
     #[command(flatten)]
     settings: Settings,
-    /// Where objects are kept.
-    #[arg(long, default_value = "embedded", value_parser = ["embedded"])]
-    datastore: String,
     /// Do not run this machine's node.
     #[arg(long)]
     no_agent: bool,
@@ -65,11 +61,8 @@ impl Server {
     }
 
     async fn api(&self, place: &Place) -> Result<Handle, Failure> {
-        let file = place.data().join("db/store.redb");
-        let opened = decapod_storage::Embedded::open(&file, decapod_storage::embedded::Options::default());
-        let store: Arc<dyn Store> = Arc::new(opened.map_err(|e| {
-            Failure::new(format!("the store {} cannot be opened: {}", file.display(), chain(&e)))
-        })?);
+        let encryption = self.settings.store.encryption(place)?;
+        let store = self.settings.store.open(place).await?;
         let pki = Pki::open(&place.data().join("pki"), jiff::Timestamp::now())
             .map_err(|e| Failure::new(chain(&e)))?;
         let settings = &self.settings;
@@ -83,6 +76,7 @@ impl Server {
                 .map_err(|_| Failure::new("the service range is no range"))?,
             cluster_domain: settings.cluster_domain.clone(),
             token_file: settings.token_file.clone(),
+            encryption: Some(Arc::new(encryption)),
             ..Default::default()
         };
         let clock = Arc::new(decapod_apiserver::SystemClock);

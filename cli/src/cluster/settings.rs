@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::datastore::Datastore;
 use crate::failure::Failure;
 
 const DEFAULT_NAME: &str = "decapod";
@@ -51,6 +52,9 @@ pub(crate) struct Settings {
     /// A file of static bearer tokens, as Kubernetes' --token-auth-file.
     #[arg(long)]
     pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) store: Datastore,
 }
 
 /// Where everything of a cluster is on this machine.
@@ -205,6 +209,7 @@ impl Settings {
 
     /// Whether the ranges and ports make a cluster.
     pub(crate) fn check(&self) -> Result<(), Failure> {
+        self.store.check()?;
         let overlap =
             self.pod_cidr.contains(&self.service_cidr) || self.service_cidr.contains(&self.pod_cidr);
         if overlap {

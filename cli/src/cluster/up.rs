@@ -98,6 +98,7 @@ impl Up {
         command.args(s.node_name.iter().map(|n| format!("--node-name={n}")));
         command.args(s.node_ip.iter().map(|ip| format!("--node-ip={ip}")));
         command.args(s.token_file.iter().map(|f| format!("--token-file={}", f.display())));
+        command.args(s.store.flags());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
         Ok(command.spawn()?)
     }
