@@ -3,6 +3,7 @@
 //! [`resource::RESOURCES`] is the table of built-in kinds; [`kinds`] holds what one kind does differently
 //! from the others (defaulting, validation); [`facts`] what Kubernetes declares of each field.
 
+pub mod apply;
 pub mod facts;
 pub mod field;
 pub mod fields;

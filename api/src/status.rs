@@ -60,6 +60,16 @@ pub enum Error {
         /// The object's name.
         name: String,
     },
+    /// All names that were generated for the object are taken (reason `AlreadyExists`).
+    #[error(
+        "{resource} \"{name}\" already exists, the server was not able to generate a unique name for the object"
+    )]
+    NoUniqueName {
+        /// The qualified resource.
+        resource: String,
+        /// The name that was tried last.
+        name: String,
+    },
     /// The object is not what the request took it for.
     #[error("Operation cannot be fulfilled on {resource} \"{name}\": {why}")]
     Conflict {
@@ -70,8 +80,16 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// What is applied contradicts other managers (reason `Conflict`).
+    #[error("{message}")]
+    Apply {
+        /// All conflicts, in words.
+        message: String,
+        /// Each conflict.
+        conflicts: Vec<ApplyConflict>,
+    },
     /// The object does not hold what its kind demands.
-    #[error("{kind} \"{name}\" is invalid: {}", aggregate(.errors))]
+    #[error("{} \"{name}\" is invalid: {}", qualified_kind(.kind, .group), aggregate(.errors))]
     Invalid {
         /// The API group.
         group: String,
@@ -135,6 +153,25 @@ pub enum Error {
     /// Something is wrong that is not the client's fault.
     #[error("Internal error occurred: {0}")]
     Internal(String),
+    /// It failed for a reason that Kubernetes gives no name (code 500).
+    #[error("{0}")]
+    Failed(String),
+    /// A JSON patch that does not fit the object: 422 with the cause in its details.
+    #[error("the server rejected our request due to an error in our request")]
+    PatchRejected(String),
+}
+
+/// A field that another manager owns with another value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApplyConflict {
+    /// The manager, as it is shown.
+    pub manager: String,
+    /// The field.
+    pub path: String,
+}
+
+fn qualified_kind(kind: &str, group: &str) -> String {
+    if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") }
 }
 
 fn qualified(resource: &str, name: &str) -> String {
@@ -166,13 +203,16 @@ impl Error {
             Self::NotFound { .. } | Self::UnknownPath => 404,
             Self::MethodNotSupported { .. } => 405,
             Self::NotAcceptable(_) => 406,
-            Self::AlreadyExists { .. } | Self::Conflict { .. } => 409,
+            Self::AlreadyExists { .. }
+            | Self::NoUniqueName { .. }
+            | Self::Conflict { .. }
+            | Self::Apply { .. } => 409,
             Self::Expired { .. } => 410,
             Self::TooLarge { .. } => 413,
             Self::UnsupportedMediaType(_) => 415,
-            Self::Invalid { .. } => 422,
+            Self::Invalid { .. } | Self::PatchRejected(_) => 422,
             Self::TooManyRequests { .. } | Self::DisruptionBudget { .. } => 429,
-            Self::Internal(_) => 500,
+            Self::Internal(_) | Self::Failed(_) => 500,
             Self::Unavailable(_) => 503,
             Self::Timeout(_) | Self::ResourceVersionTooLarge { .. } => 504,
         }
@@ -187,14 +227,15 @@ impl Error {
             Self::NotFound { .. } | Self::UnknownPath => "NotFound",
             Self::MethodNotSupported { .. } => "MethodNotAllowed",
             Self::NotAcceptable(_) => "NotAcceptable",
-            Self::AlreadyExists { .. } => "AlreadyExists",
-            Self::Conflict { .. } => "Conflict",
+            Self::AlreadyExists { .. } | Self::NoUniqueName { .. } => "AlreadyExists",
+            Self::Conflict { .. } | Self::Apply { .. } => "Conflict",
             Self::Expired { .. } => "Expired",
             Self::TooLarge { .. } => "RequestEntityTooLarge",
             Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
-            Self::Invalid { .. } => "Invalid",
+            Self::Invalid { .. } | Self::PatchRejected(_) => "Invalid",
             Self::TooManyRequests { .. } | Self::DisruptionBudget { .. } => "TooManyRequests",
             Self::Internal(_) => "InternalError",
+            Self::Failed(_) => "",
             Self::Unavailable(_) => "ServiceUnavailable",
             Self::Timeout(_) | Self::ResourceVersionTooLarge { .. } => "Timeout",
         }
@@ -206,6 +247,11 @@ impl Error {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.to_string(), "reason": self.reason(), "code": self.code(),
         });
+        if self.reason().is_empty()
+            && let Some(map) = status.as_object_mut()
+        {
+            map.remove("reason");
+        }
         if let Self::Expired { continue_token: Some(token), .. } = self {
             status["metadata"] = json!({ "continue": token });
         }
@@ -239,6 +285,11 @@ impl Error {
                     {"reason": "NamespaceTerminating", "message": message, "field": "metadata.namespace"}]);
                 details
             }
+            Self::NoUniqueName { resource, name } => {
+                let mut details = object(resource, name);
+                details["retryAfterSeconds"] = 1.into();
+                details
+            }
             Self::MethodNotSupported { resource, .. } => object(resource, ""),
             Self::Invalid { group, kind, name, errors } => {
                 let causes: Vec<Value> = errors
@@ -251,6 +302,17 @@ impl Error {
                 }
                 details
             }
+            Self::Apply { conflicts, .. } => {
+                let causes: Vec<Value> = conflicts
+                    .iter()
+                    .map(|c| {
+                        json!({"reason": "FieldManagerConflict",
+                            "message": format!("conflict with {}", c.manager), "field": c.path})
+                    })
+                    .collect();
+                json!({ "causes": causes })
+            }
+            Self::PatchRejected(_) => json!({}),
             Self::TooManyRequests { retry_after_seconds, .. } => {
                 json!({ "retryAfterSeconds": retry_after_seconds })
             }

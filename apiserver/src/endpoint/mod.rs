@@ -20,8 +20,9 @@ use http::{HeaderMap, Response};
 
 use crate::auth::UserInfo;
 use crate::http::{Body, RequestInfo, body};
-use crate::registry::Call;
 use crate::registry::options::WriteOptions;
+use crate::registry::patch::Patch;
+use crate::registry::{Call, managed};
 use crate::server::Core;
 
 /// A request on its way to the registry.
@@ -45,8 +46,21 @@ impl Request<'_> {
         };
         let mut call = Call::new(self.user.clone(), self.resource, &a.namespace, name);
         call.subresource.clone_from(&a.subresource);
-        call.options = WriteOptions::parse(&self.info.query)?;
+        let verb = if Patch::is_apply_type(self.content_type()) { "apply" } else { a.verb.as_str() };
+        call.options = WriteOptions::parse(&self.info.query, if a.verb == "patch" { verb } else { &a.verb })?;
+        call.manager = match self.info.query.get("fieldManager") {
+            Some(manager) => manager.to_owned(),
+            None => {
+                let agent = self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok());
+                managed::manager_of(agent.unwrap_or_default())
+            }
+        };
         Ok(call)
+    }
+
+    /// The patch in the body, with the fields that are there twice.
+    pub(crate) fn patch(&self, bytes: &[u8]) -> Result<(Patch, Vec<String>), Error> {
+        Patch::parse(self.content_type(), bytes, self.info.query.flag("force"))
     }
 
     /// Whether the path itself names an object.

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::render::{self, Wanted};
 use super::{Request, read};
+use crate::auth::{Attributes, Decision, forbidden_message};
 use crate::http::{Body, reply};
 use crate::registry::delete::Deleted;
 use crate::registry::list::filter;
 use crate::registry::options::{DeleteOptions, ListOptions};
-use crate::registry::patch::Patch;
 use crate::registry::update::Part;
 use crate::registry::{Call, body, strategy};
 
@@ -50,9 +50,35 @@ pub(super) async fn update(request: &Request<'_>, part: Part, bytes: &[u8]) -> R
 
 pub(super) async fn patch(request: &Request<'_>, part: Part, bytes: &[u8]) -> Result<Response<Body>, Error> {
     let call = request.call()?;
-    let (patch, duplicates) = Patch::parse(request.content_type(), bytes)?;
-    let object = request.core.registry.patch(&call, part, &patch, &duplicates).await?;
-    render::written(request, StatusCode::OK, &object, &call.warnings())
+    let (patch, duplicates) = request.patch(bytes)?;
+    let registry = &request.core.registry;
+    let mut result = registry.patch(&call, part, &patch, &duplicates).await;
+    let mut status = StatusCode::OK;
+    let absent = |result: &Result<Value, Error>| matches!(result, Err(Error::NotFound { .. }));
+    if patch.is_apply() && part == Part::Main && absent(&result) {
+        may_create(request).await?;
+        status = StatusCode::CREATED;
+        result = registry.apply_new(&call, &patch, &duplicates).await;
+        if matches!(result, Err(Error::AlreadyExists { .. })) {
+            // Another client was faster: what it made is applied to.
+            status = StatusCode::OK;
+            result = registry.patch(&call, part, &patch, &duplicates).await;
+        }
+    }
+    render::written(request, status, &result?, &call.warnings())
+}
+
+/// Applying to what is not there creates it, which takes the right to do that.
+async fn may_create(request: &Request<'_>) -> Result<(), Error> {
+    let attributes = Attributes { verb: "create".to_owned(), ..request.info.attributes.clone() };
+    match request.core.authorizer.authorize(request.user, &attributes).await {
+        Decision::NoOpinion(reason) => Err(Error::Forbidden {
+            resource: request.resource.qualified(),
+            name: attributes.name.clone(),
+            why: forbidden_message(request.user, &attributes, &reason),
+        }),
+        _ => Ok(()),
+    }
 }
 
 async fn delete(request: &Request<'_>, bytes: &[u8]) -> Result<Response<Body>, Error> {

@@ -1,5 +1,6 @@
 //! Subresources: the generic `status` and `scale`, and those of single kinds.
 
+use decapod_api::apply::Apply;
 use decapod_api::status::Error;
 use decapod_api::{field, json as strict, labels, meta};
 use http::{Response, StatusCode};
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use super::{Request, eviction, object, read, render, token};
 use crate::clock::rfc3339;
 use crate::http::{Body, reply};
+use crate::registry::managed::{self, ScaleWrite, Tracking};
 use crate::registry::object::{copy_field, items_mut};
 use crate::registry::patch::Patch;
 use crate::registry::update::Part;
@@ -46,13 +48,13 @@ async fn part_of(
     let call = request.call()?;
     let registry = &request.core.registry;
     let object = if request.info.attributes.verb == "patch" {
-        let (patch, duplicates) = Patch::parse(request.content_type(), bytes)?;
+        let (patch, duplicates) = request.patch(bytes)?;
+        let tracking = if patch.is_apply() { Tracking::Given } else { Tracking::Update };
         let change = |old: &Value| {
-            let patched = patch.apply(old, call.resource.type_name)?;
-            let patched = body::normalize(&call, patched, &duplicates)?;
+            let patched = registry.patched(&call, &patch, &duplicates, old)?;
             Ok(merged(old, &patched, take))
         };
-        registry.modify(&call, Part::Whole, change).await?
+        registry.modify_as(&call, Part::Whole, tracking, change).await?
     } else {
         let parsed = body::parse(request.content_type(), bytes)?;
         let mut object = parsed.value;
@@ -70,6 +72,8 @@ fn merged(old: &Value, new: &Value, take: fn(&mut Value, &Value)) -> Value {
     if let Some(version) = meta::text(new, "resourceVersion").filter(|v| !v.is_empty()) {
         result["metadata"]["resourceVersion"] = version.into();
     }
+    managed::take(&mut result);
+    managed::set(&mut result, new["metadata"].get("managedFields").cloned());
     take(&mut result, new);
     result
 }
@@ -125,17 +129,25 @@ async fn scale(request: &Request<'_>, verb: &str, bytes: &[u8]) -> Result<Respon
         return Ok(reply::json(StatusCode::OK, &scale_of(&object)));
     }
     let wanted = if verb == "patch" {
-        Err(Patch::parse(request.content_type(), bytes)?.0)
+        Err(request.patch(bytes)?.0)
     } else {
         let mut scale = body::parse(request.content_type(), bytes)?.value;
         body::check_gvk("autoscaling/v1", "Scale", &mut scale)?;
         Ok(scale)
     };
+    let clock_now = rfc3339(request.core.clock.now());
     let change = |old: &Value| {
-        let scale = match &wanted {
-            Ok(scale) => scale.clone(),
-            Err(patch) => patch.apply(&scale_of(old), "io.k8s.api.autoscaling.v1.Scale")?,
+        let current = scale_of(old);
+        let proposed;
+        let write = match &wanted {
+            Ok(scale) => ScaleWrite::Update(scale),
+            Err(Patch::Apply { config, force }) => ScaleWrite::Apply(Apply { config, force: *force }),
+            Err(patch) => {
+                proposed = patch.apply(&current, "io.k8s.api.autoscaling.v1.Scale")?;
+                ScaleWrite::Update(&proposed)
+            }
         };
+        let (scale, managed) = managed::scaled(&call, old, &current, &write, &clock_now)?;
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if !(0..=i64::from(i32::MAX)).contains(&replicas) {
             let path = field::Path::new("spec").child("replicas");
@@ -150,12 +162,14 @@ async fn scale(request: &Request<'_>, verb: &str, bytes: &[u8]) -> Result<Respon
         }
         let mut new = old.clone();
         new["spec"]["replicas"] = replicas.into();
+        managed::take(&mut new);
+        managed::set(&mut new, managed);
         if let Some(version) = meta::text(&scale, "resourceVersion").filter(|v| !v.is_empty()) {
             new["metadata"]["resourceVersion"] = version.into();
         }
         Ok(new)
     };
-    let object = registry.modify(&call, Part::Whole, change).await?;
+    let object = registry.modify_as(&call, Part::Whole, Tracking::Given, change).await?;
     Ok(reply::json(StatusCode::OK, &scale_of(&object)))
 }
 
@@ -187,7 +201,8 @@ pub(super) async fn bind(request: &Request<'_>, pod: &str, bytes: &[u8]) -> Resu
         });
     }
     let now = rfc3339(request.core.clock.now());
-    request.core.registry.modify(&call, Part::Whole, |old| bound(&call, old, &binding, &node, &now)).await?;
+    let change = |old: &Value| bound(&call, old, &binding, &node, &now);
+    request.core.registry.modify_as(&call, Part::Whole, Tracking::Keep, change).await?;
     let success =
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(reply::json(StatusCode::CREATED, &success))

@@ -61,8 +61,11 @@ pub(crate) fn check_gvk(version: &str, kind: &str, object: &mut Value) -> Result
 
 /// Decodes and defaults an object by its kind's type; unknown fields and `duplicates` are refused
 /// or warned of as the call asks.
-pub(crate) fn normalize(call: &Call, object: Value, duplicates: &[String]) -> Result<Value, Error> {
+///
+/// The managers are passed by: see [`super::managed`].
+pub(crate) fn normalize(call: &Call, mut object: Value, duplicates: &[String]) -> Result<Value, Error> {
     let resource = call.resource;
+    let managed = super::managed::take(&mut object);
     let cannot = |why: &dyn std::fmt::Display| {
         Error::BadRequest(format!(
             "{kind} in version \"{}\" cannot be handled as a {kind}: {why}",
@@ -81,8 +84,11 @@ pub(crate) fn normalize(call: &Call, object: Value, duplicates: &[String]) -> Re
         FieldValidation::Warn => found.into_iter().for_each(|warning| call.warn(warning)),
         _ => {}
     }
-    Ok(normalized.object)
+    let mut object = normalized.object;
+    super::managed::set(&mut object, managed);
+    Ok(object)
 }
+
 /// As Kubernetes reads YAML: file modes are written 0400, and are octal.
 fn yaml_options() -> serde_saphyr::Options {
     serde_saphyr::options! { legacy_octal_numbers: true }

@@ -7,7 +7,7 @@ use rand::Rng;
 use serde_json::Value;
 
 use super::object::set_meta;
-use super::{Call, Registry, body, convert, generation, object, reads, strategy};
+use super::{Call, Registry, body, convert, generation, managed, object, reads, strategy};
 use crate::admission::{self, Operation};
 use crate::clock::rfc3339;
 
@@ -36,6 +36,18 @@ impl Registry {
     ) -> Result<Value, Error> {
         body::check_kind(call.resource, &mut body)?;
         let mut object = body::normalize(call, body, duplicates)?;
+        managed::take(&mut object);
+        let managed = managed::created(call, &object, &rfc3339(self.clock.now()));
+        self.create_managed(call, object, managed).await
+    }
+
+    /// Creates an object that is decoded and defaulted, with its managers.
+    pub(crate) async fn create_managed(
+        &self,
+        call: &Call,
+        mut object: Value,
+        managed: Option<Value>,
+    ) -> Result<Value, Error> {
         self.place(call, &mut object)?;
         let generate = meta::text(&object, "generateName").unwrap_or_default().to_owned();
         let generated = meta::name(&object).is_empty() && !generate.is_empty();
@@ -47,12 +59,17 @@ impl Registry {
                 let base: String = generate.chars().take(MAX_BASE).collect();
                 set_meta(&mut candidate, "name", format!("{base}{}", suffix()).into());
             }
-            result = self.create_named(call, candidate).await;
+            result = self.create_named(call, candidate, managed.clone()).await;
             if !matches!(result, Err(Error::AlreadyExists { .. })) {
                 return result;
             }
         }
-        result
+        match result {
+            Err(Error::AlreadyExists { resource, name }) if generated => {
+                Err(Error::NoUniqueName { resource, name })
+            }
+            other => other,
+        }
     }
 
     /// Puts the object where the request's path says, and takes out what only the server sets.
@@ -72,13 +89,7 @@ impl Registry {
             }
             set_meta(object, "namespace", call.namespace.clone().into());
         }
-        for field in [
-            "resourceVersion",
-            "deletionTimestamp",
-            "deletionGracePeriodSeconds",
-            "selfLink",
-            "managedFields",
-        ] {
+        for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
             set_meta(object, field, Value::Null);
         }
         set_meta(object, "uid", uuid::Uuid::new_v4().to_string().into());
@@ -86,7 +97,12 @@ impl Registry {
         Ok(())
     }
 
-    async fn create_named(&self, call: &Call, mut object: Value) -> Result<Value, Error> {
+    async fn create_named(
+        &self,
+        call: &Call,
+        mut object: Value,
+        managed: Option<Value>,
+    ) -> Result<Value, Error> {
         let resource = call.resource;
         let named = Call { name: meta::name(&object).to_owned(), ..call.same() };
         generation::start(resource, &mut object);
@@ -104,6 +120,7 @@ impl Registry {
         }
         admission::validate(self, &named, Operation::Create, &object, None).await?;
         let claim = strategy.claim(self, &named, &mut object, None).await?;
+        managed::set(&mut object, managed);
         if call.options.dry_run {
             claim.cancel(self).await;
             return Ok(object);
@@ -143,6 +160,7 @@ impl Call {
             name: self.name.clone(),
             subresource: self.subresource.clone(),
             options: self.options,
+            manager: self.manager.clone(),
             warnings: std::sync::Mutex::default(),
         }
     }

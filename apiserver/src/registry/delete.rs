@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(new["metadata"]["deletionGracePeriodSeconds"], 0);
         assert_eq!(step(new, grace(0)), Step::Nothing);
         let foreground =
-            DeleteOptions { propagation_policy: Some(Propagation::Foreground), ..DeleteOptions::default() };
+            DeleteOptions { propagation_policy: Some("Foreground".to_owned()), ..DeleteOptions::default() };
         let Step::Write(new) = step(pod(json!({}), None), foreground) else { panic!() };
         assert_eq!(new["metadata"]["finalizers"], json!(["foregroundDeletion"]));
     }

@@ -13,6 +13,7 @@ pub(crate) mod expire;
 pub(crate) mod fields;
 pub(crate) mod generation;
 pub(crate) mod list;
+pub(crate) mod managed;
 pub(crate) mod object;
 pub(crate) mod options;
 pub(crate) mod patch;
@@ -47,6 +48,8 @@ pub(crate) struct Call {
     pub(crate) name: String,
     pub(crate) subresource: String,
     pub(crate) options: WriteOptions,
+    /// In whose name the fields that are written are owned.
+    pub(crate) manager: String,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -59,6 +62,7 @@ impl Call {
             name: name.to_owned(),
             subresource: String::new(),
             options: WriteOptions::default(),
+            manager: String::new(),
             warnings: Mutex::default(),
         }
     }
@@ -66,7 +70,7 @@ impl Call {
     /// A call by the API server itself: bootstrap objects, allocations.
     pub(crate) fn own(resource: &'static Resource, namespace: &str, name: &str) -> Self {
         let user = UserInfo::new("system:apiserver", &[crate::pki::MASTERS]);
-        Self::new(user, resource, namespace, name)
+        Self { manager: "kube-apiserver".to_owned(), ..Self::new(user, resource, namespace, name) }
     }
 
     pub(crate) fn warn(&self, warning: String) {

@@ -1,5 +1,6 @@
 //! The options of requests: from the query, and for deletions from the body.
 
+use decapod_api::field::{self, Path};
 use decapod_api::status::Error;
 use decapod_api::{fields, labels};
 use serde::Deserialize;
@@ -29,34 +30,70 @@ pub(crate) struct WriteOptions {
 }
 
 impl WriteOptions {
-    pub(crate) fn parse(query: &Query) -> Result<Self, Error> {
-        let dry_run = dry_run(query.all("dryRun"))?;
+    /// Reads the options of a write by a verb, `apply` being a patch of its own sort.
+    pub(crate) fn parse(query: &Query, verb: &str) -> Result<Self, Error> {
+        let kind = match verb {
+            "create" => "CreateOptions",
+            "update" => "UpdateOptions",
+            "patch" | "apply" => "PatchOptions",
+            // A deletion's are read from its body.
+            _ => return Ok(Self::default()),
+        };
+        let mut errors = check_manager(query, verb);
+        let dry_run = dry_run(query.all("dryRun"), &mut errors);
         let validation = match query.get("fieldValidation") {
-            None => FieldValidation::default(),
+            None | Some("Warn") => FieldValidation::Warn,
             Some("Strict") => FieldValidation::Strict,
-            Some("Warn") => FieldValidation::Warn,
             Some("Ignore") => FieldValidation::Ignore,
             Some(other) => {
-                return Err(Error::BadRequest(format!(
-                    "fieldValidation: Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\""
-                )));
+                let supported = ["Ignore", "Strict", "Warn"];
+                errors.push(field::Error::not_supported(&Path::new("fieldValidation"), other, &supported));
+                FieldValidation::Warn
             }
         };
-        Ok(Self { dry_run, validation })
+        if errors.is_empty() { Ok(Self { dry_run, validation }) } else { Err(invalid(kind, errors)) }
     }
 }
 
-fn dry_run<'a>(mut values: impl Iterator<Item = &'a str>) -> Result<bool, Error> {
-    values.try_fold(false, |_, value| match value {
-        "All" => Ok(true),
-        other => Err(Error::BadRequest(format!(
-            "dryRun: Unsupported value: \"{other}\": supported values: \"All\""
-        ))),
-    })
+fn invalid(kind: &str, errors: Vec<field::Error>) -> Error {
+    Error::Invalid { group: "meta.k8s.io".to_owned(), kind: kind.to_owned(), name: String::new(), errors }
+}
+
+fn check_manager(query: &Query, verb: &str) -> Vec<field::Error> {
+    /// The longest name of a manager, in bytes.
+    const MAX: usize = 128;
+    let mut errors = Vec::new();
+    let (path, manager) = (Path::new("fieldManager"), query.get("fieldManager").unwrap_or_default());
+    if verb == "apply" && manager.is_empty() {
+        errors.push(field::Error::required(&path, "is required for apply patch"));
+    }
+    if verb == "patch" && query.get("force").is_some() {
+        let why = "may not be specified for non-apply patch";
+        errors.push(field::Error::forbidden(&Path::new("force"), why));
+    }
+    if manager.len() > MAX {
+        errors.push(field::Error::too_long(&path, MAX));
+    }
+    if let Some((at, _)) = manager.char_indices().find(|(_, c)| c.is_control()) {
+        let why = format!("should only contain printable characters, offset {at}");
+        errors.push(field::Error::invalid(&path, manager, why));
+    }
+    errors
+}
+
+fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Vec<field::Error>) -> bool {
+    let mut asked = false;
+    for value in values {
+        asked = true;
+        if value != "All" {
+            errors.push(field::Error::not_supported(&Path::new("dryRun"), value, &["All"]));
+        }
+    }
+    asked
 }
 
 /// How dependents of a deleted object are treated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Propagation {
     /// They are kept.
     Orphan,
@@ -64,6 +101,17 @@ pub(crate) enum Propagation {
     Background,
     /// They go before the object.
     Foreground,
+}
+
+impl Propagation {
+    fn parse(policy: &str) -> Option<Self> {
+        match policy {
+            "Orphan" => Some(Self::Orphan),
+            "Background" => Some(Self::Background),
+            "Foreground" => Some(Self::Foreground),
+            _ => None,
+        }
+    }
 }
 
 /// What must hold of the object that is deleted.
@@ -80,7 +128,7 @@ pub(crate) struct Preconditions {
 pub(crate) struct DeleteOptions {
     pub(crate) grace_period_seconds: Option<i64>,
     pub(crate) preconditions: Option<Preconditions>,
-    pub(crate) propagation_policy: Option<Propagation>,
+    pub(crate) propagation_policy: Option<String>,
     pub(crate) orphan_dependents: Option<bool>,
     pub(crate) dry_run: Option<Vec<String>>,
     #[serde(skip)]
@@ -90,41 +138,44 @@ pub(crate) struct DeleteOptions {
 impl DeleteOptions {
     /// From the body if there is one, else from the query.
     pub(crate) fn parse(content_type: &str, body: &[u8], query: &Query) -> Result<Self, Error> {
-        let mut options = if body.is_empty() {
-            Self::from_query(query)?
-        } else {
-            Self::from_value(super::body::parse(content_type, body)?.value)?
-        };
-        if options.orphan_dependents.is_some() && options.propagation_policy.is_some() {
-            return Err(Error::BadRequest(
-                "orphanDependents and deletionPropagation cannot be both set".to_owned(),
-            ));
+        if body.is_empty() {
+            return Self::from_query(query)?.checked();
         }
-        options.dry = dry_run(options.dry_run.iter().flatten().map(String::as_str))?;
-        Ok(options)
+        Self::from_value(super::body::parse(content_type, body)?.value)
     }
 
     /// From a decoded body.
     pub(crate) fn from_value(value: serde_json::Value) -> Result<Self, Error> {
-        serde_json::from_value(value)
-            .map_err(|e| Error::BadRequest(format!("cannot decode DeleteOptions: {e}")))
+        let options: Self = serde_json::from_value(value)
+            .map_err(|e| Error::BadRequest(format!("cannot decode DeleteOptions: {e}")))?;
+        options.checked()
+    }
+
+    fn checked(mut self) -> Result<Self, Error> {
+        let mut errors = Vec::new();
+        let path = Path::new("propagationPolicy");
+        if let Some(policy) = &self.propagation_policy {
+            if self.orphan_dependents.is_some() {
+                let why = "orphanDependents and deletionPropagation cannot be both set";
+                errors.push(field::Error::invalid(&path, policy.as_str(), why));
+            }
+            if Propagation::parse(policy).is_none() {
+                let supported = ["Foreground", "Background", "Orphan", "nil"];
+                errors.push(field::Error::not_supported(&path, policy.as_str(), &supported));
+            }
+        }
+        self.dry = dry_run(self.dry_run.iter().flatten().map(String::as_str), &mut errors);
+        if errors.is_empty() { Ok(self) } else { Err(invalid("DeleteOptions", errors)) }
     }
 
     fn from_query(query: &Query) -> Result<Self, Error> {
         let grace = query.get("gracePeriodSeconds").map(str::parse).transpose();
-        let propagation = match query.get("propagationPolicy") {
-            None => None,
-            Some("Orphan") => Some(Propagation::Orphan),
-            Some("Background") => Some(Propagation::Background),
-            Some("Foreground") => Some(Propagation::Foreground),
-            Some(other) => {
-                return Err(Error::BadRequest(format!("propagationPolicy: Unsupported value: \"{other}\"")));
-            }
-        };
+        let uid = query.get("uid").map(str::to_owned);
         Ok(Self {
             grace_period_seconds: grace
                 .map_err(|_| Error::BadRequest("gracePeriodSeconds must be a number".to_owned()))?,
-            propagation_policy: propagation,
+            preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
+            propagation_policy: query.get("propagationPolicy").map(str::to_owned),
             orphan_dependents: query.get("orphanDependents").map(|v| v == "true"),
             dry_run: Some(query.all("dryRun").map(str::to_owned).collect()),
             ..Self::default()
@@ -133,7 +184,7 @@ impl DeleteOptions {
 
     /// What becomes of dependents; `None` keeps what the object's finalizers say.
     pub(crate) fn propagation(&self) -> Option<Propagation> {
-        self.propagation_policy.or(match self.orphan_dependents {
+        self.propagation_policy.as_deref().and_then(Propagation::parse).or(match self.orphan_dependents {
             Some(true) => Some(Propagation::Orphan),
             Some(false) => Some(Propagation::Background),
             None => None,

@@ -5,9 +5,11 @@ use decapod_api::status::Error;
 use decapod_storage::{self as storage, Entry, Precondition};
 use serde_json::Value;
 
+use super::managed::{self, Tracked, Tracking};
 use super::object::{self, copy_field, set_meta};
 use super::{Call, MAX_RETRIES, MODIFIED, Registry, body, convert, generation, reads, strategy};
 use crate::admission::{self, Operation};
+use crate::clock::rfc3339;
 
 /// Which part of an object a request may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,13 +62,25 @@ impl Registry {
         part: Part,
         change: impl Fn(&Value) -> Result<Value, Error> + Send,
     ) -> Result<Value, Error> {
+        self.modify_as(call, part, Tracking::Update, change).await
+    }
+
+    /// Changes an object, and says who owns what was changed.
+    pub(crate) async fn modify_as(
+        &self,
+        call: &Call,
+        part: Part,
+        tracking: Tracking,
+        change: impl Fn(&Value) -> Result<Value, Error> + Send,
+    ) -> Result<Value, Error> {
         for _ in 0..MAX_RETRIES {
-            let (old, entry) = self.current(call).await?.ok_or_else(|| call.not_found())?;
-            let proposed = change(&old)?;
+            let (mut old, entry) = self.current(call).await?.ok_or_else(|| call.not_found())?;
+            let mut proposed = change(&old)?;
             let version = meta::text(&proposed, "resourceVersion").unwrap_or_default().to_owned();
             let conditional = !version.is_empty() && version != entry.modified.to_string();
             check_preconditions(call, &proposed, &old, conditional)?;
-            match self.try_write(call, part, proposed, &old, &entry).await {
+            let tracked = self.track(call, tracking, &mut old, &mut proposed);
+            match self.try_write(call, part, proposed, tracked, &old, &entry).await {
                 Err(Attempt::Lost) => continue,
                 Err(Attempt::Failed(error)) => return Err(error),
                 Ok(object) => return Ok(object),
@@ -75,11 +89,26 @@ impl Registry {
         Err(call.conflict(MODIFIED))
     }
 
+    /// Takes the managers out of both states, and says what they are after the write.
+    fn track(&self, call: &Call, tracking: Tracking, old: &mut Value, proposed: &mut Value) -> Tracked {
+        let (live, asked) = (managed::take(old), managed::take(proposed));
+        let next = match tracking {
+            Tracking::Keep => live.clone(),
+            Tracking::Given => asked,
+            Tracking::Update => {
+                let now = rfc3339(self.clock.now());
+                managed::updated(call, (old, live.as_ref()), (proposed, asked.as_ref()), &now)
+            }
+        };
+        Tracked { live, next }
+    }
+
     async fn try_write(
         &self,
         call: &Call,
         part: Part,
         proposed: Value,
+        tracked: Tracked,
         old: &Value,
         entry: &Entry,
     ) -> Result<Value, Attempt> {
@@ -110,13 +139,16 @@ impl Registry {
             return Err(call.invalid(&call.name, errors).into());
         }
         admission::validate(self, call, Operation::Update, &new, Some(old)).await?;
-        if new == *old {
+        if new == *old && tracked.unchanged() {
+            managed::set(&mut new, tracked.live);
             return Ok(new);
         }
         if done_for(&new) && strategy.may_go(&new) {
+            managed::set(&mut new, tracked.next);
             return self.finish_deletion(call, new, old, entry).await;
         }
         let claim = strategy.claim(self, call, &mut new, Some(old)).await?;
+        managed::set(&mut new, tracked.next);
         if call.options.dry_run {
             claim.cancel(self).await;
             return Ok(new);
@@ -217,9 +249,7 @@ fn keep_system_fields(new: &mut Value, old: &Value) {
     for field in KEPT {
         set_meta(new, field, old["metadata"][field].clone());
     }
-    for field in ["selfLink", "managedFields"] {
-        set_meta(new, field, Value::Null);
-    }
+    set_meta(new, "selfLink", Value::Null);
 }
 
 /// An object that is being deleted gets no new finalizers.

@@ -5,6 +5,7 @@
 
 mod access;
 mod admission;
+mod apply;
 mod harness;
 mod objects;
 mod pods;
