@@ -1,21 +1,40 @@
-//! Kubernetes' channels over one WebSocket: the first byte of each binary message says which stream it belongs to.
+//! Kubernetes' channels over one connection: the first byte of each message says which stream it belongs to.
+//!
+//! What carries them is a WebSocket, in binary or, for clients that can only read text, in base64, or the streams of
+//! a SPDY connection ([`super::spdy::channels`]).
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
+use decapod_client::clock::Clock;
 use decapod_runtime::TerminalSize;
-use futures::stream::SplitSink;
-use futures::{SinkExt, StreamExt};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, Sink, SinkExt, StreamExt, future};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
+use super::upgrade;
+
 /// The newest protocol: as v4, and a stream can be closed alone.
 pub(super) const V5: &str = "v5.channel.k8s.io";
 /// Exit status as `metav1.Status` on the error channel.
 pub(super) const V4: &str = "v4.channel.k8s.io";
+/// As v4, in text.
+pub(super) const V4_BASE64: &str = "v4.base64.channel.k8s.io";
+/// The first protocol: errors as plain text.
+pub(super) const V1: &str = "channel.k8s.io";
+/// As v1, in text.
+pub(super) const V1_BASE64: &str = "base64.channel.k8s.io";
 
 pub(super) const STDIN: u8 = 0;
 pub(super) const STDOUT: u8 = 1;
@@ -33,6 +52,142 @@ pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// Messages that wait for a slow client.
 pub(super) const AHEAD: usize = 8;
+
+/// A connection on which nothing moves is looked at this often, and ended when nothing moved since: after Kubernetes'
+/// four hours at most.
+const IDLE: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// What a client sends, as channel and data, until it is gone.
+pub(super) type Source = BoxStream<'static, (u8, Bytes)>;
+
+/// Both directions of a client's connection.
+pub(super) struct Channels {
+    /// What the client sends, once it has opened what it needs; `None` if it never does.
+    pub(super) source: BoxFuture<'static, Option<Source>>,
+    /// Takes messages for the client; the last one gone is the end of the connection.
+    pub(super) out: mpsc::Sender<Bytes>,
+    /// Carries these messages; must run beside everything else, and ends after the last.
+    pub(super) sending: BoxFuture<'static, ()>,
+    /// Whether anything moves.
+    pub(super) idle: Idle,
+}
+
+impl Channels {
+    /// Over a WebSocket, by the protocol that was settled on.
+    pub(super) fn over(socket: WebSocket) -> Self {
+        let text = matches!(upgrade::protocol(&socket), V4_BASE64 | V1_BASE64);
+        let idle = Idle::default();
+        let (sink, stream) = socket.split();
+        let (out, mut messages) = mpsc::channel::<Bytes>(AHEAD);
+        let moved = idle.clone();
+        let source = stream.take_while(|m| future::ready(!matches!(m, Ok(Message::Close(_)) | Err(_))));
+        let source = source.filter_map(move |message| {
+            moved.touch();
+            future::ready(message.ok().and_then(read))
+        });
+        let moved = idle.clone();
+        let sending = async move {
+            let mut sink = Farewell::new(sink);
+            while let Some(bytes) = messages.recv().await {
+                moved.touch();
+                let message = if text { encode(&bytes) } else { Message::Binary(bytes) };
+                if sink.send(message).await.is_err() {
+                    return;
+                }
+            }
+            // A client that went away needs no farewell.
+            let _gone = sink.close().await;
+        };
+        Self { source: future::ready(Some(source.boxed())).boxed(), out, sending: sending.boxed(), idle }
+    }
+}
+
+/// A message of a client: binary, or a digit and base64.
+fn read(message: Message) -> Option<(u8, Bytes)> {
+    match message {
+        Message::Binary(mut bytes) if !bytes.is_empty() => {
+            let data = bytes.split_off(1);
+            Some((bytes[0], data))
+        }
+        Message::Text(text) => {
+            let (digit, data) = text.as_str().split_at_checked(1)?;
+            Some((digit.parse().ok()?, BASE64_STANDARD.decode(data).ok()?.into()))
+        }
+        _ => None,
+    }
+}
+
+/// A message in text.
+fn encode(bytes: &Bytes) -> Message {
+    let (channel, data) = bytes.split_first().map_or((0, &[][..]), |(channel, data)| (*channel, data));
+    let mut text = channel.to_string();
+    BASE64_STANDARD.encode_string(data, &mut text);
+    Message::Text(text.into())
+}
+
+/// Closes a WebSocket as clients expect it: with the code of a normal end.
+pub(super) struct Farewell<S> {
+    sink: S,
+    said: bool,
+}
+
+impl<S> Farewell<S> {
+    pub(super) fn new(sink: S) -> Self {
+        Self { sink, said: false }
+    }
+}
+
+impl<S: Sink<Message> + Unpin> Sink<Message> for Farewell<S> {
+    type Error = S::Error;
+
+    fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.sink.poll_ready_unpin(cx)
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), S::Error> {
+        self.sink.start_send_unpin(message)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.sink.poll_flush_unpin(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        if !self.said {
+            std::task::ready!(self.sink.poll_ready_unpin(cx))?;
+            let frame = CloseFrame { code: close_code::NORMAL, reason: "".into() };
+            self.sink.start_send_unpin(Message::Close(Some(frame)))?;
+            self.said = true;
+        }
+        self.sink.poll_flush_unpin(cx)
+    }
+}
+
+/// Says whether a connection is still used.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Idle(Arc<AtomicBool>);
+
+impl Idle {
+    /// Something moved.
+    pub(super) fn touch(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether something moved since this was asked last.
+    pub(super) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+
+    /// Ends once nothing has moved for a long time.
+    pub(super) async fn expired(&self, clock: &dyn Clock) {
+        loop {
+            clock.sleep(IDLE).await;
+            if !self.take() {
+                return;
+            }
+        }
+    }
+}
 
 /// One message on a channel.
 pub(super) fn message(channel: u8, data: &[u8]) -> Bytes {
@@ -54,32 +209,6 @@ pub(super) async fn pump(
         buffer.put_u8(channel);
         if source.read_buf(&mut buffer).await? == 0 || out.send(buffer.split().freeze()).await.is_err() {
             return Ok(());
-        }
-    }
-}
-
-/// Writes what comes through `messages` to the client, then closes; ends early if the client is gone.
-pub(super) async fn drain(mut messages: mpsc::Receiver<Bytes>, mut sink: SplitSink<WebSocket, Message>) {
-    while let Some(bytes) = messages.recv().await {
-        if sink.send(Message::Binary(bytes)).await.is_err() {
-            return;
-        }
-    }
-    let frame = CloseFrame { code: close_code::NORMAL, reason: "".into() };
-    // A client that went away needs no farewell.
-    let _gone = sink.send(Message::Close(Some(frame))).await;
-}
-
-/// The next message of the client as channel and data; `None` once it is gone.
-pub(super) async fn next(stream: &mut futures::stream::SplitStream<WebSocket>) -> Option<(u8, Bytes)> {
-    loop {
-        match stream.next().await? {
-            Ok(Message::Binary(mut bytes)) if !bytes.is_empty() => {
-                let data = bytes.split_off(1);
-                return Some((bytes[0], data));
-            }
-            Ok(Message::Close(_)) | Err(_) => return None,
-            Ok(_) => {}
         }
     }
 }
@@ -135,6 +264,30 @@ mod tests {
         assert_eq!(size(br#"{"Width":80,"Height":24}"#), Some(TerminalSize { width: 80, height: 24 }));
         assert_eq!(size(b"{}"), None);
         assert_eq!(&message(STDERR, b"x")[..], b"\x02x");
+    }
+
+    #[test]
+    fn messages_are_binary_or_base64() {
+        assert_eq!(read(Message::Binary(b"\x00hi"[..].into())), Some((0, b"hi"[..].into())));
+        assert_eq!(read(Message::Text("0aGk=".into())), Some((0, b"hi"[..].into())));
+        assert_eq!(read(Message::Text("".into())), None);
+        assert_eq!(read(Message::Text("0!".into())), None);
+        assert_eq!(encode(&message(STDOUT, b"hi")), Message::Text("1aGk=".into()));
+    }
+
+    #[tokio::test]
+    async fn only_what_stands_still_is_idle() {
+        let clock = std::sync::Arc::new(decapod_client::clock::ManualClock::default());
+        let idle = Idle::default();
+        let mut expired = Box::pin(idle.expired(&*clock));
+        for moved in [true, false] {
+            if moved {
+                idle.touch();
+            }
+            assert!(futures::poll!(&mut expired).is_pending());
+            clock.advance(IDLE);
+        }
+        expired.await;
     }
 
     #[tokio::test]

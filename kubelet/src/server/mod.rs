@@ -9,15 +9,15 @@ mod channel;
 mod forward;
 mod logs;
 mod session;
+mod spdy;
+mod upgrade;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
@@ -147,17 +147,23 @@ fn router(shared: Arc<Shared>) -> Router {
 pub(super) struct Refusal {
     status: StatusCode,
     message: String,
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), header: None }
+    }
+
+    fn with_header(self, name: HeaderName, value: HeaderValue) -> Self {
+        Self { header: Some((name, value)), ..self }
     }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = (self.status, self.message.clone()).into_response();
+        response.headers_mut().extend(self.header.clone());
         response.extensions_mut().insert(self);
         response
     }
@@ -173,6 +179,7 @@ async fn negotiate(request: Request, next: middleware::Next) -> Response {
         StatusCode::NOT_FOUND => "NotFound",
         StatusCode::BAD_REQUEST => "BadRequest",
         StatusCode::CONFLICT => "Conflict",
+        StatusCode::FORBIDDEN => "Forbidden",
         _ => "InternalError",
     };
     let status = serde_json::json!({
@@ -180,16 +187,6 @@ async fn negotiate(request: Request, next: middleware::Next) -> Response {
         "message": refusal.message, "reason": reason, "code": refusal.status.as_u16(),
     });
     (refusal.status, Json(status)).into_response()
-}
-
-/// The upgrade that a stream needs, or why there is none.
-fn upgradable(
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<WebSocketUpgrade, Refusal> {
-    upgrade.map_err(|error| {
-        let message = format!("unable to upgrade: this node streams over WebSocket only: {error}");
-        Refusal::new(StatusCode::BAD_REQUEST, message)
-    })
 }
 
 impl From<decapod_runtime::Error> for Refusal {
@@ -220,15 +217,20 @@ async fn find(shared: &Shared, namespace: &str, name: &str) -> Result<(Arc<Pod>,
 }
 
 /// The running container that a stream goes to.
-async fn running(shared: &Shared, namespace: &str, pod: &str, container: &str) -> Result<String, Refusal> {
-    let (_, observed) = find(shared, namespace, pod).await?;
+async fn running(
+    shared: &Shared,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+) -> Result<(Arc<Pod>, String), Refusal> {
+    let (object, observed) = find(shared, namespace, pod).await?;
     let missing = || Refusal::new(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"));
     let current = observed.newest(container).ok_or_else(missing)?;
     if current.state != observed::State::Running {
         let message = format!("cannot exec in a stopped container (\"{container}\")");
         return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message));
     }
-    Ok(current.id.clone())
+    Ok((object, current.id.clone()))
 }
 
 async fn pods(State(shared): State<Arc<Shared>>) -> Json<serde_json::Value> {

@@ -1,11 +1,9 @@
-//! `/exec` and `/attach`: the streams of a process over Kubernetes' WebSocket channels.
+//! `/exec` and `/attach`: the streams of a process over Kubernetes' channels.
 
 use std::sync::Arc;
 
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use decapod_client::clock::{self, Clock};
@@ -13,14 +11,22 @@ use decapod_client::error::chain;
 use decapod_proto::cri;
 use decapod_runtime::{Input, Output, Session};
 use futures::future::BoxFuture;
-use futures::stream::SplitStream;
 use futures::{FutureExt, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
-use super::channel::{self, AHEAD, CLOSE, ERROR, RESIZE, STDERR, STDIN, STDOUT, V4, V5};
-use super::{Refusal, running, upgradable};
+use super::channel::{
+    self, CLOSE, Channels, ERROR, RESIZE, STDERR, STDIN, STDOUT, Source, V1, V1_BASE64, V4, V4_BASE64, V5,
+};
+use super::upgrade::{self, Bytestream, Upgrade};
+use super::{Refusal, running, spdy};
+use crate::pod::spec;
 use crate::shared::Shared;
+
+/// SPDY's third protocol: as v2, and terminals have a size.
+const V3: &str = "v3.channel.k8s.io";
+/// SPDY's second protocol: as v1, without its faults.
+const V2: &str = "v2.channel.k8s.io";
 
 type Names = (String, String, String);
 
@@ -51,6 +57,26 @@ impl Request {
         // With a terminal both outputs are one.
         request.stderr &= !request.tty;
         request
+    }
+
+    fn check(&self) -> Result<(), Refusal> {
+        if self.stdin || self.stdout || self.stderr {
+            return Ok(());
+        }
+        let message = "you must specify at least 1 of stdin, stdout, stderr";
+        Err(Refusal::new(StatusCode::BAD_REQUEST, message))
+    }
+
+    /// The channels that a client has to open for it.
+    fn channels(&self, resizable: bool) -> Vec<u8> {
+        let wanted = [
+            (ERROR, true),
+            (STDIN, self.stdin),
+            (STDOUT, self.stdout),
+            (STDERR, self.stderr),
+            (RESIZE, self.tty && resizable),
+        ];
+        wanted.into_iter().filter(|(_, wanted)| *wanted).map(|(channel, _)| channel).collect()
     }
 }
 
@@ -88,14 +114,15 @@ pub(super) async fn exec(
     State(shared): State<Arc<Shared>>,
     Path((namespace, pod, container)): Path<Names>,
     RawQuery(query): RawQuery,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    headers: HeaderMap,
+    upgrade: Result<Upgrade, Refusal>,
 ) -> Result<Response, Refusal> {
     let request = Request::parse(query.as_deref());
     if request.command.is_empty() {
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "you must specify at least 1 command for exec"));
     }
-    let id = running(&shared, &namespace, &pod, &container).await?;
-    let upgrade = upgradable(upgrade)?;
+    request.check()?;
+    let (_, id) = running(&shared, &namespace, &pod, &container).await?;
     let call = cri::ExecRequest {
         container_id: id,
         cmd: request.command.clone(),
@@ -106,18 +133,23 @@ pub(super) async fn exec(
     };
     let runtime = shared.runtime.clone();
     let open = async move { runtime.exec(&call).await };
-    Ok(serve(upgrade, open.boxed(), &request, &shared))
+    serve(upgrade?, &headers, open.boxed(), &request, &shared)
 }
 
 pub(super) async fn attach(
     State(shared): State<Arc<Shared>>,
     Path((namespace, pod, container)): Path<Names>,
     RawQuery(query): RawQuery,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    headers: HeaderMap,
+    upgrade: Result<Upgrade, Refusal>,
 ) -> Result<Response, Refusal> {
-    let request = Request::parse(query.as_deref());
-    let id = running(&shared, &namespace, &pod, &container).await?;
-    let upgrade = upgradable(upgrade)?;
+    let mut request = Request::parse(query.as_deref());
+    request.check()?;
+    let (object, id) = running(&shared, &namespace, &pod, &container).await?;
+    // A process keeps the terminal that it was started with, or goes without.
+    let found = object.spec.as_ref().and_then(|s| spec::find(s, &container));
+    request.tty = found.is_some_and(|(c, _)| c.tty == Some(true));
+    request.stderr &= !request.tty;
     let call = cri::AttachRequest {
         container_id: id,
         stdin: request.stdin,
@@ -127,61 +159,104 @@ pub(super) async fn attach(
     };
     let runtime = shared.runtime.clone();
     let open = async move { runtime.attach(&call).await };
-    Ok(serve(upgrade, open.boxed(), &request, &shared))
+    serve(upgrade?, &headers, open.boxed(), &request, &shared)
 }
 
 /// Starts a process, or takes hold of one.
 type Open = BoxFuture<'static, Result<Session, decapod_runtime::Error>>;
 
+/// What the client's protocol says about the form of things.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    /// The channel that tells a client of WebSockets by an empty message that the streams are there.
+    first: u8,
+    /// Whether the error channel carries a `metav1.Status`, or a line of text if there is an error.
+    status: bool,
+}
+
 /// Upgrades first and opens then, so that what is wrong with a command arrives on the error channel.
-fn serve(upgrade: WebSocketUpgrade, open: Open, request: &Request, shared: &Shared) -> Response {
+fn serve(
+    upgrade: Upgrade,
+    headers: &HeaderMap,
+    open: Open,
+    request: &Request,
+    shared: &Arc<Shared>,
+) -> Result<Response, Refusal> {
     let clock = shared.clock.clone();
-    // A client learns by an empty message that the streams are there.
     let first = match (request.stdout, request.stderr) {
         (true, _) => STDOUT,
         (false, true) => STDERR,
         (false, false) => ERROR,
     };
-    upgrade.protocols([V5, V4]).on_upgrade(move |socket| run(socket, open, first, clock))
+    match upgrade {
+        Upgrade::WebSocket(upgrade) => {
+            let upgrade = upgrade::agree(*upgrade, headers, &[V5, V4, V4_BASE64, V1, V1_BASE64])?;
+            Ok(upgrade.on_upgrade(move |socket| {
+                let status = matches!(upgrade::protocol(&socket), V5 | V4 | V4_BASE64);
+                run(Channels::over(socket), open, Form { first, status }, clock)
+            }))
+        }
+        Upgrade::Spdy(upgrade, headers) => {
+            let protocol = spdy::negotiate(&headers, &[V4, V3, V2, V1])?;
+            let wanted = request.channels(matches!(protocol, V4 | V3));
+            let form = Form { first, status: protocol == V4 };
+            shared.supervisor.spawn_until_shutdown("stream", async move {
+                match Bytestream::plain(upgrade).await {
+                    Ok(bytes) => {
+                        run(spdy::channels::over(bytes, wanted, clock.clone()), open, form, clock).await;
+                    }
+                    Err(error) => tracing::debug!(%error, "an upgrade to SPDY failed"),
+                }
+            });
+            Ok(spdy::switching(protocol))
+        }
+    }
 }
 
 /// Carries the streams until the process has ended or the client is gone; dropping the session then ends an exec.
-async fn run(socket: WebSocket, open: Open, first: u8, clock: Arc<dyn Clock>) {
-    let (sink, mut stream) = socket.split();
-    let (out, messages) = mpsc::channel(AHEAD);
+async fn run(channels: Channels, open: Open, form: Form, clock: Arc<dyn Clock>) {
+    let Channels { source, out, sending, idle } = channels;
     let work = async {
+        let Some(mut source) = source.await else { return };
         let session = match open.await {
             Ok(session) => session,
             Err(error) => {
                 let cause = format!("error executing command in container: {}", chain(&error));
-                end(out, Err(format!("Internal error occurred: {cause}"))).await;
-                let client = receive(&mut stream, None, None);
+                end(out, Err(format!("Internal error occurred: {cause}")), form).await;
+                let client = receive(&mut source, None, None);
                 let _late = clock::timeout(&*clock, channel::LINGER, client).await;
                 return;
             }
         };
-        if out.send(channel::message(first, &[])).await.is_err() {
+        if out.send(channel::message(form.first, &[])).await.is_err() {
             return;
         }
         let Session { stdin, stdout, stderr, resize, exit } = session;
-        let process = carry(stdout, stderr, exit, out);
-        let mut client = std::pin::pin!(receive(&mut stream, stdin, Some(resize)));
+        let process = carry(stdout, stderr, exit, out, form);
+        let mut client = std::pin::pin!(receive(&mut source, stdin, Some(resize)));
         tokio::select! {
             () = process => {
                 // Closing a connection on which the client still sends would take the last messages from it.
                 let _late = clock::timeout(&*clock, channel::LINGER, client).await;
             }
             () = &mut client => {}
+            () = idle.expired(&*clock) => {}
         }
     };
-    tokio::join!(work, channel::drain(messages, sink));
+    tokio::join!(work, sending);
 }
 
 /// Says how it ended.
-async fn end(out: mpsc::Sender<Bytes>, exit: Result<i32, String>) {
+async fn end(out: mpsc::Sender<Bytes>, exit: Result<i32, String>, form: Form) {
     let status = channel::exit_status(exit);
-    // A client that is gone does not care.
-    let _gone = out.send(channel::message(ERROR, status.to_string().as_bytes())).await;
+    let text = match form.status {
+        true => status.to_string(),
+        false => status["message"].as_str().unwrap_or_default().to_owned(),
+    };
+    if !text.is_empty() {
+        // A client that is gone does not care.
+        let _gone = out.send(channel::message(ERROR, text.as_bytes())).await;
+    }
 }
 
 /// Sends both outputs until the process has ended, and then how it ended.
@@ -190,10 +265,11 @@ async fn carry(
     stderr: Option<Output>,
     exit: BoxFuture<'static, Result<i32, decapod_runtime::Error>>,
     out: mpsc::Sender<Bytes>,
+    form: Form,
 ) {
     let outputs = (pump(stdout, STDOUT, out.clone()), pump(stderr, STDERR, out.clone()));
     let ((), (), code) = tokio::join!(outputs.0, outputs.1, exit);
-    end(out, code.map_err(|e| chain(&e))).await;
+    end(out, code.map_err(|e| chain(&e)), form).await;
 }
 
 async fn pump(source: Option<Output>, channel: u8, out: mpsc::Sender<Bytes>) {
@@ -205,11 +281,11 @@ async fn pump(source: Option<Output>, channel: u8, out: mpsc::Sender<Bytes>) {
 
 /// Takes what the client sends; ends when the client is gone.
 async fn receive(
-    stream: &mut SplitStream<WebSocket>,
+    source: &mut Source,
     mut stdin: Option<Input>,
     resize: Option<mpsc::Sender<decapod_runtime::TerminalSize>>,
 ) {
-    while let Some((channel, data)) = channel::next(stream).await {
+    while let Some((channel, data)) = source.next().await {
         match channel {
             STDIN => feed(&mut stdin, &data).await,
             RESIZE => {
