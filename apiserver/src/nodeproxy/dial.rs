@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::insecure;
 use super::target::{Backend, Target};
 use crate::clock::Clock;
 use crate::http::Body;
@@ -51,22 +52,25 @@ impl Kubelets {
         Ok(current.0.clone())
     }
 
+    /// Whether a pod can have an address.
+    pub(super) fn may_reach(&self, address: IpAddr) -> bool {
+        allowed(address, self.to_loopback)
+    }
+
     /// Sends a request over a connection of its own, which lives as long as the answer.
     pub(super) async fn send(
         &self,
         target: &Target,
         request: Request<Body>,
     ) -> Result<Response<Incoming>, BoxError> {
-        if target.backend == Backend::Pod && !allowed(target.address, self.to_loopback) {
-            return Err("address not allowed".into());
-        }
         let socket = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect((target.address, target.port)));
         let socket = socket.await.map_err(|_| "dial timed out")??;
         socket.set_nodelay(true)?;
         match target.backend {
-            Backend::Pod => exchange(socket, request).await,
-            Backend::Kubelet => {
-                let connector = TlsConnector::from(self.config()?);
+            Backend::Plain => exchange(socket, request).await,
+            Backend::Kubelet | Backend::Tls => {
+                let config = if target.backend == Backend::Tls { insecure::config() } else { self.config()? };
+                let connector = TlsConnector::from(config);
                 let name = ServerName::IpAddress(target.address.into());
                 let stream = tokio::time::timeout(DIAL_TIMEOUT, connector.connect(name, socket));
                 exchange(stream.await.map_err(|_| "TLS handshake timed out")??, request).await

@@ -1,4 +1,4 @@
-//! The `proxy` subresource of pods and Services: plain HTTP to a pod's address.
+//! The `proxy` subresource of pods and Services: HTTP to a pod's address.
 
 use std::net::IpAddr;
 
@@ -7,37 +7,66 @@ use decapod_api::status::Error;
 use rand::seq::IteratorRandom;
 use serde_json::Value;
 
+use super::dial::Kubelets;
 use super::target::{Backend, Target};
 use crate::registry::{Call, Registry, core, row};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
 /// A name in such a path: `[scheme:]name[:port]`.
-fn split(name: &str) -> Result<(&str, Option<&str>), Error> {
-    let parts: Vec<&str> = name.split(':').collect();
-    match parts.as_slice() {
-        [name] => Ok((name, None)),
-        ["" | "http", name, port] | [name, port] => Ok((name, Some(port).filter(|p| !p.is_empty()).copied())),
-        ["https", ..] => Err(Error::BadRequest(
-            "a proxy to https is not served by this version: use port-forward".to_owned(),
-        )),
-        _ => Err(Error::BadRequest(format!("invalid request {name:?}: want [scheme:]name[:port]"))),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Named<'a> {
+    pub(super) backend: Backend,
+    pub(super) name: &'a str,
+    pub(super) port: Option<&'a str>,
+}
+
+impl<'a> Named<'a> {
+    /// Takes a name apart; `what` is the resource, for the error.
+    pub(super) fn parse(what: &str, text: &'a str) -> Result<Self, Error> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let (scheme, name, port) = match *parts.as_slice() {
+            [name] => ("", name, ""),
+            [name, port] => ("", name, port),
+            [scheme, name, port] => (scheme, name, port),
+            _ => ("?", "", ""),
+        };
+        let backend = match scheme {
+            "" | "http" => Some(Backend::Plain),
+            "https" => Some(Backend::Tls),
+            _ => None,
+        };
+        let backend = backend.filter(|_| !name.is_empty());
+        let backend = backend.ok_or_else(|| Error::BadRequest(format!("invalid {what} request {text:?}")))?;
+        Ok(Self { backend, name, port: Some(port).filter(|p| !p.is_empty()) })
+    }
+
+    /// The port of those who name none.
+    fn default_port(&self) -> u16 {
+        if self.backend == Backend::Tls { 443 } else { 80 }
     }
 }
 
 /// The pod of a call.
-pub(super) async fn pod(registry: &Registry, call: &Call, path: String) -> Result<Target, Error> {
-    let (name, port) = split(&call.name)?;
+pub(super) async fn pod(
+    registry: &Registry,
+    kubelets: &Kubelets,
+    call: &Call,
+    path: String,
+) -> Result<Target, Error> {
+    let named = Named::parse("pod", &call.name)?;
+    let name = named.name;
     let pod = registry.find(call.resource, &call.namespace, name).await?;
     let pod = pod.ok_or_else(|| Error::NotFound { resource: "pods".to_owned(), name: name.to_owned() })?;
     let address = pod["status"]["podIP"].as_str().and_then(|ip| ip.parse().ok());
-    let address = address.ok_or_else(|| Error::Unavailable(format!("pod {name} has no address yet")))?;
-    let port = match port {
+    let address = address.filter(|a| kubelets.may_reach(*a));
+    let address = address.ok_or_else(|| Error::BadRequest("address not allowed".to_owned()))?;
+    let port = match named.port {
         Some(port) => port_of(&pod, port)
             .ok_or_else(|| Error::BadRequest(format!("pod {name} has no port {port:?}")))?,
-        None => ports(&pod).find_map(|p| number(&p["containerPort"])).unwrap_or(80),
+        None => ports(&pod).find_map(|p| number(&p["containerPort"])).unwrap_or(named.default_port()),
     };
-    Ok(Target { backend: Backend::Pod, address, port, path })
+    Ok(Target { backend: named.backend, address, port, path })
 }
 
 fn ports(pod: &Value) -> impl Iterator<Item = &Value> {
@@ -54,27 +83,35 @@ fn number(value: &Value) -> Option<u16> {
 }
 
 /// Any ready endpoint of the Service of a call.
-pub(super) async fn service(registry: &Registry, call: &Call, path: String) -> Result<Target, Error> {
-    let (name, port) = split(&call.name)?;
+pub(super) async fn service(
+    registry: &Registry,
+    kubelets: &Kubelets,
+    call: &Call,
+    path: String,
+) -> Result<Target, Error> {
+    let Named { backend, name, port } = Named::parse("service", &call.name)?;
     let service = registry.find(core("services"), &call.namespace, name).await?;
     let service =
         service.ok_or_else(|| Error::NotFound { resource: "services".to_owned(), name: name.to_owned() })?;
-    let ports = service["spec"]["ports"].as_array().map_or(&[][..], Vec::as_slice);
-    let matches = |p: &&Value| {
-        port.is_none_or(|wanted| p["name"] == wanted || number(&p["port"]) == wanted.parse().ok())
+    // A number is that of the Service, which gives the name by which its endpoints know the port.
+    let port = match port.map(|wanted| (wanted, wanted.parse::<u16>())) {
+        None => Value::Null,
+        Some((wanted, Err(_))) => wanted.into(),
+        Some((wanted, Ok(wanted_number))) => {
+            let ports = service["spec"]["ports"].as_array().map_or(&[][..], Vec::as_slice);
+            let found = ports.iter().find(|p| number(&p["port"]) == Some(wanted_number));
+            let missing =
+                || Error::Unavailable(format!("no service port {wanted} found for service {name:?}"));
+            found.ok_or_else(missing)?["name"].clone()
+        }
     };
-    let port = ports.iter().find(matches).ok_or_else(|| {
-        Error::Unavailable(format!(
-            "no service port {:?} found for service {name:?}",
-            port.unwrap_or_default()
-        ))
-    })?;
     let slices = registry.all(row("discovery.k8s.io", "v1", "endpointslices"), &call.namespace).await?;
     let own = slices.iter().filter(|slice| meta::labels(slice).get(SERVICE_LABEL) == Some(&name));
-    let endpoint = own.flat_map(|slice| endpoints(slice, &port["name"])).choose(&mut rand::rng());
-    let (address, port) =
-        endpoint.ok_or_else(|| Error::Unavailable(format!("no endpoints available for service {name:?}")))?;
-    Ok(Target { backend: Backend::Pod, address, port, path })
+    let endpoints = own.flat_map(|slice| endpoints(slice, &port));
+    let endpoint = endpoints.filter(|(address, _)| kubelets.may_reach(*address)).choose(&mut rand::rng());
+    let none = || Error::Unavailable(format!("no endpoints available for service {:?}", call.name));
+    let (address, port) = endpoint.ok_or_else(none)?;
+    Ok(Target { backend, address, port, path })
 }
 
 /// The ready endpoints of a slice for the port of this name (nothing and empty are the same).
@@ -96,10 +133,14 @@ mod tests {
 
     #[test]
     fn names_with_schemes_and_ports() {
-        assert_eq!(split("web").unwrap(), ("web", None));
-        assert_eq!(split("web:80").unwrap(), ("web", Some("80")));
-        assert_eq!(split("http:web:").unwrap(), ("web", None));
-        assert!(split("https:web:443").is_err() && split("a:b:c:d").is_err());
+        let named = |text| Named::parse("pod", text).map(|n| (n.backend, n.name, n.port));
+        assert_eq!(named("web").unwrap(), (Backend::Plain, "web", None));
+        assert_eq!(named("web:80").unwrap(), (Backend::Plain, "web", Some("80")));
+        assert_eq!(named("http:web:").unwrap(), (Backend::Plain, "web", None));
+        assert_eq!(named("https:web:https").unwrap(), (Backend::Tls, "web", Some("https")));
+        for bad in ["ftp:web:443", "a:b:c:d", "", ":80"] {
+            assert_eq!(named(bad).unwrap_err().to_string(), format!("invalid pod request {bad:?}"));
+        }
     }
 
     #[test]

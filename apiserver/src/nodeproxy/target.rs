@@ -7,21 +7,23 @@ use decapod_api::status::Error;
 use http::Uri;
 use serde_json::Value;
 
-use super::service;
+use super::log;
+use super::service::{self, Named};
 use crate::endpoint::Request;
 use crate::registry::{Call, core};
 
 /// Where a kubelet listens that does not say.
 const KUBELET_PORT: u16 = 10250;
-const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 /// Where a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Backend {
     /// At a kubelet, by TLS with the API server's certificate.
     Kubelet,
-    /// At a pod, as it is.
-    Pod,
+    /// At a pod or another port of a node, as it is.
+    Plain,
+    /// There, by TLS with whomever it is.
+    Tls,
 }
 
 /// A path at a kubelet or pod.
@@ -30,6 +32,7 @@ pub(super) struct Target {
     pub(super) backend: Backend,
     pub(super) address: IpAddr,
     pub(super) port: u16,
+    /// Path and query; empty but for the query where a proxy's path ends with `proxy` itself.
     pub(super) path: String,
 }
 
@@ -39,46 +42,78 @@ impl Target {
     }
 }
 
-pub(super) async fn find(request: &Request<'_>, uri: &Uri) -> Result<Target, Error> {
+/// What a request leads to.
+pub(super) enum Found {
+    At(Target),
+    /// The log of a pod that no node has yet.
+    Nothing,
+}
+
+pub(super) async fn find(request: &Request<'_>, uri: &Uri) -> Result<Found, Error> {
     let call = request.call()?;
     let a = &request.info.attributes;
     let registry = &request.core.registry;
     let query = uri.query().map(|q| format!("?{q}")).unwrap_or_default();
     if a.subresource == "proxy" {
-        let before = if request.resource.namespaced() { 7 } else { 5 };
-        let path = format!("/{}{query}", after(uri.path(), before));
-        return match request.resource.plural {
-            "pods" => service::pod(registry, &call, path).await,
-            "services" => service::service(registry, &call, path).await,
-            _ => {
-                let (node, _) = registry.current(&call).await?.ok_or_else(|| call.not_found())?;
-                at_node(&node, path)
-            }
-        };
+        return proxied(request, &call, uri, &query).await.map(Found::At);
     }
     let (object, _) = registry.current(&call).await?.ok_or_else(|| call.not_found())?;
-    let node_name = object["spec"]["nodeName"].as_str().unwrap_or_default();
-    if node_name.is_empty() {
-        return Err(Error::BadRequest(format!("pod {} does not have a host assigned", call.name)));
-    }
     let at = format!("{}/{}", call.namespace, call.name);
     let path = match a.subresource.as_str() {
         "portforward" => format!("/portForward/{at}{query}"),
         subresource => {
+            if subresource == "log" {
+                log::check(&call.name, &request.info.query)?;
+            }
             let container = container(&call, &object, request.info.query.get("container"))?;
             let root = if subresource == "log" { "containerLogs" } else { subresource };
             format!("/{root}/{at}/{container}{query}")
         }
     };
+    let node_name = object["spec"]["nodeName"].as_str().unwrap_or_default();
+    if node_name.is_empty() {
+        return match a.subresource.as_str() {
+            "log" => Ok(Found::Nothing),
+            _ => Err(Error::BadRequest(format!("pod {} does not have a host assigned", call.name))),
+        };
+    }
     let node = registry.find(core("nodes"), "", node_name).await?;
     let node =
         node.ok_or_else(|| Error::NotFound { resource: "nodes".to_owned(), name: node_name.to_owned() })?;
-    at_node(&node, path)
+    at_node(&node, path).map(Found::At)
 }
 
-/// What follows the first few segments of a path, as it was sent.
+/// The target of a proxy: a pod, one of a Service's, or a node.
+async fn proxied(request: &Request<'_>, call: &Call, uri: &Uri, query: &str) -> Result<Target, Error> {
+    let (registry, kubelets) = (&request.core.registry, &request.core.kubelets);
+    let before = if request.resource.namespaced() { 7 } else { 5 };
+    let path = format!("{}{query}", after(uri.path(), before));
+    match request.resource.plural {
+        "pods" => service::pod(registry, kubelets, call, path).await,
+        "services" => service::service(registry, kubelets, call, path).await,
+        _ => {
+            let named = Named::parse("node", &call.name)?;
+            let missing = || Error::NotFound { resource: "nodes".to_owned(), name: named.name.to_owned() };
+            let node = registry.find(core("nodes"), "", named.name).await?.ok_or_else(missing)?;
+            let kubelet = at_node(&node, path)?;
+            if !kubelets.may_reach(kubelet.address) {
+                return Err(Error::BadRequest("address not allowed".to_owned()));
+            }
+            let Some(port) = named.port.filter(|port| *port != kubelet.port.to_string()) else {
+                return Ok(kubelet);
+            };
+            let port = port.parse();
+            let port =
+                port.map_err(|_| Error::BadRequest(format!("invalid node request {:?}", call.name)))?;
+            Ok(Target { backend: named.backend, port, ..kubelet })
+        }
+    }
+}
+
+/// What follows the first few segments of a path, with its slash, as it was sent.
 fn after(path: &str, segments: usize) -> &str {
-    path.splitn(segments + 2, '/').nth(segments + 1).unwrap_or_default()
+    let slash = path.match_indices('/').nth(segments);
+    slash.map(|(at, _)| &path[at..]).unwrap_or_default()
 }
 
 fn at_node(node: &Value, path: String) -> Result<Target, Error> {
@@ -94,39 +129,23 @@ fn at_node(node: &Value, path: String) -> Result<Target, Error> {
     Ok(Target { backend: Backend::Kubelet, address, port, path })
 }
 
-/// The container that is meant: the one named, the one annotated, or the only one.
+/// The container that is meant: the one named, or the only one.
 fn container(call: &Call, pod: &Value, named: Option<&str>) -> Result<String, Error> {
     let names = |field: &str| -> Vec<&str> {
         pod["spec"][field].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str()).collect()
     };
-    let (containers, init) = (names("containers"), names("initContainers"));
-    let ephemeral = names("ephemeralContainers");
-    if let Some(named) = named {
-        let known = [&containers, &init, &ephemeral].iter().any(|list| list.contains(&named));
-        return if known {
-            Ok(named.to_owned())
-        } else {
-            Err(Error::BadRequest(format!("container {named} is not valid for pod {}", call.name)))
-        };
-    }
-    let annotated = pod["metadata"]["annotations"][DEFAULT_CONTAINER].as_str();
-    match (annotated.filter(|a| containers.contains(a)), containers.as_slice()) {
-        (Some(annotated), _) => Ok(annotated.to_owned()),
+    let containers = names("containers");
+    let all = || [names("initContainers"), containers.clone(), names("ephemeralContainers")].concat();
+    let pod = &call.name;
+    match (named, containers.as_slice()) {
+        (Some(named), _) if all().contains(&named) => Ok(named.to_owned()),
+        (Some(named), _) => Err(Error::BadRequest(format!("container {named} is not valid for pod {pod}"))),
         (None, [only]) => Ok((*only).to_owned()),
-        (None, []) => {
-            Err(Error::BadRequest(format!("a container name must be specified for pod {}", call.name)))
-        }
-        (None, several) => {
-            let mut message = format!(
-                "a container name must be specified for pod {}, choose one of: [{}]",
-                call.name,
-                several.join(" ")
-            );
-            if !init.is_empty() {
-                message.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
-            }
-            Err(Error::BadRequest(message))
-        }
+        (None, []) => Err(Error::BadRequest(format!("a container name must be specified for pod {pod}"))),
+        (None, _) => Err(Error::BadRequest(format!(
+            "a container name must be specified for pod {pod}, choose one of: [{}]",
+            all().join(" ")
+        ))),
     }
 }
 
@@ -143,12 +162,10 @@ mod tests {
         let two = json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}], "initContainers": [{"name": "i"}]}});
         assert_eq!(
             container(&call, &two, None).unwrap_err().to_string(),
-            "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"
+            "a container name must be specified for pod p, choose one of: [i a b]"
         );
         assert_eq!(container(&call, &two, Some("i")).unwrap(), "i");
         assert!(container(&call, &two, Some("x/../y")).is_err());
-        let annotated = json!({"metadata": {"annotations": {DEFAULT_CONTAINER: "b"}}, "spec": two["spec"]});
-        assert_eq!(container(&call, &annotated, None).unwrap(), "b");
     }
 
     #[test]
@@ -158,7 +175,8 @@ mod tests {
         let target = at_node(&node, "/healthz".to_owned()).unwrap();
         assert_eq!(target.authority(), "10.0.0.7:10250");
         assert!(at_node(&json!({}), String::new()).is_err());
-        assert_eq!(after("/api/v1/nodes/n/proxy/a%2Fb/c/", 5), "a%2Fb/c/");
+        assert_eq!(after("/api/v1/nodes/n/proxy/a%2Fb/c/", 5), "/a%2Fb/c/");
+        assert_eq!(after("/api/v1/nodes/n/proxy/", 5), "/");
         assert_eq!(after("/api/v1/nodes/n/proxy", 5), "");
     }
 }

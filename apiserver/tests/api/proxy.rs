@@ -110,6 +110,8 @@ async fn logs_and_paths_of_the_kubelet() {
     let path = "/api/v1/namespaces/default/pods/p/log?tailLines=3&follow=true";
     let (code, log) = admin.get(path).await;
     assert_eq!((code, log.as_str()), (200, Some("default/p/c\ntailLines=3&follow=true\n")));
+    let none = admin.get("/api/v1/namespaces/default/pods/p/log?tailLines=-1").await;
+    assert_eq!(none.0, 422, "{none:?}");
     let wrong = admin.get("/api/v1/namespaces/default/pods/p/log?container=x").await;
     assert_eq!((wrong.0, message(&wrong)), (400, "container x is not valid for pod p"));
     let (code, health) = admin.get("/api/v1/nodes/n1/proxy/healthz").await;
@@ -159,4 +161,67 @@ async fn a_pod_and_its_service_answer_through_the_proxy() {
     admin.created("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", slice).await;
     let (code, text) = admin.get(&format!("{root}/services/s:80/proxy/hello")).await;
     assert_eq!((code, text.as_str()), (200, Some("/hello")), "{text}");
+}
+
+/// The status, headers and body that a method gets.
+async fn raw(client: &Client, method: &str, path: &str) -> (u16, axum::http::HeaderMap, String) {
+    let request = axum::http::Request::builder().method(method).uri(path).body(Vec::new()).unwrap();
+    let (status, headers, body) = client.send(request).await;
+    (status.as_u16(), headers, String::from_utf8(body).unwrap())
+}
+
+/// A pod that answers as web servers do: with links, redirects and the method.
+async fn site() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let page = |headers: axum::http::HeaderMap| async move {
+        assert!(!headers.contains_key("authorization"));
+        ([("content-type", "text/html"), ("access-control-allow-origin", "*")], "<a href=\"/x\">x</a>")
+    };
+    let method = |method: axum::http::Method, uri: axum::http::Uri| async move { format!("{method} {uri}") };
+    let away = || async { ([("location", "/home")], axum::http::StatusCode::FOUND) };
+    let router = Router::new().route("/page", get(page)).route("/away", get(away)).fallback(method);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    port
+}
+
+#[tokio::test]
+async fn links_redirects_and_methods_go_through_the_proxy() {
+    let (_cluster, admin) = cluster_with_pod().await;
+    let port = site().await;
+    let root = "/api/v1/namespaces/default/pods";
+    let status = json!({"status": {"podIP": "127.0.0.1"}});
+    admin.patch(&format!("{root}/p/status"), "merge-patch", status).await;
+    let proxy = format!("{root}/p:{port}/proxy");
+    let (code, headers, body) = raw(&admin, "GET", &format!("{proxy}/page")).await;
+    assert_eq!((code, body), (200, format!("<a href=\"{proxy}/x\">x</a>")));
+    assert!(!headers.contains_key("access-control-allow-origin"));
+    let (code, headers, _) = raw(&admin, "GET", &format!("{proxy}/away")).await;
+    assert_eq!((code, headers["location"].to_str().unwrap()), (302, &*format!("{proxy}/home")));
+    let (code, headers, _) = raw(&admin, "HEAD", &format!("{proxy}?a=b")).await;
+    assert_eq!((code, headers["location"].to_str().unwrap()), (301, &*format!("{proxy}/?a=b")));
+    for method in ["DELETE", "OPTIONS", "PATCH", "POST", "PUT"] {
+        let (code, _, body) = raw(&admin, method, &format!("{proxy}?a=b")).await;
+        assert_eq!((code, body), (200, format!("{method} /?a=b")));
+    }
+    let bad = admin.get(&format!("{root}/ftp:p:80/proxy/")).await;
+    assert_eq!((bad.0, message(&bad)), (400, "invalid pod request \"ftp:p:80\""));
+    let closed = admin.get(&format!("{root}/p:1/proxy/")).await;
+    assert_eq!(closed.0, 503);
+    assert!(message(&closed).starts_with("error trying to reach service: "), "{closed:?}");
+}
+
+#[tokio::test]
+async fn streams_need_the_right_to_create() {
+    let (cluster, admin) = cluster_with_pod().await;
+    let rules = |verb| json!([{"apiGroups": [""], "resources": ["pods/exec"], "verbs": [verb]}]);
+    let rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+    admin.created(&format!("{rbac}/roles"), json!({"metadata": {"name": "r"}, "rules": rules("get")})).await;
+    let binding = json!({"metadata": {"name": "r"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane"}]});
+    admin.created(&format!("{rbac}/rolebindings"), binding).await;
+    let path = "/api/v1/namespaces/default/pods/p/exec?command=x&stdout=true";
+    let refused = cluster.as_user("jane", &[]).get(path).await;
+    assert_eq!(refused.0, 403);
+    assert!(message(&refused).contains("cannot create resource \"pods/exec\""), "{refused:?}");
 }

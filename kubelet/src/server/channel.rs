@@ -83,7 +83,7 @@ impl Channels {
         let source = stream.take_while(|m| future::ready(!matches!(m, Ok(Message::Close(_)) | Err(_))));
         let source = source.filter_map(move |message| {
             moved.touch();
-            future::ready(message.ok().and_then(read))
+            future::ready(message.ok().and_then(|message| read(message, text)))
         });
         let moved = idle.clone();
         let sending = async move {
@@ -102,18 +102,19 @@ impl Channels {
     }
 }
 
-/// A message of a client: binary, or a digit and base64.
-fn read(message: Message) -> Option<(u8, Bytes)> {
-    match message {
-        Message::Binary(mut bytes) if !bytes.is_empty() => {
-            let data = bytes.split_off(1);
-            Some((bytes[0], data))
-        }
-        Message::Text(text) => {
-            let (digit, data) = text.as_str().split_at_checked(1)?;
-            Some((digit.parse().ok()?, BASE64_STANDARD.decode(data).ok()?.into()))
-        }
-        _ => None,
+/// A message of a client: a byte and data, or by the protocols in `text` a digit and base64. What kind of message it is
+/// says nothing: the Python client sends what it has as text, whatever the protocol.
+fn read(message: Message, text: bool) -> Option<(u8, Bytes)> {
+    let mut bytes = match message {
+        Message::Binary(bytes) => bytes,
+        Message::Text(text) => text.into(),
+        _ => return None,
+    };
+    let data = bytes.split_off(bytes.len().min(1));
+    let channel = *bytes.first()?;
+    match text {
+        false => Some((channel, data)),
+        true => Some((channel.checked_sub(b'0')?, BASE64_STANDARD.decode(data).ok()?.into())),
     }
 }
 
@@ -268,10 +269,13 @@ mod tests {
 
     #[test]
     fn messages_are_binary_or_base64() {
-        assert_eq!(read(Message::Binary(b"\x00hi"[..].into())), Some((0, b"hi"[..].into())));
-        assert_eq!(read(Message::Text("0aGk=".into())), Some((0, b"hi"[..].into())));
-        assert_eq!(read(Message::Text("".into())), None);
-        assert_eq!(read(Message::Text("0!".into())), None);
+        let hi = Some((0, Bytes::from_static(b"hi")));
+        assert_eq!(read(Message::Binary(b"\x00hi"[..].into()), false), hi);
+        assert_eq!(read(Message::Text("\0hi".into()), false), hi);
+        assert_eq!(read(Message::Text("0aGk=".into()), true), hi);
+        assert_eq!(read(Message::Text("".into()), false), None);
+        assert_eq!(read(Message::Text("0!".into()), true), None);
+        assert_eq!(read(Message::Ping(Bytes::new()), false), None);
         assert_eq!(encode(&message(STDOUT, b"hi")), Message::Text("1aGk=".into()));
     }
 

@@ -1,26 +1,35 @@
-//! `/containerLogs`: a container's log, as far as it is, or as it grows.
+//! `/containerLogs`: a container's log, as far as it is, or as it grows; as a body, or as messages of a WebSocket.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::ws::Message;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use decapod_client::error::chain;
-use futures::StreamExt;
+use futures::{SinkExt, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::channel::Farewell;
+use super::upgrade::{self, Upgrade};
 use super::{Refusal, find};
 use crate::logs::{self, Alive, Options};
 use crate::pod::observed::{Container, Observed, State as Running};
 use crate::pod::spec;
 use crate::shared::Shared;
 use crate::worker::before;
+
+/// The subprotocols of a log's messages.
+const BINARY: &str = "binary.k8s.io";
+const BASE64: &str = "base64.binary.k8s.io";
 
 /// Pieces of a log that wait for a slow reader.
 const AHEAD: usize = 4;
@@ -29,6 +38,8 @@ pub(super) async fn handle(
     State(shared): State<Arc<Shared>>,
     Path((namespace, name, container)): Path<(String, String, String)>,
     Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+    upgrade: Result<Upgrade, Refusal>,
 ) -> Result<Response, Refusal> {
     let options = options(&query, shared.clock.now())?;
     let previous = flag(&query, "previous");
@@ -47,8 +58,47 @@ pub(super) async fn handle(
             tracing::warn!(error = chain(&error), "a log could not be read to its end");
         }
     });
+    if headers.contains_key(header::UPGRADE) {
+        return messages(upgrade?, &headers, source);
+    }
     let body = Body::from_stream(ReceiverStream::new(source).map(Ok::<_, std::convert::Infallible>));
     Ok(([(header::CONTENT_TYPE, "text/plain")], body).into_response())
+}
+
+/// Sends a log as messages.
+fn messages(
+    upgrade: Upgrade,
+    headers: &HeaderMap,
+    mut source: mpsc::Receiver<Bytes>,
+) -> Result<Response, Refusal> {
+    let Upgrade::WebSocket(upgrade) = upgrade else {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "unable to upgrade: logs go over WebSocket only"));
+    };
+    let upgrade = upgrade::agree(*upgrade, headers, &[BINARY, BASE64])?;
+    Ok(upgrade.on_upgrade(async move |socket| {
+        let text = upgrade::protocol(&socket) == BASE64;
+        let (sink, mut client) = socket.split();
+        let send = async {
+            let mut sink = Farewell::new(sink);
+            while let Some(bytes) = source.recv().await {
+                let message = match text {
+                    true => Message::Text(BASE64_STANDARD.encode(bytes).into()),
+                    false => Message::Binary(bytes),
+                };
+                if sink.send(message).await.is_err() {
+                    return;
+                }
+            }
+            // A client that went away needs no farewell.
+            let _gone = sink.close().await;
+        };
+        // A reader has nothing to say, but it can go away.
+        let gone = async { while client.next().await.is_some_and(|message| message.is_ok()) {} };
+        tokio::select! {
+            () = send => {}
+            () = gone => {}
+        }
+    }))
 }
 
 fn alive(shared: &Arc<Shared>, id: String) -> Alive {
@@ -91,6 +141,11 @@ fn select<'a>(
         Some(found) if found.state != Running::Created => Ok(found),
         _ => {
             let reason = waiting_reason(pod, container).unwrap_or_else(|| "ContainerCreating".to_owned());
+            let reason = match reason.as_str() {
+                "ErrImagePull" => "image can't be pulled",
+                "ImagePullBackOff" => "trying and failing to pull image",
+                other => other,
+            };
             Err(bad(format!("container \"{container}\" in pod \"{name}\" is waiting to start: {reason}")))
         }
     }

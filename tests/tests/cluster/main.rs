@@ -5,10 +5,13 @@
 
 mod application;
 mod bad_input;
+mod clients;
 mod command_line;
 mod durability;
 mod healing;
+mod kube_client;
 mod lifecycle;
+mod streams;
 
 use std::process::ExitCode;
 
@@ -38,6 +41,21 @@ const TESTS: &[Test<Cluster>] = &[
     ),
     ("healing::memory_above_the_limit_is_oom_killed", healing::memory_above_the_limit_is_oom_killed),
     ("healing::a_deleted_namespace_takes_everything", healing::a_deleted_namespace_takes_everything),
+    ("streams::exec", streams::exec),
+    ("streams::attach", streams::attach),
+    ("streams::run_and_debug", streams::run_and_debug),
+    ("streams::copy", streams::copy),
+    ("streams::port_forward", streams::port_forward),
+    ("streams::proxy", streams::proxy),
+    ("streams::logs", streams::logs),
+    ("clients::python_objects", clients::python_objects),
+    ("clients::python_streams", clients::python_streams),
+    ("clients::javascript_client", clients::javascript_client),
+    (
+        "kube_client::a_controller_with_finalizers_and_server_side_apply",
+        kube_client::a_controller_with_finalizers_and_server_side_apply,
+    ),
+    ("kube_client::fifty_streams_at_once", kube_client::fifty_streams_at_once),
     ("command_line::the_verbs_of_decapod", command_line::the_verbs_of_decapod),
     ("bad_input::manifests", bad_input::manifests),
     ("bad_input::a_missing_image", bad_input::a_missing_image),

@@ -18,6 +18,8 @@ const BLOCK_MAX: usize = 64 * 1024;
 const DICTIONARY_ID: [u8; 4] = [0xe3, 0xc6, 0xa7, 0xc2];
 /// The head of a zlib stream with a dictionary.
 const ZLIB_HEAD: [u8; 2] = [0x78, 0xbb];
+/// A stored block of nothing: deflate's way to flush.
+const FLUSH: [u8; 5] = [0, 0, 0, 0xff, 0xff];
 /// In the second byte of that head: the name of a dictionary follows.
 const HAS_DICTIONARY: u8 = 0x20;
 
@@ -161,6 +163,8 @@ impl Deflater {
         block.extend(length.to_le_bytes());
         block.extend((!length).to_le_bytes());
         block.extend(content);
+        // An empty one, at which inflaters give out what they hold.
+        block.extend(FLUSH);
         block
     }
 }
