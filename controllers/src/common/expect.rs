@@ -31,6 +31,17 @@ struct Pending {
     revision: String,
     /// The uids that were deleted and that the cache may still show as if they were not.
     gone: HashSet<String>,
+    /// A write was not answered: it may have been done or not.
+    doubted: bool,
+}
+
+/// Whether a request may have been carried out though it failed: the answer was lost, or the API server
+/// gave up waiting for itself.
+fn is_open(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code >= 500,
+        _ => true,
+    }
 }
 
 impl Expectations {
@@ -47,6 +58,29 @@ impl Expectations {
     /// Notes that reconciling `key` deleted the object of this uid.
     pub(crate) fn deleted(&self, key: &ObjectKey, uid: &str) {
         self.lock().entry(key.clone()).or_default().gone.insert(uid.to_owned());
+    }
+
+    /// Notes that a write of `key` failed. If it may have been carried out all the same, the next look has
+    /// to find out.
+    pub(crate) fn failed(&self, key: &ObjectKey, error: &kube::Error) {
+        if is_open(error) {
+            self.lock().entry(key.clone()).or_default().doubted = true;
+        }
+    }
+
+    /// Whether it is open what became of a write of `key`.
+    pub(crate) fn is_in_doubt(&self, key: &ObjectKey) -> bool {
+        self.lock().get(key).is_some_and(|pending| pending.doubted)
+    }
+
+    /// Ends the doubt: whatever became of the writes is to be seen at `revision`.
+    pub(crate) fn known_at(&self, key: &ObjectKey, revision: &str) {
+        let mut pending = self.lock();
+        let pending = pending.entry(key.clone()).or_default();
+        pending.doubted = false;
+        if number(revision) >= number(&pending.revision) {
+            revision.clone_into(&mut pending.revision);
+        }
     }
 
     /// Waits until `informer` shows what reconciling `key` wrote.

@@ -11,7 +11,7 @@ use decapod_client::error::ErrorExt;
 use decapod_client::informer::{Change, Informer};
 use decapod_client::reconcile::{self, Queue};
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use serde::Serialize;
 
 use super::claim::{self, Namespaced};
@@ -61,6 +61,12 @@ impl<O: Owner, K: Namespaced> Family<O, K> {
             self.own.forget(key);
             return Ok(None);
         };
+        if self.written.is_in_doubt(key) {
+            let api: Api<K> = Api::namespaced(self.context.client.clone(), &key.namespace);
+            let now = api.list_metadata(&ListParams::default().limit(1)).await;
+            let now = now.says("find out what became of a write")?;
+            self.written.known_at(key, now.metadata.resource_version.as_deref().unwrap_or_default());
+        }
         self.written.settled(key, &self.owned, &*self.context.clock).await?;
         Ok(Some(owner))
     }

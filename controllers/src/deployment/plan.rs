@@ -129,15 +129,20 @@ impl Step<'_> {
         }
     }
 
+    /// One step of a rolling update. Kubernetes counts what it asked for; here also what is still there
+    /// counts, so that there are never more pods than may be, not even for a moment.
     fn roll(&mut self) {
-        let others = rolling::total(&self.old);
+        let unseen = self.old.iter().chain(&self.new).any(Member::is_behind);
+        let others: i32 = self.old.iter().map(Member::footprint).sum();
         let Some(new) = &mut self.new else {
-            return self.create(rolling::new_replicas(self.bounds, false, 0, others));
+            let replicas = rolling::new_replicas(self.bounds, 0, others);
+            return self.create(if unseen { 0 } else { replicas });
         };
-        let replicas = rolling::new_replicas(self.bounds, false, new.replicas, others);
+        let others = others + new.footprint() - new.replicas;
+        let replicas = rolling::new_replicas(self.bounds, new.replicas, others);
         if replicas == new.replicas {
             rolling::shrink_old(self.bounds, new, &mut self.old);
-        } else {
+        } else if replicas < new.replicas || !unseen {
             new.replicas = replicas;
         }
     }

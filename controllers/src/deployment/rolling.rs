@@ -27,8 +27,23 @@ impl Member {
         self.set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
     }
 
+    /// The available pods that will stay: a set that was just made smaller still tells of more.
     pub(super) fn available(&self) -> i32 {
-        self.set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0)
+        let told = self.set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0);
+        told.min(self.before())
+    }
+
+    /// The most pods that the set has, or may yet have: those that it is to lose are still there.
+    pub(super) fn footprint(&self) -> i32 {
+        let told = self.set.status.as_ref().map_or(0, |status| status.replicas);
+        told.max(self.replicas)
+    }
+
+    /// Whether the set's controller has not seen its last change, so that its status says nothing of what
+    /// it does at this moment.
+    pub(super) fn is_behind(&self) -> bool {
+        let seen = self.set.status.as_ref().and_then(|status| status.observed_generation);
+        seen.unwrap_or(0) < self.set.metadata.generation.unwrap_or(0)
     }
 
     fn annotation(&self, name: &str) -> Option<i32> {
@@ -121,10 +136,7 @@ pub(super) fn total(members: &[Member]) -> i32 {
 }
 
 /// How many replicas the new ReplicaSet may have, beside `others` pods of old ones.
-pub(super) fn new_replicas(bounds: Bounds, recreate: bool, new: i32, others: i32) -> i32 {
-    if recreate {
-        return bounds.replicas;
-    }
+pub(super) fn new_replicas(bounds: Bounds, new: i32, others: i32) -> i32 {
     let room = bounds.max_total() - (new + others);
     if new > bounds.replicas {
         bounds.replicas
@@ -279,11 +291,10 @@ mod tests {
 
     #[test]
     fn the_new_set_grows_into_the_surge_only() {
-        assert_eq!(new_replicas(bounds(10, 3, 2), false, 0, 10), 3);
-        assert_eq!(new_replicas(bounds(10, 3, 2), false, 3, 10), 3);
-        assert_eq!(new_replicas(bounds(10, 3, 2), false, 3, 0), 10);
-        assert_eq!(new_replicas(bounds(10, 3, 2), false, 12, 0), 10);
-        assert_eq!(new_replicas(bounds(10, 0, 0), true, 0, 0), 10);
+        assert_eq!(new_replicas(bounds(10, 3, 2), 0, 10), 3);
+        assert_eq!(new_replicas(bounds(10, 3, 2), 3, 10), 3);
+        assert_eq!(new_replicas(bounds(10, 3, 2), 3, 0), 10);
+        assert_eq!(new_replicas(bounds(10, 3, 2), 12, 0), 10);
     }
 
     #[test]
@@ -297,6 +308,16 @@ mod tests {
         let mut old = [member(4, 0, 13), member(8, 8, 13)];
         shrink_old(bounds(10, 3, 2), &member(1, 1, 13), &mut old);
         assert_eq!([old[0].replicas, old[1].replicas], [0, 7], "the broken ones go first");
+    }
+
+    #[test]
+    fn what_is_about_to_go_is_neither_room_nor_available() {
+        let shrunk = member(5, 6, 13);
+        assert_eq!(shrunk.available(), 5);
+        let mut told = ReplicaSet::clone(&shrunk.set);
+        told.status.as_mut().unwrap().replicas = 6;
+        let told = Member::new(Arc::new(told));
+        assert_eq!((told.footprint(), told.is_behind()), (6, false));
     }
 
     #[test]
@@ -333,7 +354,7 @@ mod tests {
             let new = member(new, new_available.min(new), 0);
             let mut old: Vec<_> = olds.iter().map(|(all, up)| member(*all, (*up).min(*all), 0)).collect();
             let before = total(&old);
-            let grown = new_replicas(bounds, false, new.replicas, before);
+            let grown = new_replicas(bounds, new.replicas, before);
             if grown > new.replicas {
                 proptest::prop_assert!(grown + before <= bounds.max_total());
             }

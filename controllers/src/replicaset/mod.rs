@@ -124,6 +124,7 @@ impl<S: Set> Controller<S> {
                     // Nothing can be created in a namespace that is going away; this set goes with it.
                     Err(error) if error.is_namespace_terminating() => return Ok(()),
                     Err(error) => {
+                        self.family.written.failed(key, &error);
                         let message = format!("Error creating: {}", error::chain(&error));
                         self.recorder.warning(set, "FailedCreate", message);
                         failures.push(error);
@@ -156,6 +157,7 @@ impl<S: Set> Controller<S> {
                 // It is gone, or another pod has its name now.
                 Err(error) if error.is_not_found() || error.is_conflict() => {}
                 Err(error) => {
+                    self.family.written.failed(key, &error);
                     let message = format!("Error deleting: {}", error::chain(&error));
                     self.recorder.warning(set, "FailedDelete", message);
                     failures.push(error);

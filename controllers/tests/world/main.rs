@@ -1,0 +1,10 @@
+//! The controllers on a real API server, with a stand-in for kubelet and scheduler, over a transport that
+//! fails in all the ways that a network does: what they keep, they must keep then.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod collecting;
+mod crashes;
+mod faults;
+mod rollouts;
+mod support;
