@@ -4,6 +4,7 @@
 //! preparation and validation, their validating halves after, on every write of every kind by the
 //! one generic path. **Invariant**: a plugin that cannot decide refuses.
 
+mod certificates;
 mod escalation;
 mod ingress;
 mod lifecycle;
@@ -97,6 +98,7 @@ static PLUGINS: &[&dyn Plugin] = &[
     &storage::StorageObjectInUseProtection,
     &storage::PersistentVolumeClaimResize,
     &runtime_class::RuntimeClass,
+    &certificates::Certificates,
     &escalation::Escalation,
     &ingress::DefaultIngressClass,
 ];

@@ -5,11 +5,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    PublicKeyData,
 };
 
-use super::Error;
+use super::certificate::{Authority, Draft};
+use super::{Error, SigningRequest, certificate, der};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// An authority lives as long as kubeadm's: replacing it touches every client.
@@ -70,7 +71,7 @@ impl std::fmt::Debug for Pair {
 
 pub(super) fn authority(key: &KeyPair, now: Timestamp) -> Result<String, Error> {
     let mut params = CertificateParams::default();
-    params.distinguished_name = name("decapod", &[]);
+    params.distinguished_name = name("decapod");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages =
         vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
@@ -79,41 +80,59 @@ pub(super) fn authority(key: &KeyPair, now: Timestamp) -> Result<String, Error> 
 }
 
 pub(super) fn leaf(
-    issuer: &Issuer<'_, KeyPair>,
+    authority: &Authority,
     request: &CertificateRequest,
     now: Timestamp,
 ) -> Result<Pair, Error> {
     let lifetime = if request.lifetime.is_zero() { DAY * 365 } else { request.lifetime };
-    let mut params = CertificateParams::default();
-    params.distinguished_name = name(&request.common_name, &request.organizations);
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.use_authority_key_identifier_extension = true;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    if request.server {
-        params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth);
+    let mut usages = vec!["digital signature".to_owned()];
+    usages.extend(request.server.then(|| "server auth".to_owned()));
+    usages.extend(request.client.then(|| "client auth".to_owned()));
+    if let Some(bad) = request.hosts.iter().find(|host| !host.is_ascii()) {
+        return Err(Error::Host(bad.clone()));
     }
-    if request.client {
-        params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
-    }
-    for host in &request.hosts {
-        params.subject_alt_names.push(match host.parse() {
-            Ok(ip) => SanType::IpAddress(ip),
-            Err(_) => SanType::DnsName(host.as_str().try_into()?),
-        });
-    }
-    validity(&mut params, now, lifetime);
     let key = KeyPair::generate()?;
-    let certificate = params.signed_by(&key, issuer)?;
-    let not_after =
-        Timestamp::from_second(now.as_second() + lifetime.as_secs() as i64).unwrap_or(Timestamp::MAX);
-    Ok(Pair { certificate_pem: certificate.pem(), key_pem: key.serialize_pem(), not_after })
+    let names = certificate::alternative_names(&request.hosts);
+    let not_after = certificate::later(now, lifetime);
+    let certificate_pem = authority.sign(&Draft {
+        subject: &der::name(&request.common_name, &request.organizations),
+        public_key: &key.subject_public_key_info(),
+        alternative_names: names.as_deref(),
+        usages: &usages,
+        not_before: certificate::earlier(now, BACKDATED),
+        not_after,
+    })?;
+    Ok(Pair { certificate_pem, key_pem: key.serialize_pem(), not_after })
 }
 
-fn name(common_name: &str, organizations: &[String]) -> DistinguishedName {
+/// Certificates of requests are dated back by this much: Kubernetes' choice.
+const REQUEST_BACKDATED: Duration = Duration::from_secs(5 * 60);
+/// For shorter lifetimes than this the dating back would be felt, so they are not shortened by it.
+const SHORT: Duration = Duration::from_secs(8 * 60 * 60);
+
+/// Signs what a client asked for: its subject, its key and its alternative names as they are.
+pub(super) fn requested(
+    authority: &Authority,
+    request: &SigningRequest,
+    usages: &[String],
+    lifetime: Duration,
+    now: Timestamp,
+) -> Result<String, Error> {
+    let end = certificate::later(now, lifetime);
+    let not_after = if lifetime < SHORT { end } else { certificate::earlier(end, REQUEST_BACKDATED) };
+    authority.sign(&Draft {
+        subject: &request.subject,
+        public_key: &request.public_key,
+        alternative_names: request.alternative_names.as_deref(),
+        usages,
+        not_before: certificate::earlier(now, REQUEST_BACKDATED),
+        not_after,
+    })
+}
+
+/// rcgen's own names, for the authority itself.
+fn name(common_name: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
-    for organization in organizations {
-        name.push(DnType::OrganizationName, organization.as_str());
-    }
     name.push(DnType::CommonName, common_name);
     name
 }

@@ -8,19 +8,27 @@
 //! **Invariant**: private keys are written with mode 0600 and moved into place as a whole, so a
 //! crash at any point leaves either no authority or a complete one.
 
+mod certificate;
+mod der;
 mod issue;
 mod renew;
+mod request;
+pub(crate) mod usage;
 
 pub use issue::{CertificateRequest, Pair};
 pub(crate) use renew::Renewing;
+pub use request::{RequestError, SigningRequest};
 
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
-use rcgen::{Issuer, KeyPair};
+use rcgen::KeyPair;
+
+use certificate::Authority;
 
 /// The user that may do everything: member of [`MASTERS`].
 pub const ADMIN_USER: &str = "system:admin";
@@ -46,6 +54,18 @@ pub enum Error {
     /// A key or certificate could not be made or parsed.
     #[error("cannot make or parse a key or certificate")]
     Certificate(#[from] rcgen::Error),
+    /// The authority's certificate cannot be used.
+    #[error("the certificate of the authority cannot be used")]
+    Authority,
+    /// The authority's key is another one than its certificate says.
+    #[error("the key of the authority does not belong to its certificate")]
+    OtherKey,
+    /// The authority's time is over.
+    #[error("the certificate of the authority has expired")]
+    Expired,
+    /// A host name that cannot be put in a certificate.
+    #[error("{0:?} is no host name")]
+    Host(String),
     /// Only one half of the authority lies on disk.
     #[error("{} exists but {} does not: restore it, or remove both to make a new authority", .present.display(), .missing.display())]
     Incomplete {
@@ -65,7 +85,7 @@ pub enum Error {
 /// The certificate authority of the cluster and the key that signs service account tokens.
 pub struct Pki {
     certificate_pem: String,
-    issuer: Issuer<'static, KeyPair>,
+    authority: Authority,
     token_key: KeyPair,
     former_token_keys: Vec<Vec<u8>>,
 }
@@ -103,14 +123,14 @@ impl Pki {
             _ => {}
         }
         let certificate_pem = read(&cert_path)?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, KeyPair::from_pem(&read(&key_path)?)?)?;
+        let authority = Authority::new(&certificate_pem, KeyPair::from_pem(&read(&key_path)?)?)?;
         let token_path = dir.join(TOKEN_KEY);
         if !token_path.exists() {
             write_private(&token_path, &KeyPair::generate()?.serialize_pem())?;
         }
         let token_key = KeyPair::from_pem(&read(&token_path)?)?;
         let former_token_keys = former_token_keys(dir)?;
-        Ok(Self { certificate_pem, issuer, token_key, former_token_keys })
+        Ok(Self { certificate_pem, authority, token_key, former_token_keys })
     }
 
     /// The certificate of the authority, as PEM: what clients trust, and what
@@ -124,7 +144,22 @@ impl Pki {
     /// # Errors
     /// If a name in the request cannot be put in a certificate.
     pub fn issue(&self, request: &CertificateRequest, now: Timestamp) -> Result<Pair, Error> {
-        issue::leaf(&self.issuer, request, now)
+        issue::leaf(&self.authority, request, now)
+    }
+
+    /// Signs what a client asked for, for some usages (in the words of `certificates.k8s.io`) and some
+    /// time from now. Returns the certificate in PEM. Whether the client may have it is not looked at.
+    ///
+    /// # Errors
+    /// If the authority has expired, or its key cannot sign.
+    pub fn sign(
+        &self,
+        request: &SigningRequest,
+        usages: &[String],
+        lifetime: Duration,
+        now: Timestamp,
+    ) -> Result<String, Error> {
+        issue::requested(&self.authority, request, usages, lifetime, now)
     }
 
     /// The key that signs service account tokens (ECDSA P-256).
@@ -184,6 +219,51 @@ mod tests {
         let second = Pki::open(dir.path(), now).unwrap();
         assert_eq!(first.ca_pem(), second.ca_pem());
         assert_eq!(first.token_key().public_key_raw(), second.token_key().public_key_raw());
+    }
+
+    #[test]
+    fn a_client_has_all_its_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Timestamp::now();
+        let pki = Pki::open(dir.path(), now).unwrap();
+        let pair = pki.issue(&CertificateRequest::client("jane", &["dev", "ops"]), now).unwrap();
+        use rustls_pki_types::pem::PemObject;
+        let der = rustls_pki_types::CertificateDer::from_pem_slice(pair.certificate_pem.as_bytes()).unwrap();
+        let user = crate::auth::UserInfo::from_certificate(&der).unwrap();
+        assert_eq!(
+            (user.username.as_str(), user.groups),
+            ("jane", ["dev", "ops", "system:authenticated"].map(String::from).to_vec())
+        );
+    }
+
+    #[test]
+    fn a_request_is_signed_as_it_is() {
+        use x509_parser::prelude::FromDer;
+        let dir = tempfile::tempdir().unwrap();
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let pki = Pki::open(dir.path(), now).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["web.example".to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "jane");
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "dev");
+        let key = KeyPair::generate().unwrap();
+        let pem = params.serialize_request(&key).unwrap().pem().unwrap();
+        let request = SigningRequest::parse(pem.as_bytes()).unwrap();
+        assert_eq!((request.common_name.as_str(), request.dns_names.len()), ("jane", 1));
+        let usages = ["client auth", "key encipherment"].map(str::to_owned);
+        let signed = pki.sign(&request, &usages, Duration::from_secs(3600), now).unwrap();
+        use rustls_pki_types::pem::PemObject;
+        let der = rustls_pki_types::CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
+        let (_, certificate) = x509_parser::prelude::X509Certificate::from_der(&der).unwrap();
+        let authority = rustls_pki_types::CertificateDer::from_pem_slice(pki.ca_pem().as_bytes()).unwrap();
+        let (_, authority) = x509_parser::prelude::X509Certificate::from_der(&authority).unwrap();
+        certificate.verify_signature(Some(authority.public_key())).unwrap();
+        assert_eq!(certificate.validity().not_after.timestamp(), 1_800_003_600);
+        assert!(certificate.extended_key_usage().unwrap().unwrap().value.client_auth);
+        assert!(certificate.key_usage().unwrap().unwrap().value.key_encipherment());
+        assert_eq!(certificate.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 1);
+        let forged = pem.replacen('M', "N", 1);
+        assert!(SigningRequest::parse(forged.as_bytes()).is_err());
+        assert_eq!(SigningRequest::parse(b"x"), Err(RequestError::Pem));
     }
 
     #[test]

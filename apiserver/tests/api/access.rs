@@ -8,7 +8,7 @@ use crate::harness::{Client, Cluster, message, pod};
 const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 
 /// Roles take effect once the mirror has seen them: asks until the answer is as wanted.
-async fn eventually(client: &Client, path: &str, wanted: u16) -> Value {
+pub(crate) async fn eventually(client: &Client, path: &str, wanted: u16) -> Value {
     let mut last = (0, Value::Null);
     for _ in 0..200 {
         last = client.get(path).await;

@@ -6,6 +6,7 @@
 mod access;
 mod admission;
 mod apply;
+mod certificates;
 mod harness;
 mod objects;
 mod pods;
