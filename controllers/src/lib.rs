@@ -5,6 +5,8 @@
 //! missed a change or crashed between two writes finds out by looking. They speak to the API server only,
 //! as a client among others.
 
+mod bootstrap;
+pub mod certificates;
 mod clusterrole;
 mod common;
 mod deployment;
@@ -36,6 +38,8 @@ pub struct Options {
     pub workers: usize,
     /// The certificate bundle in PEM that is published to all namespaces; nothing is published without.
     pub root_ca: Option<String>,
+    /// Who signs certificates and the tokens of Secrets; neither is signed without.
+    pub authority: Option<Arc<dyn certificates::Authority>>,
     /// When nodes count as lost.
     pub node_lifecycle: nodelifecycle::Options,
     /// How the pod network is divided among the nodes; `None` where something else does that.
@@ -47,6 +51,7 @@ impl Default for Options {
         Self {
             workers: 5,
             root_ca: None,
+            authority: None,
             node_lifecycle: nodelifecycle::Options::default(),
             node_ipam: Some(nodeipam::Options::default()),
         }
@@ -72,6 +77,11 @@ pub fn run(
     clusterrole::start(&context);
     disruption::start(&context, &catalog, options.workers);
     serviceaccount::start(&context);
+    bootstrap::start(&context);
+    if let Some(authority) = &options.authority {
+        certificates::start(&context, authority.clone(), options.workers);
+        serviceaccount::tokens::start(&context, authority.clone(), options.root_ca.clone());
+    }
     nodelifecycle::start(&context, options.node_lifecycle, options.workers);
     podgc::start(&context);
     if let Some(certificate) = &options.root_ca {

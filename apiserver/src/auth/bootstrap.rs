@@ -32,7 +32,7 @@ pub(crate) fn objects() -> Vec<Wanted> {
     }
     for wanted in &mut objects {
         let name = wanted.object["metadata"]["name"].as_str().unwrap_or_default();
-        if wanted.resource == "clusterrolebindings" && name.starts_with(CONTROLLERS.0) {
+        if wanted.resource.ends_with("bindings") && name.starts_with(CONTROLLERS.0) {
             push(&mut wanted.object, "subjects", subject("User", CONTROLLERS.1));
         }
     }

@@ -2,6 +2,7 @@
 
 mod addons;
 mod agent;
+mod authority;
 mod control;
 mod datastore;
 mod dns_probe;

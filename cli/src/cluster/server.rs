@@ -15,6 +15,7 @@ use decapod_kubelet::ServerOptions;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::authority::Keys;
 use super::kubeconfig;
 use super::lock::Lock;
 use super::settings::{Place, Settings, Which};
@@ -117,6 +118,7 @@ impl Server {
             settings.pod_cidr.to_string().parse().map_err(|_| Failure::new("the pod range is no range"))?;
         let controllers = decapod_controllers::Options {
             root_ca: Some(api.pki().ca_pem().to_owned()),
+            authority: Some(Arc::new(Keys(api.clone()))),
             node_ipam: Some(decapod_controllers::nodeipam::Options {
                 cluster_cidr: range,
                 ..Default::default()

@@ -30,6 +30,9 @@ pub(crate) enum Error {
         /// Why the first of them failed.
         source: Box<kube::Error>,
     },
+    /// The certificate authority, or the key of tokens, did not sign.
+    #[error("the authority does not sign: {0}")]
+    Authority(String),
     /// An object refers to a kind that discovery does not know (yet).
     #[error("no resource of kind {kind} in {api_version} is known")]
     UnknownKind {

@@ -1,6 +1,8 @@
 //! The ServiceAccount controller: every namespace has a ServiceAccount `default`, under which pods run
 //! that name none.
 
+pub(crate) mod tokens;
+
 use std::time::Duration;
 
 use decapod_client::ObjectKey;

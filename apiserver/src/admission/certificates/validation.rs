@@ -78,18 +78,20 @@ fn signer_name(path: &Path, name: &str, errors: &mut Vec<field::Error>) {
         errors.push(field::Error::invalid(path, name, why));
         return;
     };
-    let checks: [(&str, fn(&str) -> Vec<String>); 2] =
-        [(domain, names::dns_label), (rest, names::dns_subdomain)];
-    for (part, check) in checks {
-        let wrong = part.split('.').map(|label| (label, check(label))).find(|(_, why)| !why.is_empty());
-        for (label, why) in wrong.iter().flat_map(|(label, all)| all.iter().map(move |why| (label, why))) {
-            let why = format!("validating label \"{label}\": {why}");
-            errors.push(field::Error::invalid(path, part, why));
-        }
-    }
+    labels(path, domain, names::dns_label, errors);
+    labels(path, rest, names::dns_subdomain, errors);
     if !domain.contains('.') {
         let why = "should be a domain with at least two segments separated by dots";
         errors.push(field::Error::invalid(path, domain, why));
+    }
+}
+
+/// Each label of a part must pass a check; the first that does not is named.
+fn labels(path: &Path, part: &str, check: fn(&str) -> Vec<String>, errors: &mut Vec<field::Error>) {
+    let mut all = part.split('.').map(|label| (label, check(label)));
+    let Some((label, wrong)) = all.find(|(_, wrong)| !wrong.is_empty()) else { return };
+    for why in wrong {
+        errors.push(field::Error::invalid(path, part, format!("validating label \"{label}\": {why}")));
     }
 }
 
