@@ -30,7 +30,9 @@ impl Plugin for Certificates {
 
     fn handles(&self, write: &Write<'_>) -> bool {
         let row = write.call.resource;
-        write.operation != Operation::Delete && row.group == GROUP && row.plural == "certificatesigningrequests"
+        write.operation != Operation::Delete
+            && row.group == GROUP
+            && row.plural == "certificatesigningrequests"
     }
 
     async fn mutate(&self, write: &Write<'_>, object: &mut Value) -> Result<(), Error> {
