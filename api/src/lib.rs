@@ -14,5 +14,6 @@ pub mod meta;
 pub mod names;
 pub mod patch;
 pub mod quantity;
+pub mod quota;
 pub mod resource;
 pub mod status;

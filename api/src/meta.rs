@@ -64,6 +64,7 @@ pub fn name_check(group: &str, plural: &str) -> NameCheck {
     match (group, plural) {
         ("", "namespaces") => names::dns_label,
         ("", "services") => names::dns1035_label,
+        ("networking.k8s.io", "ipaddresses") => names::canonical_ip,
         ("rbac.authorization.k8s.io", _) => names::path_segment,
         _ => names::dns_subdomain,
     }

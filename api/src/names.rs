@@ -83,6 +83,17 @@ pub fn dns_subdomain(text: &str) -> Vec<String> {
     wrong
 }
 
+/// What is wrong with a text as an IP address of either family in its canonical form.
+pub fn canonical_ip(text: &str) -> Vec<String> {
+    match text.parse::<std::net::IpAddr>() {
+        Err(_) => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()],
+        Ok(address) if address.to_string() != text => {
+            vec![format!("must be in canonical form (\"{address}\")")]
+        }
+        Ok(_) => Vec::new(),
+    }
+}
+
 /// A path segment: names of RBAC objects and others that may hold any character but a few.
 pub fn path_segment(text: &str) -> Vec<String> {
     let mut wrong = Vec::new();

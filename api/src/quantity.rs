@@ -313,6 +313,11 @@ impl From<Quantity> for k8s_openapi::apimachinery::pkg::api::resource::Quantity 
 
 /// `n` rounded away from zero to a multiple of ten to the `-digits`: used where Kubernetes rounds.
 impl Quantity {
+    /// The amount rounded away from zero to whole units.
+    pub fn rounded_to_units(&self) -> Self {
+        Self { nanos: div_away(self.nanos, NANO) * NANO, format: self.format }
+    }
+
     /// The amount rounded away from zero to whole thousandths.
     pub fn rounded_to_millis(&self) -> Self {
         Self { nanos: div_away(self.nanos, 1_000_000) * 1_000_000, format: self.format }

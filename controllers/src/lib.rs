@@ -18,8 +18,11 @@ pub mod nodeipam;
 pub mod nodelifecycle;
 mod podgc;
 mod replicaset;
+mod resourcequota;
 mod rootca;
 mod serviceaccount;
+mod servicecidr;
+mod storageprotection;
 
 use std::sync::Arc;
 
@@ -76,6 +79,9 @@ pub fn run(
     namespace::start(&context, &catalog, options.workers);
     clusterrole::start(&context);
     disruption::start(&context, &catalog, options.workers);
+    resourcequota::start(&context, &catalog, options.workers);
+    servicecidr::start(&context);
+    storageprotection::start(&context);
     serviceaccount::start(&context);
     bootstrap::start(&context);
     if let Some(authority) = &options.authority {

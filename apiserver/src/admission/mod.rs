@@ -11,7 +11,9 @@ mod lifecycle;
 mod limits;
 mod node_restriction;
 mod node_token;
+mod pod_security;
 mod priority;
+mod quota;
 mod runtime_class;
 mod service_account;
 mod storage;
@@ -92,6 +94,7 @@ static PLUGINS: &[&dyn Plugin] = &[
     &service_account::ServiceAccount,
     &node_restriction::NodeRestriction,
     &taints::TaintNodesByCondition,
+    &pod_security::PodSecurity,
     &priority::Priority,
     &tolerations::DefaultTolerationSeconds,
     &storage::DefaultStorageClass,
@@ -101,6 +104,7 @@ static PLUGINS: &[&dyn Plugin] = &[
     &certificates::Certificates,
     &escalation::Escalation,
     &ingress::DefaultIngressClass,
+    &quota::ResourceQuota,
 ];
 
 /// Lets the mutating plugins complete an object.

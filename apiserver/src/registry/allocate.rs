@@ -2,11 +2,10 @@
 //! back by a delete, so two Services never get the same one, whichever server answers.
 //!
 //! What a crash between taking an address and writing its Service leaves behind is found and given
-//! back by [`Registry::repair_allocations`].
+//! back by [`Registry::repair_allocations`], in `repair`.
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::time::Duration;
 
 use decapod_api::status::Error;
 use decapod_api::{field, meta};
@@ -15,12 +14,18 @@ use rand::Rng;
 use serde_json::{Value, json};
 
 use super::options::DeleteOptions;
-use super::{Call, Registry, core, reads, row};
+use super::{Call, Registry, reads, row};
 
-const NODE_PORTS: &str = "/registry/decapod/nodeports/";
-const MANAGED_BY: (&str, &str) = ("ipaddress.kubernetes.io/managed-by", "ipallocator.k8s.io");
-/// An allocation without its Service is given back after this long: a create takes milliseconds.
-pub(crate) const REPAIR_AFTER: Duration = Duration::from_secs(60);
+pub(super) const NODE_PORTS: &str = "/registry/decapod/nodeports/";
+pub(super) const MANAGED_BY: (&str, &str) = ("ipaddress.kubernetes.io/managed-by", "ipallocator.k8s.io");
+/// The ServiceCIDR of the cluster's own range.
+pub(crate) const OWN_RANGE: &str = "kubernetes";
+
+fn is_ready(range: &Value) -> bool {
+    let conditions = range["status"]["conditions"].as_array().into_iter().flatten();
+    let ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+    !meta::deleting(range) && conditions.into_iter().any(ready)
+}
 
 /// A range of IPv4 addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +67,7 @@ impl Cidr {
     }
 
     /// Whether an address is in the range and neither its first nor its last.
-    fn usable(&self, address: Ipv4Addr) -> bool {
+    pub(super) fn usable(&self, address: Ipv4Addr) -> bool {
         let offset = u32::from(address).wrapping_sub(self.base);
         offset > 0 && offset < self.size() - 1
     }
@@ -71,6 +76,7 @@ impl Cidr {
 /// What Services are given from.
 #[derive(Clone, Debug)]
 pub(crate) struct Network {
+    /// The cluster's own range; ServiceCIDRs may add others.
     pub(crate) services: Cidr,
     pub(crate) node_ports: RangeInclusive<u16>,
 }
@@ -106,7 +112,7 @@ impl Claim {
     }
 }
 
-fn owner(service: &Value) -> Value {
+pub(super) fn owner(service: &Value) -> Value {
     json!({"namespace": meta::namespace(service), "name": meta::name(service)})
 }
 
@@ -124,10 +130,10 @@ impl Registry {
             let address: Ipv4Addr = text.parse().map_err(|_| {
                 invalid("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned())
             })?;
-            let range = self.network.services;
-            if !range.usable(address) {
+            let ranges = self.ranges().await.map_err(|e| internal(&path, &e))?;
+            if !ranges.iter().any(|range| range.usable(address)) {
                 return Err(invalid(format!(
-                    "failed to allocate IP {address}: the provided IP is not in the valid range. The range of valid IPs is {range}"
+                    "failed to allocate IP {address}: the provided network does not match the current range"
                 )));
             }
             return match self.create_address(service, address).await {
@@ -141,19 +147,35 @@ impl Registry {
                 Err(error) => Err(internal(&path, &error)),
             };
         }
-        for address in self.candidates() {
-            if self.create_address(service, address).await.map_err(|e| internal(&path, &e))? {
-                claim.taken.push(Allocation::Address(address.to_string()));
-                return Ok(address.to_string());
+        for range in self.ranges().await.map_err(|e| internal(&path, &e))? {
+            for address in Self::candidates(range) {
+                if self.create_address(service, address).await.map_err(|e| internal(&path, &e))? {
+                    claim.taken.push(Allocation::Address(address.to_string()));
+                    return Ok(address.to_string());
+                }
             }
         }
         Err(internal(&path, &"failed to allocate a serviceIP: range is full"))
     }
 
-    /// All usable addresses: from a random place in the upper band first. The lower band is left
-    /// to addresses that users choose.
-    fn candidates(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
-        let range = self.network.services;
+    /// The ranges that addresses are given from now, the cluster's own first: those of ServiceCIDRs
+    /// that are ready and not about to go (KEP-1880). Of other families than IPv4 none is given.
+    pub(crate) async fn ranges(&self) -> Result<Vec<Cidr>, Error> {
+        let objects = self.all(row("networking.k8s.io", "v1", "servicecidrs"), "").await?;
+        let own_is_known = objects.iter().any(|object| meta::name(object) == OWN_RANGE);
+        let mut ranges = if own_is_known { Vec::new() } else { vec![self.network.services] };
+        let (own, others): (Vec<&Value>, Vec<&Value>) =
+            objects.iter().partition(|object| meta::name(object) == OWN_RANGE);
+        for object in own.into_iter().chain(others).filter(|object| is_ready(object)) {
+            let texts = object["spec"]["cidrs"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            ranges.extend(texts.filter_map(|text| text.parse::<Cidr>().ok()));
+        }
+        Ok(ranges)
+    }
+
+    /// All usable addresses of a range: from a random place in the upper band first. The lower band
+    /// is left to addresses that users choose.
+    fn candidates(range: Cidr) -> impl Iterator<Item = Ipv4Addr> + use<> {
         let last = range.size() - 1;
         let low = (range.size() / 16).clamp(16, 256).min(last);
         let start = if low < last { rand::rng().random_range(low..last) } else { low };
@@ -161,7 +183,7 @@ impl Registry {
         upper.chain(1..low).filter_map(move |offset| range.nth(offset))
     }
 
-    async fn create_address(&self, service: &Value, address: Ipv4Addr) -> Result<bool, Error> {
+    pub(super) async fn create_address(&self, service: &Value, address: Ipv4Addr) -> Result<bool, Error> {
         let resource = row("networking.k8s.io", "v1", "ipaddresses");
         let name = address.to_string();
         let call = Call::own(resource, "", &name);
@@ -221,7 +243,7 @@ impl Registry {
         Err(internal(path, &"failed to allocate a nodePort: range is full"))
     }
 
-    async fn create_node_port(&self, service: &Value, port: u16) -> Result<bool, Error> {
+    pub(super) async fn create_node_port(&self, service: &Value, port: u16) -> Result<bool, Error> {
         let key = format!("{NODE_PORTS}{port}");
         if self.store.get(&key).await.map_err(reads::failed)?.is_some() {
             return Ok(false);
@@ -261,86 +283,6 @@ impl Registry {
             Err(error) => Err(reads::failed(error)),
         }
     }
-
-    /// Makes allocations and Services agree: what no Service names is given back, what a Service
-    /// names and does not hold is taken for it.
-    pub(crate) async fn repair_allocations(&self) -> Result<(), Error> {
-        self.complete_allocations().await?;
-        let now = self.clock.now().as_second();
-        let old_enough = |since: i64| now - since > REPAIR_AFTER.as_secs() as i64;
-        for address in self.all(row("networking.k8s.io", "v1", "ipaddresses"), "").await? {
-            let managed = meta::labels(&address).get(MANAGED_BY.0) == Some(&MANAGED_BY.1);
-            let since =
-                meta::text(&address, "creationTimestamp").and_then(|t| t.parse::<jiff::Timestamp>().ok());
-            let parent = &address["spec"]["parentRef"];
-            if managed && since.is_some_and(|t| old_enough(t.as_second())) {
-                let name = meta::name(&address).to_owned();
-                if !self.held(parent, &Allocation::Address(name.clone())).await? {
-                    tracing::info!(address = name, "giving back a Service address that no Service holds");
-                    self.release(&[Allocation::Address(name)]).await;
-                }
-            }
-        }
-        let ports = self.store.list(NODE_PORTS, storage::List::default()).await.map_err(reads::failed)?;
-        for entry in ports.entries {
-            let owner: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
-            let Some(port) = entry.key.strip_prefix(NODE_PORTS).and_then(|p| p.parse().ok()) else {
-                continue;
-            };
-            let allocation = Allocation::NodePort(port);
-            if old_enough(owner["since"].as_i64().unwrap_or(0)) && !self.held(&owner, &allocation).await? {
-                tracing::info!(port, "giving back a node port that no Service holds");
-                self.release(&[allocation]).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes for every Service what it names and does not hold: after this, nobody else gets it.
-    async fn complete_allocations(&self) -> Result<(), Error> {
-        for service in self.all(core("services"), "").await? {
-            for allocation in allocations(&service) {
-                let taken = match &allocation {
-                    Allocation::Address(address) => match address.parse() {
-                        Ok(address) if self.network.services.usable(address) => {
-                            self.create_address(&service, address).await?
-                        }
-                        _ => false,
-                    },
-                    Allocation::NodePort(port) => self.create_node_port(&service, *port).await?,
-                };
-                if taken {
-                    tracing::warn!(?allocation, service = %owner(&service), "a Service named what it did not hold");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives back an address that the Service of this name was to get when an earlier start was cut
-    /// off before it was written.
-    pub(crate) async fn drop_leftover(
-        &self,
-        address: &str,
-        namespace: &str,
-        name: &str,
-    ) -> Result<(), Error> {
-        let addresses = row("networking.k8s.io", "v1", "ipaddresses");
-        let Some(found) = self.find(addresses, "", address).await? else { return Ok(()) };
-        let parent = &found["spec"]["parentRef"];
-        let ours = parent["namespace"] == namespace && parent["name"] == name;
-        let allocation = Allocation::Address(address.to_owned());
-        if ours && !self.held(parent, &allocation).await? {
-            self.release(&[allocation]).await;
-        }
-        Ok(())
-    }
-
-    async fn held(&self, owner: &Value, allocation: &Allocation) -> Result<bool, Error> {
-        let text = |field: &str| owner[field].as_str().unwrap_or_default();
-        let service = self.find(core("services"), text("namespace"), text("name")).await?;
-        Ok(service.is_some_and(|service| allocations(&service).contains(allocation)))
-    }
 }
 
 fn internal(path: &field::Path, error: &dyn std::fmt::Display) -> field::Error {
@@ -359,8 +301,9 @@ pub(crate) fn allocations(service: &Value) -> Vec<Allocation> {
     if !matches!(address, "" | "None") {
         held.push(Allocation::Address(address.to_owned()));
     }
-    for port in service["spec"]["ports"].as_array().into_iter().flatten() {
-        let number = port["nodePort"].as_u64().and_then(|p| u16::try_from(p).ok()).filter(|&p| p > 0);
+    let ports = service["spec"]["ports"].as_array().into_iter().flatten().map(|port| &port["nodePort"]);
+    for port in ports.chain([&service["spec"]["healthCheckNodePort"]]) {
+        let number = port.as_u64().and_then(|p| u16::try_from(p).ok()).filter(|&p| p > 0);
         if let Some(allocation) = number.map(Allocation::NodePort)
             && !held.contains(&allocation)
         {

@@ -18,6 +18,7 @@ pub(crate) mod object;
 pub(crate) mod options;
 pub(crate) mod patch;
 pub(crate) mod reads;
+pub(crate) mod repair;
 pub(crate) mod strategy;
 pub(crate) mod update;
 pub(crate) mod watch;

@@ -15,6 +15,8 @@ use tokio_util::task::TaskTracker;
 use super::{Core, Options};
 use crate::auth::bootstrap as rbac;
 use crate::auth::service_account::Lookup;
+use crate::clock::rfc3339;
+use crate::registry::allocate::OWN_RANGE;
 use crate::registry::update::Part;
 use crate::registry::{Call, Registry, core, row};
 
@@ -45,7 +47,8 @@ pub(super) async fn objects(registry: &Registry, options: &Options, port: u16) -
         ensure(registry, row("scheduling.k8s.io", "v1", "priorityclasses"), "", name, class).await?;
     }
     let cidr = json!({"spec": {"cidrs": [options.service_cidr.to_string()]}});
-    ensure(registry, row("networking.k8s.io", "v1", "servicecidrs"), "", "kubernetes", cidr).await?;
+    ensure(registry, row("networking.k8s.io", "v1", "servicecidrs"), "", OWN_RANGE, cidr).await?;
+    own_range_ready(registry).await?;
     policy(registry).await?;
     kubernetes_service(registry, options, port).await
 }
@@ -66,6 +69,22 @@ async fn ensure(
         Ok(_) | Err(Error::AlreadyExists { .. }) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// The cluster's own range is ready from the first moment: the Services made below need it.
+async fn own_range_ready(registry: &Registry) -> Result<(), Error> {
+    let call = Call::own(row("networking.k8s.io", "v1", "servicecidrs"), "", OWN_RANGE);
+    let condition = json!({"type": "Ready", "status": "True", "reason": "",
+        "message": "Kubernetes default Service CIDR is ready",
+        "lastTransitionTime": rfc3339(registry.clock.now())});
+    let change = |old: &Value| {
+        let mut new = old.clone();
+        if old["status"]["conditions"].as_array().is_none_or(Vec::is_empty) {
+            new["status"] = json!({"conditions": [condition]});
+        }
+        Ok(new)
+    };
+    registry.modify(&call, Part::Status, change).await.map(drop)
 }
 
 async fn policy(registry: &Registry) -> Result<(), Error> {

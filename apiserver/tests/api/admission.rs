@@ -198,3 +198,101 @@ async fn an_eviction_asks_the_disruption_budget() {
     assert_eq!(many.0, 500);
     assert!(message(&many).starts_with("This pod has more than one PodDisruptionBudget"), "{many:?}");
 }
+
+/// [sig-api-machinery] ResourceQuota: what the API server does of it; the controller's part is told here.
+#[tokio::test]
+async fn writes_at_once_never_exceed_a_quota() {
+    let (_cluster, admin) = ready().await;
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    let hard = json!({"pods": "5", "requests.cpu": "1", "count/configmaps": "1", "services.nodeports": "1"});
+    admin.created(quotas, json!({"metadata": {"name": "q"}, "spec": {"hard": hard}})).await;
+    let used = json!({"pods": "0", "requests.cpu": "0", "count/configmaps": "0", "services.nodeports": "0"});
+    let status = json!({"status": {"hard": hard, "used": used}});
+    assert_eq!(admin.patch(&format!("{quotas}/q/status"), "merge-patch", status).await.0, 200);
+    let small = || json!({"requests": {"cpu": "100m"}});
+    let silent = admin.create(PODS, pod("silent")).await;
+    assert_eq!(
+        message(&silent),
+        "pods \"silent\" is forbidden: failed quota: q: must specify requests.cpu for: c"
+    );
+    let dry = admin.create(&format!("{PODS}?dryRun=All"), pod_with("dry", small())).await;
+    assert_eq!(dry.0, 201);
+    let all = (0..12).map(|i| admin.create(PODS, pod_with(&format!("p{i}"), small())));
+    let answers = futures::future::join_all(all).await;
+    assert_eq!(answers.iter().filter(|a| a.0 == 201).count(), 5, "{answers:?}");
+    let refused = answers.iter().find(|a| a.0 == 403).unwrap();
+    assert!(
+        message(refused).ends_with("exceeded quota: q, requested: pods=1, used: pods=5, limited: pods=5"),
+        "{refused:?}"
+    );
+    let (_, quota) = admin.get(&format!("{quotas}/q")).await;
+    assert_eq!(
+        (&quota["status"]["used"]["pods"], &quota["status"]["used"]["requests.cpu"]),
+        (&json!("5"), &json!("500m"))
+    );
+    let maps = "/api/v1/namespaces/default/configmaps";
+    admin.created(maps, json!({"metadata": {"name": "a"}})).await;
+    let second = admin.create(maps, json!({"metadata": {"name": "b"}})).await;
+    assert!(message(&second).contains("requested: count/configmaps=1"), "{second:?}");
+    let services = "/api/v1/namespaces/default/services";
+    admin.created(services, json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}})).await;
+    let patch = |kind: &str| {
+        let (admin, patch) = (admin.clone(), json!({"spec": {"type": kind}}));
+        async move { admin.patch(&format!("{services}/s"), "merge-patch", patch).await }
+    };
+    assert_eq!(patch("NodePort").await.0, 200);
+    assert_eq!(admin.get(&format!("{quotas}/q")).await.1["status"]["used"]["services.nodeports"], "1");
+    let two = json!({"spec": {"ports": [{"port": 80, "name": "a"}, {"port": 81, "name": "b"}]}});
+    let more = admin.patch(&format!("{services}/s"), "merge-patch", two).await;
+    assert!(message(&more).contains("services.nodeports=1"), "{more:?}");
+}
+
+#[tokio::test]
+async fn a_namespace_enforces_and_warns_of_pod_security() {
+    let (_cluster, admin) = ready().await;
+    let namespaces = "/api/v1/namespaces";
+    let labelled = |name: &str, labels: Value| json!({"metadata": {"name": name, "labels": labels}});
+    let bad = admin
+        .create(namespaces, labelled("bad", json!({"pod-security.kubernetes.io/enforce": "strict"})))
+        .await;
+    assert_eq!(bad.0, 422);
+    assert!(message(&bad).contains("must be one of privileged, baseline, restricted"), "{bad:?}");
+    admin
+        .created(namespaces, labelled("strict", json!({"pod-security.kubernetes.io/enforce": "restricted"})))
+        .await;
+    admin.service_account("strict").await;
+    let refused = admin.create("/api/v1/namespaces/strict/pods", pod("p")).await;
+    assert_eq!(refused.0, 403);
+    assert!(
+        message(&refused).starts_with("pods \"p\" is forbidden: violates PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false (container \"c\" must set securityContext.allowPrivilegeEscalation=false), "),
+        "{refused:?}"
+    );
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod("x")["spec"]}}});
+    let request = http::Request::post("/apis/apps/v1/namespaces/strict/deployments")
+        .header("content-type", "application/json")
+        .body(deployment.to_string().into_bytes())
+        .unwrap();
+    let (status, headers, _) = admin.send(request).await;
+    assert_eq!(status, 201, "templates are only warned of");
+    let warning = headers.get("warning").unwrap().to_str().unwrap();
+    assert!(
+        warning.starts_with("299 - \"would violate PodSecurity \\\"restricted:latest\\\": "),
+        "{warning}"
+    );
+
+    let mut privileged = pod("root");
+    privileged["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
+    admin.created(PODS, privileged).await;
+    let patch = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}});
+    let request = http::Request::patch(format!("{namespaces}/default"))
+        .header("content-type", "application/merge-patch+json")
+        .body(patch.to_string().into_bytes())
+        .unwrap();
+    let (status, headers, _) = admin.send(request).await;
+    assert_eq!(status, 200);
+    let warnings: Vec<&str> =
+        headers.get_all("warning").iter().map(|value| value.to_str().unwrap()).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[1].ends_with("root: privileged\""), "{warnings:?}");
+}

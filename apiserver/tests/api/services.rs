@@ -128,3 +128,67 @@ async fn a_start_that_was_cut_off_is_gone_on_with() {
     assert_eq!(admin.get(&kubernetes).await.1["spec"]["clusterIP"], service["spec"]["clusterIP"]);
     assert_eq!(addresses(&admin).await, 1);
 }
+
+/// [sig-network] Service CIDRs: more ranges may be added, and taken away.
+#[tokio::test]
+async fn further_ranges_give_addresses() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let ranges = "/apis/networking.k8s.io/v1/servicecidrs";
+    let (_, own) = admin.get(&format!("{ranges}/kubernetes")).await;
+    assert_eq!(own["status"]["conditions"][0]["type"], "Ready");
+    let wanted = || service("w", json!({"clusterIP": "10.50.0.7"}));
+    let early = admin.create(SERVICES, wanted()).await;
+    assert!(message(&early).contains("the provided network does not match the current range"), "{early:?}");
+    admin.created(ranges, json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.50.0.0/24"]}})).await;
+    assert_eq!(admin.create(SERVICES, wanted()).await.0, 422, "it is not ready yet");
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    assert_eq!(admin.patch(&format!("{ranges}/more/status"), "merge-patch", ready).await.0, 200);
+    admin.created(SERVICES, wanted()).await;
+    assert_eq!(admin.get(&format!("{ADDRESSES}/10.50.0.7")).await.1["spec"]["parentRef"]["name"], "w");
+}
+
+/// [sig-network] IPAddress API operations: users may keep addresses of their own, of either family.
+#[tokio::test]
+async fn users_keep_addresses_of_their_own() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    for name in ["255.255.255.255", "fe80::42:1dff:fe84:f9e2"] {
+        let address = json!({"metadata": {"name": name, "labels": {"type": "own"}}, "spec": {"parentRef":
+            {"group": "mygroup", "resource": "myresources", "namespace": "foo", "name": "bar"}}});
+        admin.created(ADDRESSES, address).await;
+    }
+    let path = format!("{ADDRESSES}?labelSelector=type%3Down");
+    assert_eq!(admin.get(&path).await.1["items"].as_array().unwrap().len(), 2);
+    let one = format!("{ADDRESSES}/fe80::42:1dff:fe84:f9e2");
+    let (code, patched) =
+        admin.patch(&one, "merge-patch", json!({"metadata": {"annotations": {"a": "b"}}})).await;
+    assert_eq!((code, &patched["metadata"]["annotations"]["a"]), (200, &json!("b")));
+    assert_eq!(admin.delete(&path).await.0, 200);
+    assert!(admin.get(&path).await.1["items"].as_array().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn health_ports_and_foreign_families() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"});
+    let made = admin.created(SERVICES, service("lb", local)).await;
+    let port = made["spec"]["healthCheckNodePort"].as_i64().unwrap();
+    assert!((30000..32768).contains(&port), "{made}");
+    let taken = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
+    assert_eq!(admin.create(SERVICES, service("x", taken.clone())).await.0, 422);
+    let one = format!("{SERVICES}/lb");
+    let (code, plain) =
+        admin.patch(&one, "merge-patch", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await;
+    assert_eq!((code, &plain["spec"]["healthCheckNodePort"]), (200, &Value::Null), "{plain}");
+    admin.created(SERVICES, service("x", taken)).await;
+    let dual = admin.create(SERVICES, service("d", json!({"ipFamilyPolicy": "RequireDualStack"}))).await;
+    assert!(message(&dual).contains("this cluster is not configured for dual-stack services"), "{dual:?}");
+    let six = admin.create(SERVICES, service("d", json!({"ipFamilies": ["IPv6"]}))).await;
+    assert!(
+        message(&six).contains("spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"),
+        "{six:?}"
+    );
+}

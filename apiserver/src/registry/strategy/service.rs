@@ -31,6 +31,15 @@ fn needs_node_ports(service: &Value) -> bool {
     }
 }
 
+/// Whether load balancers ask nodes whether they have endpoints of this Service.
+fn needs_health_port(service: &Value) -> bool {
+    kind(service) == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local"
+}
+
+fn health_port(service: &Value) -> Option<u16> {
+    service["spec"]["healthCheckNodePort"].as_u64().and_then(|p| u16::try_from(p).ok()).filter(|&p| p > 0)
+}
+
 fn address(service: &Value) -> &str {
     service["spec"]["clusterIP"].as_str().unwrap_or_default()
 }
@@ -61,6 +70,11 @@ impl Strategy for Service {
     }
 
     fn validate_update(&self, new: &Value, old: &Value) -> Vec<field::Error> {
+        if needs_health_port(old) && needs_health_port(new) && health_port(old) != health_port(new) {
+            let path = field::Path::new("spec").child("healthCheckNodePort");
+            let given = new["spec"]["healthCheckNodePort"].clone();
+            return vec![field::Error::invalid(&path, given, "field is immutable")];
+        }
         let (before, after) = (address(old), address(new));
         // A Service that keeps needing an address keeps the one it has.
         if before.is_empty() || before == after || !needs_address(old) || !needs_address(new) {
@@ -77,6 +91,10 @@ impl Strategy for Service {
         new: &mut Value,
         old: Option<&Value>,
     ) -> Result<Claim, Error> {
+        let refused = foreign_families(new);
+        if !refused.is_empty() {
+            return Err(call.invalid(&call.name, refused));
+        }
         let mut claim = Claim::default();
         let held = old.map(allocations).unwrap_or_default();
         let taken = take_all(registry, &mut claim, new, &held).await;
@@ -131,7 +149,41 @@ async fn take_all(
         }
         mine.push(port);
     }
+    if needs_health_port(service) {
+        let wanted = health_port(service);
+        let has = wanted.is_some_and(|port| held.contains(&Allocation::NodePort(port)));
+        if !has {
+            let path = field::Path::new("spec").child("healthCheckNodePort");
+            let port = registry.take_node_port(claim, service, &path, wanted).await?;
+            service["spec"]["healthCheckNodePort"] = port.into();
+        }
+    }
     Ok(())
+}
+
+/// Services have IPv4 addresses only: what asks for more is told so, rather than left waiting.
+fn foreign_families(service: &Value) -> Vec<field::Error> {
+    let path = field::Path::new("spec");
+    let mut errors = Vec::new();
+    if !needs_address(service) {
+        return errors;
+    }
+    for (i, family) in service["spec"]["ipFamilies"].as_array().into_iter().flatten().enumerate() {
+        if family != "IPv4" {
+            let path = path.child("ipFamilies").index(i);
+            errors.push(field::Error::invalid(&path, family.clone(), "not configured on this cluster"));
+        }
+    }
+    if service["spec"]["ipFamilyPolicy"] == "RequireDualStack" {
+        let why = "this cluster is not configured for dual-stack services";
+        errors.push(field::Error::invalid(&path.child("ipFamilyPolicy"), "RequireDualStack", why));
+    }
+    let addresses = &service["spec"]["clusterIPs"];
+    if addresses.as_array().is_some_and(|addresses| addresses.len() > 1) {
+        let why = "may only hold up to 1 value: this cluster has IPv4 Services only";
+        errors.push(field::Error::invalid(&path.child("clusterIPs"), addresses.clone(), why));
+    }
+    errors
 }
 
 /// `clusterIP` and `clusterIPs` say the same, and the families follow.
@@ -165,6 +217,16 @@ fn drop_unneeded(new: &mut Value, old: &Value) {
         spec.remove("clusterIP");
         spec.remove("clusterIPs");
     }
+    if needs_health_port(old)
+        && !needs_health_port(new)
+        && health_port(new) == health_port(old)
+        && let Some(spec) = new["spec"].as_object_mut()
+    {
+        spec.remove("healthCheckNodePort");
+    }
+    if kind(old) == "LoadBalancer" && kind(new) != "LoadBalancer" {
+        new["status"]["loadBalancer"] = json!({});
+    }
     if needs_node_ports(old) && !needs_node_ports(new) {
         let before: Vec<u16> = ports(old).iter().filter_map(node_port).collect();
         for port in items_mut(new, &["spec", "ports"]) {
@@ -183,6 +245,13 @@ fn carry_over(new: &mut Value, old: &Value) {
         for field in ["clusterIP", "clusterIPs"] {
             new["spec"][field] = old["spec"][field].clone();
         }
+    }
+    if needs_health_port(new)
+        && needs_health_port(old)
+        && health_port(new).is_none()
+        && let Some(port) = health_port(old)
+    {
+        new["spec"]["healthCheckNodePort"] = port.into();
     }
     if !(needs_node_ports(new) && needs_node_ports(old)) {
         return;
