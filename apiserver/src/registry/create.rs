@@ -118,7 +118,9 @@ impl Registry {
         if !errors.is_empty() {
             return Err(named.invalid(&named.name, errors));
         }
-        admission::validate(self, &named, Operation::Create, &object, None).await?;
+        let admitted = admission::validate(self, &named, Operation::Create, &object, None).await;
+        call.adopt(&named);
+        admitted?;
         let claim = strategy.claim(self, &named, &mut object, None).await?;
         managed::set(&mut object, managed);
         if call.options.dry_run {
