@@ -1,6 +1,6 @@
 //! One change as watchers see it: encoded at most once for all of them.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use decapod_storage::Revision;
@@ -45,7 +45,12 @@ pub(super) struct Event {
     /// The last state, as it is told when it is gone.
     departed: OnceLock<Arc<Object>>,
     frames: [OnceLock<Bytes>; 3],
+    /// Frames in other forms and encodings, as far as somebody wanted them.
+    renditions: Mutex<Vec<(Kind, Rendition, Bytes)>>,
 }
+
+/// A form and encoding of frames, as whoever makes them numbers them.
+pub(crate) type Rendition = u8;
 
 impl Event {
     pub(super) fn new(
@@ -56,7 +61,7 @@ impl Event {
         previous: Option<Arc<Object>>,
     ) -> Self {
         let (departed, frames) = (OnceLock::new(), [const { OnceLock::new() }; 3]);
-        Self { revision, at, key, current, previous, departed, frames }
+        Self { revision, at, key, current, previous, departed, frames, renditions: Mutex::default() }
     }
 
     pub(super) fn key(&self) -> &Arc<str> {
@@ -95,6 +100,22 @@ impl Event {
 
     fn frame(&self, kind: Kind) -> Bytes {
         self.frames[kind as usize].get_or_init(|| frame(kind, self.object(kind))).clone()
+    }
+
+    /// The frame in another form, made by the first who wants it while the others wait.
+    fn rendition<E>(
+        &self,
+        kind: Kind,
+        rendition: Rendition,
+        make: impl FnOnce(Kind, &Object) -> Result<Bytes, E>,
+    ) -> Result<Bytes, E> {
+        let mut renditions = self.renditions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((.., frame)) = renditions.iter().find(|(k, r, _)| (*k, *r) == (kind, rendition)) {
+            return Ok(frame.clone());
+        }
+        let frame = make(kind, self.object(kind))?;
+        renditions.push((kind, rendition, frame.clone()));
+        Ok(frame)
     }
 
     /// What it takes in memory while it is kept: the state that went, and what may be made of it.
@@ -159,6 +180,20 @@ impl Delivery {
         match self {
             Self::Initial(object) => Some((Kind::Added, object)),
             Self::Change(change) => Some((change.kind, change.object())),
+            Self::Bookmark { .. } => None,
+        }
+    }
+
+    /// The frame in another form and encoding, for a change made once for all watchers; nothing for a
+    /// bookmark.
+    pub(crate) fn rendition<E>(
+        &self,
+        rendition: Rendition,
+        make: impl FnOnce(Kind, &Object) -> Result<Bytes, E>,
+    ) -> Option<Result<Bytes, E>> {
+        match self {
+            Self::Initial(object) => Some(make(Kind::Added, object)),
+            Self::Change(change) => Some(change.event.rendition(change.kind, rendition, make)),
             Self::Bookmark { .. } => None,
         }
     }

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use decapod_storage::{self as storage, Revision};
 
 pub(crate) use decode::{AsStored, BoxError, Decode, Decoded, Field, Scanner};
-pub(crate) use event::Delivery;
+pub(crate) use event::{Delivery, Kind};
 pub(crate) use feed::Cache;
 pub(crate) use object::Object;
 pub(crate) use row::{Cacher, Query, Row, View};

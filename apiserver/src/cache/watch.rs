@@ -15,9 +15,11 @@ use super::{At, Error};
 
 /// How many initial objects are handed out together: one chunk of an HTTP body.
 const BATCH: usize = 100;
-/// Events that are looked at before other tasks get their turn.
 /// How often a watcher that wants bookmarks gets one; as from kube-apiserver.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// How long before its end a watch gets its last bookmark, so that it can be resumed from nearly now; as from
+/// kube-apiserver.
+const BEFORE_END: Duration = Duration::from_secs(2);
 
 /// Where a watch starts.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +45,10 @@ pub(crate) struct Watching {
     seen: Revision,
     initial: Option<Initial>,
     bookmarks: bool,
-    bookmark_at: Instant,
+    /// When the next bookmark is due.
+    bookmark_at: Option<Instant>,
+    /// When whoever reads will end the watch.
+    end: Option<Instant>,
     ended: bool,
 }
 
@@ -65,8 +70,23 @@ impl Watching {
         seen: Revision,
         bookmarks: bool,
     ) -> Self {
-        let bookmark_at = Instant::now() + BOOKMARK_EVERY;
-        Self { slot, wake, selection, seen, initial, bookmarks, bookmark_at, ended: false }
+        let bookmark_at = Some(Instant::now() + BOOKMARK_EVERY);
+        Self { slot, wake, selection, seen, initial, bookmarks, bookmark_at, end: None, ended: false }
+    }
+
+    /// Says when the watch will be ended.
+    pub(crate) fn end_at(&mut self, end: Instant) {
+        self.end = Some(end);
+        self.bookmark_at = self.next_bookmark(Instant::now());
+    }
+
+    /// Now and then, and shortly before the end.
+    fn next_bookmark(&self, now: Instant) -> Option<Instant> {
+        let regular = now + BOOKMARK_EVERY;
+        let Some(last) = self.end.map(|end| end.checked_sub(BEFORE_END).unwrap_or(now)) else {
+            return Some(regular);
+        };
+        if last <= now { None } else { Some(regular.min(last)) }
     }
 
     /// What is there to deliver, all that is ready up to a bound; never empty. Waits if there is
@@ -91,9 +111,9 @@ impl Watching {
     /// the note is what counts, and is looked at first.
     async fn wait(&self) {
         let bookmark = async {
-            match self.bookmarks {
-                true => tokio::time::sleep_until(self.bookmark_at).await,
-                false => std::future::pending().await,
+            match self.bookmark_at.filter(|_| self.bookmarks) {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -153,10 +173,10 @@ impl Watching {
 
     fn bookmark_if_due(&mut self) -> Option<Delivery> {
         let now = Instant::now();
-        if !self.bookmarks || now < self.bookmark_at {
+        if !self.bookmarks || self.bookmark_at.is_none_or(|at| now < at) {
             return None;
         }
-        self.bookmark_at = now + BOOKMARK_EVERY;
+        self.bookmark_at = self.next_bookmark(now);
         Some(Delivery::Bookmark { revision: self.seen, initial_end: false })
     }
 }

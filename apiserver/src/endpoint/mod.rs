@@ -5,12 +5,14 @@
 //! not name is refused here, so discovery and routing cannot differ.
 
 mod eviction;
+mod finish;
 mod object;
 mod read;
 pub(crate) mod render;
 mod review;
 mod subresource;
 mod token;
+mod watch;
 
 use bytes::Bytes;
 use decapod_api::resource::{self, Resource, Storage};
@@ -19,6 +21,8 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Response};
 
 use crate::auth::UserInfo;
+use crate::http::accept::{self, Accepted, Offer};
+use crate::http::protobuf::encode;
 use crate::http::{Body, RequestInfo, body};
 use crate::registry::options::WriteOptions;
 use crate::registry::patch::Patch;
@@ -32,6 +36,8 @@ pub(crate) struct Request<'a> {
     pub(crate) user: &'a UserInfo,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) resource: &'static Resource,
+    /// What the client gets its answer as.
+    pub(crate) accepted: Accepted,
 }
 
 impl Request<'_> {
@@ -90,9 +96,12 @@ pub(crate) async fn resource(
     let row = resource::find(&a.group, &a.version, &a.resource).ok_or(Error::UnknownPath)?;
     let (mut parts, incoming) = request.into_parts();
     let headers = std::mem::take(&mut parts.headers);
-    let request = Request { core, info, user, headers: &headers, resource: row };
+    let connection = subresource::is_connection(&a.subresource);
+    // What a connection is answered as is between its ends.
+    let accepted = if connection { Accepted::default() } else { negotiated(info, &headers, row)? };
+    let request = Request { core, info, user, headers: &headers, resource: row, accepted };
     check_route(&request)?;
-    if subresource::is_connection(&a.subresource) {
+    if connection {
         return crate::nodeproxy::connect(&request, http::Request::from_parts(parts, incoming), &headers)
             .await;
     }
@@ -100,11 +109,26 @@ pub(crate) async fn resource(
         "get" | "list" | "watch" => Bytes::new(),
         _ => body::read(incoming).await.map_err(unreadable)?,
     };
-    match (row.storage, a.subresource.as_str()) {
+    let response = match (row.storage, a.subresource.as_str()) {
         (Storage::Virtual, "") => review::answer(&request, &body).await,
         (_, "") => object::answer(&request, &body).await,
         _ => subresource::answer(&request, &body).await,
-    }
+    }?;
+    finish::answer(&headers, accepted, response).await
+}
+
+/// What the client is answered as; refused before anything is done if it takes nothing that there is.
+fn negotiated(info: &RequestInfo, headers: &HeaderMap, row: &Resource) -> Result<Accepted, Error> {
+    let a = &info.attributes;
+    let sub = row.subresource(&a.subresource).and_then(|sub| sub.kind);
+    let kind = sub.unwrap_or(row.gvk());
+    let version = resource::api_version(kind.group, kind.version);
+    let offer = Offer {
+        protobuf: encode::encodes(&version, kind.kind),
+        transforms: row.storage != Storage::Virtual && sub.is_none(),
+        stream: a.verb == "watch",
+    };
+    accept::negotiate(headers, &info.query, offer)
 }
 
 fn unreadable(error: body::ReadError) -> Error {

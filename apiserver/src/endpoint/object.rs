@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::render::{self, Wanted};
-use super::{Request, read};
+use super::{Request, read, watch};
 use crate::auth::{Attributes, Decision, forbidden_message};
 use crate::http::{Body, reply};
 use crate::registry::delete::Deleted;
@@ -19,7 +19,7 @@ pub(super) async fn answer(request: &Request<'_>, bytes: &[u8]) -> Result<Respon
     match request.info.attributes.verb.as_str() {
         "get" => read::get(request).await,
         "list" => read::list(request).await,
-        "watch" => read::watch(request).await,
+        "watch" => watch::answer(request).await,
         "create" => create(request, bytes).await,
         "update" => update(request, Part::Main, bytes).await,
         "patch" => patch(request, Part::Main, bytes).await,
@@ -112,7 +112,7 @@ fn success(call: &Call, object: &Value) -> Value {
 async fn delete_collection(request: &Request<'_>, bytes: &[u8]) -> Result<Response<Body>, Error> {
     let call = request.call()?;
     let options = DeleteOptions::parse(request.content_type(), bytes, &request.info.query)?;
-    let wanted = Wanted::of(request.headers, &request.info.query)?;
+    let wanted = Wanted::of(request)?;
     let selected = filter(&call, &ListOptions::parse(&request.info.query)?)?;
     let deleted = request.core.registry.delete_collection(&call, &selected, &options).await?;
     let items: Vec<Value> = deleted.iter().map(|object| wanted.object(request.resource, object)).collect();

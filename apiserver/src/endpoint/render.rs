@@ -3,11 +3,10 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use decapod_api::resource::Resource;
 use decapod_api::status::Error;
-use http::{HeaderMap, Response, StatusCode};
+use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::http::accept::{self, Form};
-use crate::http::query::Query;
+use crate::http::accept::{Encoding, Form};
 use crate::http::{Body, reply};
 use crate::registry::list::Listed;
 use crate::registry::reads::Object;
@@ -18,11 +17,12 @@ use crate::table::{self, Include};
 pub(crate) struct Wanted {
     pub(crate) form: Form,
     pub(crate) include: Include,
+    pub(crate) encoding: Encoding,
 }
 
 impl Wanted {
-    pub(crate) fn of(headers: &HeaderMap, query: &Query) -> Result<Self, Error> {
-        let include = match query.get("includeObject") {
+    pub(crate) fn of(request: &super::Request<'_>) -> Result<Self, Error> {
+        let include = match request.info.query.get("includeObject") {
             None | Some("Metadata") => Include::Metadata,
             Some("None") => Include::None,
             Some("Object") => Include::Object,
@@ -30,7 +30,7 @@ impl Wanted {
                 return Err(Error::BadRequest(format!("unrecognized includeObject value: \"{other}\"")));
             }
         };
-        Ok(Self { form: accept::form(headers)?, include })
+        Ok(Self { form: request.accepted.form, include, encoding: request.accepted.encoding })
     }
 
     /// One object.
@@ -40,6 +40,33 @@ impl Wanted {
             Form::Metadata => metadata(object),
             Form::Table => table::table(resource, std::slice::from_ref(object), self.include, true, now()),
         }
+    }
+
+    /// The number of this form and encoding of events, each its own.
+    pub(crate) fn rendition(&self, columns: bool) -> u8 {
+        let flags = [
+            self.encoding == Encoding::Protobuf,
+            self.form == Form::Table,
+            self.form == Form::Metadata,
+            columns && self.form == Form::Table,
+        ];
+        let flags = flags.iter().enumerate().map(|(bit, set)| u8::from(*set) << bit).sum::<u8>();
+        flags | (self.include as u8) << 4
+    }
+
+    /// A bookmark that is no object: a table has it as a row, whatever else its rows have of objects.
+    pub(crate) fn bookmark(&self, resource: &Resource, object: Value, columns: bool) -> Value {
+        if self.form == Form::Metadata {
+            return metadata(&object);
+        }
+        let mut whole = table::table(resource, &[object], Include::Metadata, columns, now());
+        if self.include == Include::None {
+            let annotated = whole["rows"][0]["object"]["metadata"]["annotations"].is_object();
+            if !annotated {
+                whole["rows"][0]["object"] = Value::Null;
+            }
+        }
+        whole
     }
 
     /// One event's object; a table has its columns in the first one only.
@@ -122,7 +149,7 @@ pub(crate) fn written(
     object: &Value,
     warnings: &[String],
 ) -> Result<Response<Body>, Error> {
-    let wanted = Wanted::of(request.headers, &request.info.query)?;
+    let wanted = Wanted::of(request)?;
     let mut response = reply::json(status, &wanted.object(request.resource, object));
     reply::warn(&mut response, warnings);
     Ok(response)

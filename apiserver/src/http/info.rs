@@ -30,8 +30,13 @@ impl RequestInfo {
         info.attributes.group = group.to_owned();
         info.attributes.version = version.to_owned();
         info.attributes.path = path.to_owned();
+        // The old way to watch: the path says so.
+        let (rest, watch) = match rest {
+            ["watch", rest @ ..] if !rest.is_empty() => (rest, true),
+            _ => (rest, false),
+        };
         info.resource(rest);
-        info.attributes.verb = info.verb(method).to_owned();
+        info.attributes.verb = if watch { "watch" } else { info.verb(method) }.to_owned();
         info.name_from_field_selector();
         info
     }
@@ -136,6 +141,9 @@ mod tests {
                 "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
                 "get|rbac.authorization.k8s.io|clusterroles|||system:node",
             ),
+            ("GET", "/api/v1/watch/pods", "watch||pods|||"),
+            ("GET", "/apis/apps/v1/watch/namespaces/web/deployments/d", "watch|apps|deployments||web|d"),
+            ("GET", "/api/v1/watch/namespaces/web", "watch||namespaces||web|web"),
             ("GET", "/api/v1/namespaces/status", "get||namespaces||status|status"),
         ] {
             assert_eq!(parse(method, uri).0, want, "{method} {uri}");

@@ -6,7 +6,9 @@
 //! Protobuf always carries fields that are no pointers in Go, also when they are empty. An empty
 //! text, a zero and a false that are none of those below therefore say nothing and are left out.
 
-use std::collections::HashMap;
+pub(crate) mod encode;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 use base64::Engine;
@@ -140,13 +142,13 @@ struct Field {
     ty: Type,
 }
 
-static MESSAGES: LazyLock<HashMap<&'static str, HashMap<u64, Field>>> = LazyLock::new(|| {
-    let mut messages: HashMap<&str, HashMap<u64, Field>> = HashMap::new();
+static MESSAGES: LazyLock<HashMap<&'static str, BTreeMap<u64, Field>>> = LazyLock::new(|| {
+    let mut messages: HashMap<&str, BTreeMap<u64, Field>> = HashMap::new();
     let mut current = "";
     for line in TEXT.lines().filter(|l| !l.starts_with('#')) {
         if let Some(name) = line.strip_prefix("= ") {
             current = name;
-            messages.insert(name, HashMap::new());
+            messages.insert(name, BTreeMap::new());
             continue;
         }
         let mut words = line.split(' ');
@@ -212,8 +214,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Value, Error> {
 }
 
 fn message_name(version: &str, kind: &str) -> String {
-    if kind == "DeleteOptions" {
-        return "meta.v1.DeleteOptions".to_owned();
+    if let "DeleteOptions" | "Status" | "PartialObjectMetadata" = kind {
+        return format!("meta.v1.{kind}");
     }
     match version.split_once('/') {
         None => format!("core.{version}.{kind}"),

@@ -11,14 +11,19 @@ use super::options::ListOptions;
 use super::reads::{At, Filter, View};
 use super::{Call, Registry, fields, object};
 
-/// Where a list goes on: opaque to clients.
+/// Where a list goes on: opaque to clients, but of Kubernetes' form, which some look into.
 #[derive(Debug, Serialize, Deserialize)]
 struct Token {
-    /// The revision that all pages are read at.
-    rv: u64,
-    /// The key after which the next page starts, without the prefix of its kind.
-    after: String,
+    #[serde(rename = "v")]
+    version: String,
+    /// The revision that all pages are read at; negative: the newest there is.
+    rv: i64,
+    /// From where the next page is, without the prefix of its kind: the key before it and a zero.
+    start: String,
 }
+
+/// The only version of tokens.
+const TOKEN_VERSION: &str = "meta.k8s.io/v1";
 
 /// A page of a list.
 #[derive(Debug)]
@@ -37,27 +42,23 @@ impl Registry {
         let (at, after) = match &options.continue_token {
             None => (options.at, None),
             Some(token) => {
-                let token = decode(token)?;
-                (At::Exact(token.rv), Some(Arc::from(format!("{root}{}", token.after))))
+                let (at, after) = decode(token)?;
+                (at, Some(Arc::from(format!("{root}{after}"))))
             }
         };
-        let continued = after.is_some();
-        let view = self.reads.list(call.resource, &prefix, &filter, at, options.limit, after).await;
-        let view = view.map_err(|error| match error {
-            Error::Expired { .. } => Error::Expired {
-                message: if continued {
-                    "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.".to_owned()
-                } else {
-                    "The resourceVersion for the provided list is too old.".to_owned()
-                },
+        let view = self.reads.list(call.resource, &prefix, &filter, at, options.limit, after.clone()).await;
+        let view = view.map_err(|error| match (error, &after) {
+            (Error::Expired { .. }, Some(after)) => Error::Expired {
+                message: CONTINUE_EXPIRED.to_owned(),
+                continue_token: Some(encode(&root, after, None)),
+            },
+            (Error::Expired { .. }, None) => Error::Expired {
+                message: "The resourceVersion for the provided list is too old.".to_owned(),
                 continue_token: None,
             },
-            other => other,
+            (other, _) => other,
         })?;
-        let continue_token = view.next.as_ref().map(|key| {
-            let after = key.strip_prefix(root.as_str()).unwrap_or(key).to_owned();
-            encode(&Token { rv: view.revision, after })
-        });
+        let continue_token = view.next.as_ref().map(|key| encode(&root, key, Some(view.revision)));
         let remaining = view.remaining.filter(|_| continue_token.is_some());
         Ok(Listed { view, continue_token, remaining })
     }
@@ -82,15 +83,37 @@ pub(crate) fn filter(call: &Call, options: &ListOptions) -> Result<Filter, Error
     Ok(filter)
 }
 
-fn encode(token: &Token) -> String {
-    URL_SAFE_NO_PAD.encode(serde_json::to_vec(token).expect("a number and a text are JSON"))
+/// What a client is told whose token is of a state that is gone.
+const CONTINUE_EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
+
+/// The token of the page after a key, at a revision or at the newest there will be.
+fn encode(root: &str, key: &str, revision: Option<u64>) -> String {
+    let start = format!("{}\0", key.strip_prefix(root).unwrap_or(key));
+    let rv = revision.map_or(-1, |revision| i64::try_from(revision).unwrap_or(i64::MAX));
+    let token = Token { version: TOKEN_VERSION.to_owned(), rv, start };
+    URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).expect("a number and texts are JSON"))
 }
 
-fn decode(token: &str) -> Result<Token, Error> {
-    let bytes = URL_SAFE_NO_PAD.decode(token).ok();
-    bytes
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .ok_or_else(|| Error::BadRequest("continue key is not valid".to_owned()))
+/// Which state the next page is of, and the key before it.
+fn decode(token: &str) -> Result<(At, String), Error> {
+    let refuse = |why: &str| Error::BadRequest(format!("continue key is not valid: {why}"));
+    let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|e| refuse(&e.to_string()))?;
+    let token: Token = serde_json::from_slice(&bytes).map_err(|e| refuse(&e.to_string()))?;
+    if token.version != TOKEN_VERSION {
+        return Err(refuse(&format!("server does not recognize this encoded version {}", token.version)));
+    }
+    if token.rv == 0 {
+        return Err(refuse("incorrect encoded start resourceVersion (version meta.k8s.io/v1)"));
+    }
+    if token.start.is_empty() {
+        return Err(refuse("encoded start key empty (version meta.k8s.io/v1)"));
+    }
+    let clean = token.start.trim_start_matches('/');
+    if clean.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err(Error::BadRequest(format!("continue key is not valid: {}", token.start)));
+    }
+    let at = u64::try_from(token.rv).map_or(At::Newest, At::Exact);
+    Ok((at, clean.strip_suffix('\0').unwrap_or(clean).to_owned()))
 }
 
 #[cfg(test)]
@@ -99,10 +122,30 @@ mod tests {
 
     #[test]
     fn tokens_survive_and_rubbish_is_refused() {
-        let token = decode(&encode(&Token { rv: 7, after: "web/a".into() })).unwrap();
-        assert_eq!((token.rv, token.after.as_str()), (7, "web/a"));
-        for bad in ["", "x", "!!", &URL_SAFE_NO_PAD.encode("{}")] {
-            assert!(matches!(decode(bad), Err(Error::BadRequest(_))), "{bad}");
+        let token = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        assert_eq!(
+            decode(&encode("/registry/pods/", "/registry/pods/web/a", Some(7))).unwrap(),
+            (At::Exact(7), "web/a".to_owned())
+        );
+        assert_eq!(decode(&encode("/r/", "/r/a", None)).unwrap(), (At::Newest, "a".to_owned()));
+        let ours =
+            |rv: i64, start: &str| token(&format!(r#"{{"v":"meta.k8s.io/v1","rv":{rv},"start":"{start}"}}"#));
+        for bad in [
+            "".to_owned(),
+            "x".to_owned(),
+            "!!".to_owned(),
+            token("{}"),
+            ours(0, "a"),
+            ours(1, ""),
+            ours(1, "../secrets/a"),
+            ours(1, "a//b"),
+            token(r#"{"v":"v2","rv":1,"start":"a"}"#),
+        ] {
+            let refused = decode(&bad);
+            assert!(
+                matches!(&refused, Err(Error::BadRequest(m)) if m.starts_with("continue key is not valid")),
+                "{bad}: {refused:?}"
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use decapod_api::field::{self, Path};
 use decapod_api::status::Error;
-use decapod_api::{fields, labels};
+use decapod_api::{field, fields, labels};
 use serde::Deserialize;
 
 use super::reads::At;
@@ -209,18 +209,19 @@ pub(crate) struct ListOptions {
 impl ListOptions {
     pub(crate) fn parse(query: &Query) -> Result<Self, Error> {
         let bad = |e: &dyn std::fmt::Display| Error::BadRequest(e.to_string());
-        let number = |key: &str| -> Result<Option<u64>, Error> {
-            query.get(key).map(str::parse).transpose().map_err(|_| {
-                Error::BadRequest(format!("{key}: Invalid value: \"{}\"", query.get(key).unwrap_or_default()))
-            })
-        };
-        let resource_version = number("resourceVersion")?;
+        let number = |key: &str| query.get(key).map(|text| whole(key, text)).transpose();
+        let limit = number("limit")?.and_then(|l| usize::try_from(l).ok()).filter(|&l| l > 0);
+        let timeout_seconds = number("timeoutSeconds")?.and_then(|s| u64::try_from(s).ok());
         let continue_token = query.get("continue").map(str::to_owned);
         let exactly = query.get("resourceVersionMatch");
-        let limit = number("limit")?.filter(|&l| l > 0).map(|l| usize::try_from(l).unwrap_or(usize::MAX));
-        let watch = query.flag("watch");
-        let send_initial_events = query.get("sendInitialEvents").map(|v| v == "true");
-        check_match(watch, exactly, resource_version, send_initial_events, continue_token.is_some())?;
+        let (watch, asked) = (query.flag("watch"), query.get("resourceVersion"));
+        let send_initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+        check_match(watch, exactly, asked, send_initial_events.is_some(), continue_token.is_some())?;
+        let resource_version = asked.map(revision).transpose()?;
+        if continue_token.is_some() && resource_version.is_some_and(|r| r > 0) {
+            let why = "specifying resource version is not allowed when using continue";
+            return Err(Error::BadRequest(why.to_owned()));
+        }
         let at = match (resource_version, exactly) {
             (Some(0), _) => At::Any,
             (Some(revision), Some("Exact")) => At::Exact(revision),
@@ -237,49 +238,75 @@ impl ListOptions {
             continue_token,
             bookmarks: query.flag("allowWatchBookmarks"),
             send_initial_events,
-            timeout_seconds: number("timeoutSeconds")?,
+            timeout_seconds,
             resource_version,
         })
     }
 }
 
+/// A whole number in a query, in the words of whoever converts it.
+fn whole(key: &str, text: &str) -> Result<i64, Error> {
+    text.parse().map_err(|_| {
+        let quoted = serde_json::Value::from(text);
+        Error::BadRequest(format!("strconv.ParseInt: parsing {quoted}: invalid syntax ({key})"))
+    })
+}
+
+/// A resource version that a client sends is one that it got.
+fn revision(text: &str) -> Result<u64, Error> {
+    text.parse().map_err(|_| {
+        let error = field::Error::invalid(
+            &field::Path::new("resourceVersion"),
+            text,
+            format!("strconv.ParseUint: parsing \"{text}\": invalid syntax"),
+        );
+        Error::BadRequest(error.to_string())
+    })
+}
+
 fn check_match(
     watch: bool,
     exactly: Option<&str>,
-    revision: Option<u64>,
-    initial: Option<bool>,
+    revision: Option<&str>,
+    initial: bool,
     continued: bool,
 ) -> Result<(), Error> {
-    let refuse = |field: &str, why: &str| Err(Error::BadRequest(format!("{field}: Forbidden: {why}")));
-    match exactly {
-        Some("NotOlderThan") if watch && initial.is_some() => Ok(()),
-        Some(_) if watch => refuse(
-            "resourceVersionMatch",
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        ),
-        Some(_) if continued => {
-            refuse("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided")
-        }
-        Some("Exact") if revision == Some(0) => refuse(
-            "resourceVersionMatch",
-            "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-        ),
-        Some("Exact" | "NotOlderThan") if revision.is_none() => refuse(
-            "resourceVersionMatch",
-            "resourceVersionMatch is forbidden unless resourceVersion is provided",
-        ),
-        Some(other) if !matches!(other, "Exact" | "NotOlderThan") => Err(Error::BadRequest(format!(
-            "resourceVersionMatch: Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\""
-        ))),
-        None if watch && initial.is_some() => refuse(
-            "resourceVersionMatch",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ),
-        _ if continued && revision.is_some_and(|r| r > 0) => {
-            refuse("resourceVersion", "specifying resource version is not allowed when using continue")
-        }
-        _ => Ok(()),
+    let matching = field::Path::new("resourceVersionMatch");
+    let mut errors = Vec::new();
+    let mut forbid = |path: &field::Path, why: &str| errors.push(field::Error::forbidden(path, why));
+    let supported: &[&str] = if watch { &["NotOlderThan"] } else { &["Exact", "NotOlderThan", ""] };
+    if watch && initial && exactly != Some("NotOlderThan") {
+        forbid(&matching, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
     }
+    if let Some(exactly) = exactly {
+        if watch && !initial {
+            forbid(
+                &matching,
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            );
+        }
+        if !watch && revision.is_none() {
+            forbid(&matching, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+        }
+        if continued {
+            forbid(&matching, "resourceVersionMatch is forbidden when continue is provided");
+        }
+        if !watch && exactly == "Exact" && revision == Some("0") {
+            forbid(&matching, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+        }
+        if !supported.contains(&exactly) {
+            errors.push(field::Error::not_supported(&matching, exactly, supported));
+        }
+    }
+    if !watch && initial {
+        let path = field::Path::new("sendInitialEvents");
+        errors.push(field::Error::forbidden(&path, "sendInitialEvents is forbidden for list"));
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let (group, kind) = ("meta.k8s.io".to_owned(), "ListOptions".to_owned());
+    Err(Error::Invalid { group, kind, name: String::new(), errors })
 }
 
 #[cfg(test)]
@@ -310,9 +337,30 @@ mod tests {
             "labelSelector=a%3Db%3Dc",
             "continue=x&resourceVersion=5",
             "resourceVersion=5&resourceVersionMatch=Maybe",
+            "resourceVersion=0&resourceVersionMatch=Exact",
+            "resourceVersion=-1",
+            "sendInitialEvents=true",
+            "limit=x",
+            "watch=1&sendInitialEvents=true&resourceVersionMatch=Exact",
+            "continue=x&resourceVersion=0&resourceVersionMatch=NotOlderThan",
         ] {
             assert!(list(query).is_err(), "{query}");
         }
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_said_as_kubernetes_says_it() {
+        let error = list("resourceVersionMatch=Maybe&sendInitialEvents=true").unwrap_err();
+        assert_eq!((error.code(), error.reason()), (422, "Invalid"));
+        assert_eq!(
+            error.to_string(),
+            "ListOptions.meta.k8s.io \"\" is invalid: [resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided, resourceVersionMatch: Unsupported value: \"Maybe\": supported values: \"\", \"Exact\", \"NotOlderThan\", sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list]"
+        );
+        let error = list("resourceVersion=x").unwrap_err();
+        assert_eq!(
+            (error.code(), error.to_string().as_str()),
+            (400, "resourceVersion: Invalid value: \"x\": strconv.ParseUint: parsing \"x\": invalid syntax")
+        );
     }
 
     #[test]
