@@ -174,6 +174,8 @@ impl Cacher {
             let (live, revision) = self.read(|state, revision| (state.live(), revision))?;
             return view(&live, revision, query);
         };
+        // A row that does not change is not trimmed by its changes.
+        self.lock().state.trim(Instant::now());
         match self.read(|state, _| state.past(exact, &query.selection.prefix))? {
             Ok(past) => view(&past.restore(), exact, query),
             Err(Error::Expired { .. }) => self.list_stored(exact, query).await,

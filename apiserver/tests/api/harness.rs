@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use decapod_apiserver::pki::{CertificateRequest, MASTERS, Pki};
 use decapod_apiserver::{Clock, Handle, Options, Server, SystemClock, UserInfo};
-use decapod_storage::{Embedded, embedded};
+use decapod_storage::{Embedded, Store, embedded};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use kube::client::Body;
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 pub(crate) struct Cluster {
     pub(crate) handle: Handle,
     pub(crate) pki: Arc<Pki>,
+    store: Arc<Embedded>,
     dir: tempfile::TempDir,
 }
 
@@ -28,23 +29,28 @@ impl Cluster {
         let pki = Arc::new(Pki::open(&dir.path().join("pki"), now).unwrap());
         let tokens = dir.path().join("tokens");
         std::fs::write(&tokens, "secret-token,jane,7,\"dev\"\n").unwrap();
-        let store = open(&dir.path().join("store")).await;
+        let store = Arc::new(open(&dir.path().join("store")).await);
         let options = Options {
             listen: ([127, 0, 0, 1], 0).into(),
             token_file: Some(tokens),
             proxy_to_loopback: true,
             ..Options::default()
         };
-        let handle =
-            Server::start(options, Arc::new(store), pki.clone(), Arc::new(SystemClock)).await.unwrap();
-        Self { handle, pki, dir }
+        let handle = Server::start(options, store.clone(), pki.clone(), Arc::new(SystemClock)).await.unwrap();
+        Self { handle, pki, store, dir }
     }
 
     /// Stops the server and starts another one on the same folder.
     pub(crate) async fn restart(self) -> Self {
         self.handle.shutdown().await;
-        drop(self.handle);
+        drop((self.handle, self.store));
         Self::start_in(self.dir).await
+    }
+
+    /// Forgets the history of the store.
+    pub(crate) async fn compact(&self) {
+        let newest = self.store.revision().await.unwrap();
+        self.store.compact(newest).await.unwrap();
     }
 
     pub(crate) fn admin(&self) -> Client {

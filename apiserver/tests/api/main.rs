@@ -11,6 +11,7 @@ mod harness;
 mod objects;
 mod pods;
 mod proxy;
+mod reads;
 mod reviews;
 mod routes;
 mod services;
