@@ -2,7 +2,7 @@
 
 use decapod_api::field::{self, Path};
 use decapod_api::status::Error;
-use decapod_api::{field, fields, labels};
+use decapod_api::{fields, labels};
 use serde::Deserialize;
 
 use super::reads::At;
