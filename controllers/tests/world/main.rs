@@ -6,5 +6,6 @@
 mod collecting;
 mod crashes;
 mod faults;
+mod limits;
 mod rollouts;
 mod support;
