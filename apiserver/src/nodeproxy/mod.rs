@@ -30,6 +30,8 @@ pub(crate) use dial::Kubelets;
 use rewrite::Place;
 use target::{Backend, Found, Target};
 
+/// What an upgraded connection carries at once, in each direction: what clients and kubelets send at once.
+const CHUNK: usize = 32 * 1024;
 /// What a kubelet says is wrong is one line.
 const REFUSAL_MAX: usize = 64 * 1024;
 const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
@@ -206,6 +208,6 @@ async fn carry(
 ) -> Result<(), body::BoxError> {
     let (client, backend) = futures::try_join!(client, backend)?;
     let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-    tokio::io::copy_bidirectional(&mut client, &mut backend).await?;
+    tokio::io::copy_bidirectional_with_sizes(&mut client, &mut backend, CHUNK, CHUNK).await?;
     Ok(())
 }

@@ -13,7 +13,7 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
-use decapod_client::clock::Clock;
+use decapod_client::clock::{self, Clock};
 use decapod_runtime::TerminalSize;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -47,8 +47,11 @@ pub(super) const CLOSE: u8 = 255;
 /// How much of a stream goes into one message.
 const CHUNK: usize = 32 * 1024;
 
-/// How long a client has to close a connection that has come to its end.
-pub(super) const LINGER: Duration = Duration::from_secs(5);
+/// A client that has said nothing for so long after the end of its stream has nothing on its way: it can be closed
+/// without taking from the client what it has not read yet.
+const QUIET: Duration = Duration::from_millis(300);
+/// How long a client may go on talking after the end of its stream.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Messages that wait for a slow client.
 pub(super) const AHEAD: usize = 8;
@@ -190,6 +193,14 @@ impl Idle {
     }
 }
 
+/// Hears a client out whose stream has come to its end: closing a connection on which it still sends would take the
+/// last messages from it.
+pub(super) async fn linger(source: &mut Source, clock: &dyn Clock) {
+    let talking = async { while let Some(Some(_)) = clock::timeout(clock, QUIET, source.next()).await {} };
+    // Whoever talks longer is cut off.
+    let _late = clock::timeout(clock, LINGER, talking).await;
+}
+
 /// One message on a channel.
 pub(super) fn message(channel: u8, data: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(data.len() + 1);
@@ -292,6 +303,20 @@ mod tests {
             clock.advance(IDLE);
         }
         expired.await;
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_is_not_waited_for() {
+        let clock = decapod_client::clock::ManualClock::default();
+        let words = futures::stream::iter(vec![(STDIN, Bytes::new()); 3]);
+        let mut source = words.chain(futures::stream::pending()).boxed();
+        let heard = linger(&mut source, &clock);
+        let time = async {
+            // Its patience, and the one before each word.
+            clock.sleepers(5).await;
+            clock.advance(QUIET);
+        };
+        tokio::join!(heard, time);
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
-use decapod_client::clock::{self, Clock};
+use decapod_client::clock::Clock;
 use decapod_client::error::chain;
 use decapod_proto::cri;
 use decapod_runtime::Connection;
@@ -270,15 +270,13 @@ async fn channels(pod: Arc<Pod>, channels: Channels, ports: Vec<u16>) {
                 }
             }
         };
-        let mut client = std::pin::pin!(client);
         // The connection ends when the client goes, or when all ports have been closed from inside.
         tokio::select! {
-            () = &mut client => {}
-            () = async { while tasks.join_next().await.is_some() {} } => {
-                let _late = clock::timeout(&*clock, channel::LINGER, client).await;
-            }
-            () = idle.expired(&*clock) => {}
+            () = client => return,
+            () = async { while tasks.join_next().await.is_some() {} } => {}
+            () = idle.expired(&*clock) => return,
         }
+        channel::linger(&mut source, &*clock).await;
     };
     tokio::join!(work, sending);
 }
@@ -427,7 +425,7 @@ mod tests {
         let (out, mut sent) = mpsc::channel(AHEAD);
         let (input, receiver) = mpsc::channel(WAITING);
         let data = Outlet { out, kind: Kind::Stream(5) };
-        let clock = clock::ManualClock::default();
+        let clock = decapod_client::clock::ManualClock::default();
         let carried = carry(Box::pin(connection), receiver, &data, &clock);
         let pod = async {
             input.send(b"ask"[..].into()).await.unwrap();

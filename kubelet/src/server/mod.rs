@@ -224,12 +224,12 @@ async fn running(
     container: &str,
 ) -> Result<(Arc<Pod>, String), Refusal> {
     let (object, observed) = find(shared, namespace, pod).await?;
-    let missing = || Refusal::new(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"));
-    let current = observed.newest(container).ok_or_else(missing)?;
-    if current.state != observed::State::Running {
-        let message = format!("cannot exec in a stopped container (\"{container}\")");
-        return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message));
-    }
+    let running = observed.newest(container).filter(|c| c.state == observed::State::Running);
+    let missing = || {
+        let message = format!("container not found (\"{container}\")");
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    };
+    let current = running.ok_or_else(missing)?;
     Ok((object, current.id.clone()))
 }
 

@@ -6,7 +6,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
-use decapod_client::clock::{self, Clock};
+use decapod_client::clock::Clock;
 use decapod_client::error::chain;
 use decapod_proto::cri;
 use decapod_runtime::{Input, Output, Session};
@@ -223,9 +223,7 @@ async fn run(channels: Channels, open: Open, form: Form, clock: Arc<dyn Clock>) 
             Err(error) => {
                 let cause = format!("error executing command in container: {}", chain(&error));
                 end(out, Err(format!("Internal error occurred: {cause}")), form).await;
-                let client = receive(&mut source, None, None);
-                let _late = clock::timeout(&*clock, channel::LINGER, client).await;
-                return;
+                return channel::linger(&mut source, &*clock).await;
             }
         };
         if out.send(channel::message(form.first, &[])).await.is_err() {
@@ -233,15 +231,12 @@ async fn run(channels: Channels, open: Open, form: Form, clock: Arc<dyn Clock>) 
         }
         let Session { stdin, stdout, stderr, resize, exit } = session;
         let process = carry(stdout, stderr, exit, out, form);
-        let mut client = std::pin::pin!(receive(&mut source, stdin, Some(resize)));
         tokio::select! {
-            () = process => {
-                // Closing a connection on which the client still sends would take the last messages from it.
-                let _late = clock::timeout(&*clock, channel::LINGER, client).await;
-            }
-            () = &mut client => {}
-            () = idle.expired(&*clock) => {}
+            () = process => {}
+            () = receive(&mut source, stdin, Some(resize)) => return,
+            () = idle.expired(&*clock) => return,
         }
+        channel::linger(&mut source, &*clock).await;
     };
     tokio::join!(work, sending);
 }

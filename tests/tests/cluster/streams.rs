@@ -2,6 +2,8 @@
 //! kubectl does it today, and over SPDY, as older clients do.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -116,8 +118,11 @@ pub(crate) fn exec(cluster: &Cluster) -> Result<()> {
         ensure!(missing.contains("no such file") || missing.contains("not found"), "{missing}");
         // The size arrives beside the stream.
         let sized = "i=0; until [ \"$(stty size)\" = \"33 111\" ]; do i=$((i+1)); [ $i -lt 300 ] || exit 9; sleep 0.1; done; tty";
-        let terminal = run(&mut at_a_terminal(cluster, &format!("exec -it -n {ns} shell -- sh -c '{sized}'")))?;
-        ensure!(terminal.contains("/dev/pts/"), "{terminal}");
+        for by in [None, Some(EXEC_BY_SPDY)] {
+            let arguments = format!("exec -it -n {ns} shell -- sh -c '{sized}'");
+            let terminal = run(at_a_terminal(cluster, &arguments).envs(by))?;
+            ensure!(terminal.contains("/dev/pts/"), "{terminal}");
+        }
         // A client that goes away takes its process along.
         let held = Running::start(&mut cluster.kubectl(&["exec", "-i", "-n", ns, "shell", "--", "sleep", "7777"]))?;
         poll::until("the process to run", PATIENCE, || {
@@ -254,6 +259,16 @@ pub(crate) fn port_forward(cluster: &Cluster) -> Result<()> {
     })
 }
 
+/// The body of `GET path` by the name that `kubectl proxy` takes.
+fn get(mut stream: impl Read + Write, path: &str) -> Result<String> {
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
+    ensure!(head.contains(" 200 "), "{head}");
+    Ok(body.to_owned())
+}
+
 /// `[sig-cli] Kubectl client Proxy server should support proxy with --port 0` and `--unix-socket=/path`, and
 /// `[sig-network] Proxy version v1`: pods and Services, by every method.
 pub(crate) fn proxy(cluster: &Cluster) -> Result<()> {
@@ -262,14 +277,19 @@ pub(crate) fn proxy(cluster: &Cluster) -> Result<()> {
         cluster.k(&["expose", "pod", "web", "-n", ns, "--port=80", "--name=web"])?;
         let mut proxy = Running::start(&mut cluster.kubectl(&["proxy", "--port=0"]))?;
         let address = format!("127.0.0.1:{}", proxy.port()?);
-        ensure!(http_get(&address, "/api/")?.contains("versions"));
+        ensure!(get(TcpStream::connect(&address)?, "/api/")?.contains("versions"));
         let root = format!("/api/v1/namespaces/{ns}");
         for place in ["pods/web", "pods/web:80", "pods/http:web:80", "services/web", "services/web:80"] {
             let path = format!("{root}/{place}/proxy/version");
             poll::text(
                 &path,
                 PATIENCE,
-                || Ok(http_get(&address, &path).unwrap_or_else(|e| e.to_string())),
+                || {
+                    Ok(TcpStream::connect(&address)
+                        .map_err(Into::into)
+                        .and_then(|s| get(s, &path))
+                        .unwrap_or_else(|e| e.to_string()))
+                },
                 |text| text == "1\n",
             )?;
         }
@@ -277,11 +297,7 @@ pub(crate) fn proxy(cluster: &Cluster) -> Result<()> {
         let mut other = cluster.kubectl(&["proxy", &format!("--unix-socket={}", socket.display())]);
         let mut other = Running::start(&mut other)?;
         other.line("Starting to serve on")?;
-        let mut stream = std::os::unix::net::UnixStream::connect(&socket)?;
-        write!(stream, "GET /api/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        ensure!(text.starts_with("HTTP/1.1 200") && text.contains("versions"), "{text}");
+        ensure!(get(UnixStream::connect(&socket)?, "/api/")?.contains("versions"));
         cluster.k(&["create", "service", "clusterip", "nobody", "-n", ns, "--tcp=80"])?;
         let nobody =
             fails(&mut cluster.kubectl(&["get", "--raw", &format!("{root}/services/nobody:80/proxy/")]))?;
@@ -302,11 +318,11 @@ pub(crate) fn proxy(cluster: &Cluster) -> Result<()> {
 /// `[sig-cli] Kubectl logs logs should be able to retrieve and filter logs`.
 pub(crate) fn logs(cluster: &Cluster) -> Result<()> {
     cluster.in_namespace("streams-logs", |ns| {
-        let script = "echo first; echo second >&2; echo third; sleep 1; echo fourth; exit 3";
+        let script = "echo first; echo second; echo third; sleep 1; echo fourth; exit 3";
         cluster.apply(&format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: two, namespace: {ns}, labels: {{app: two}}}}, spec: {{terminationGracePeriodSeconds: 0,
               restartPolicy: Never, containers: [{{name: a, image: 'busybox:1', command: [sh, -c, '{script}']}},
-              {{name: b, image: 'busybox:1', command: [sh, -c, 'echo of b; sleep 3600']}}]}}}}
+              {{name: b, image: 'busybox:1', command: [sh, -c, 'echo of b; echo error of b >&2; sleep 3600']}}]}}}}
 ---
 {{apiVersion: v1, kind: Pod, metadata: {{name: pending, namespace: {ns}}}, spec: {{terminationGracePeriodSeconds: 0,
               containers: [{{name: c, image: 'busybox:1', command: [sleep, '3600'], envFrom: [{{configMapRef: {{name: none}}}}]}}]}}}}
@@ -338,7 +354,10 @@ pub(crate) fn logs(cluster: &Cluster) -> Result<()> {
         ensure!(selected.contains("of b\n"), "{selected}");
         let path = format!("/api/v1/namespaces/{ns}/pods/two/log");
         let raw = |query: &str| cluster.kubectl(&["get", "--raw", &format!("{path}?{query}")]);
-        ensure!(run(&mut raw("container=a&stream=Stderr"))? == "second\n");
+        for (stream, said) in [("Stderr", "error of b\n"), ("Stdout", "of b\n")] {
+            let query = format!("container=b&stream={stream}");
+            poll::text(stream, PATIENCE, || run(&mut raw(&query)), |text| text == said)?;
+        }
         for (query, error) in [
             ("", "a container name must be specified for pod two, choose one of: [a b]"),
             ("container=x", "container x is not valid for pod two"),
