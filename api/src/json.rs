@@ -1,5 +1,6 @@
 //! JSON as clients send it: parsed with a bound on depth, and with the fields named that are there twice.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
@@ -28,6 +29,91 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, serde_json::Error> {
         Seed { path: &mut String::new(), duplicates: &mut duplicates }.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(Parsed { value, duplicates })
+}
+
+/// Where in a document paths are: for each of `wanted`, the numbers of the fields that have it, counted
+/// from the start.
+pub fn positions<'w>(bytes: &[u8], wanted: &[&'w str]) -> HashMap<&'w str, Vec<usize>> {
+    let mut found = Found { wanted, at: 0, positions: HashMap::new() };
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    // What does not parse has no positions; that it does not is told elsewhere.
+    match (Locate { path: &mut String::new(), found: &mut found }).deserialize(&mut deserializer) {
+        Ok(()) | Err(_) => found.positions,
+    }
+}
+
+struct Found<'a, 'w> {
+    wanted: &'a [&'w str],
+    at: usize,
+    positions: HashMap<&'w str, Vec<usize>>,
+}
+
+struct Locate<'a, 'b, 'w> {
+    path: &'a mut String,
+    found: &'a mut Found<'b, 'w>,
+}
+
+impl<'de> DeserializeSeed<'de> for Locate<'_, '_, '_> {
+    type Value = ();
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Locate<'_, '_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let length = self.path.len();
+        for index in 0.. {
+            self.path.push_str(&format!("[{index}]"));
+            let item = seq.next_element_seed(Locate { path: self.path, found: self.found })?;
+            self.path.truncate(length);
+            if item.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<(), A::Error> {
+        let length = self.path.len();
+        while let Some(key) = access.next_key::<String>()? {
+            if length > 0 {
+                self.path.push('.');
+            }
+            self.path.push_str(&key);
+            self.found.at += 1;
+            if let Some(path) = self.found.wanted.iter().find(|path| **path == self.path.as_str()) {
+                self.found.positions.entry(path).or_default().push(self.found.at);
+            }
+            access.next_value_seed(Locate { path: self.path, found: self.found })?;
+            self.path.truncate(length);
+        }
+        Ok(())
+    }
 }
 
 struct Seed<'a> {
@@ -112,6 +198,12 @@ mod tests {
         let parsed = parse(br#"{"a":1,"b":{"c":1,"c":2},"l":[{"x":1,"x":2}],"a":3}"#).unwrap();
         assert_eq!(parsed.duplicates, ["b.c", "l[0].x", "a"]);
         assert_eq!(parsed.value, serde_json::json!({"a": 3, "b": {"c": 2}, "l": [{"x": 2}]}));
+    }
+
+    #[test]
+    fn positions_are_in_the_documents_order() {
+        let found = positions(br#"{"a":1,"b":{"c":[{"d":1}]},"a":2}"#, &["a", "b.c[0].d", "x"]);
+        assert_eq!((&found["a"], &found["b.c[0].d"], found.get("x")), (&vec![1, 5], &vec![4], None));
     }
 
     #[test]

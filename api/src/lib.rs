@@ -17,3 +17,4 @@ pub mod quantity;
 pub mod quota;
 pub mod resource;
 pub mod status;
+pub mod warnings;

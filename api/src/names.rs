@@ -41,7 +41,9 @@ pub fn dns_label(text: &str) -> Vec<String> {
     if text.len() > LABEL_MAX {
         wrong.push(too_long(LABEL_MAX));
     }
-    if !is_label(text) {
+    if text.contains('.') && text.split('.').all(is_label) {
+        wrong.push("must not contain dots".to_owned());
+    } else if !is_label(text) {
         wrong.push(regex_message(
             "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character",
             LABEL_REGEX,

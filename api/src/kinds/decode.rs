@@ -49,6 +49,12 @@ pub(super) fn check(object: &mut Value, ty: &'static Type) -> Result<Vec<String>
     Ok(walk.unknown)
 }
 
+fn omitted_empty(ty: &Type, field: &str) -> bool {
+    ty.fields
+        .get(field)
+        .is_some_and(|f| !f.required && matches!(f.shape.wire(), Shape::List(_) | Shape::Map(_)))
+}
+
 struct Walk {
     root: &'static str,
     path: String,
@@ -95,7 +101,13 @@ impl Walk {
             let path = self.within(&key, |walk| walk.path.clone());
             self.unknown.push(path);
         }
-        map.retain(|_, value| !value.is_null());
+        // Kubernetes' types do not write optional lists and maps that are empty.
+        map.retain(|key, value| match value {
+            Value::Null => false,
+            Value::Array(items) => !items.is_empty() || !omitted_empty(ty, key),
+            Value::Object(entries) => !entries.is_empty() || !omitted_empty(ty, key),
+            _ => true,
+        });
         for (key, field) in &ty.fields {
             if let Field { default: Some(default), .. } = field
                 && !map.contains_key(*key)

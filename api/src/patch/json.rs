@@ -98,7 +98,11 @@ fn split(path: &str, op: &str) -> Result<Option<(Vec<String>, String)>, Error> {
     Ok(Some((tokens, last)))
 }
 
+/// The place of a token in a list of this length; counted from the end if it is negative.
 fn index(token: &str, bound: usize) -> Option<usize> {
+    if let Some(back) = token.strip_prefix('-').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit())) {
+        return back.parse().ok().filter(|back| (1..=bound).contains(back)).map(|back: usize| bound - back);
+    }
     let leading_zero = token.len() > 1 && token.starts_with('0');
     token.parse().ok().filter(|i| *i < bound && !leading_zero && !token.starts_with('+'))
 }
@@ -178,6 +182,7 @@ mod tests {
         for (patch, want) in [
             (json!([{"op":"add","path":"/a/1","value":9}]), json!({"a":[1,9,2],"b":{"c/d":1}})),
             (json!([{"op":"add","path":"/a/-","value":9}]), json!({"a":[1,2,9],"b":{"c/d":1}})),
+            (json!([{"op":"replace","path":"/a/-1","value":9}]), json!({"a":[1,9],"b":{"c/d":1}})),
             (json!([{"op":"remove","path":"/b/c~1d"}]), json!({"a":[1,2],"b":{}})),
             (json!([{"op":"replace","path":"/a/0","value":{}}]), json!({"a":[{},2],"b":{"c/d":1}})),
             (json!([{"op":"move","from":"/a/0","path":"/b/x"}]), json!({"a":[2],"b":{"c/d":1,"x":1}})),

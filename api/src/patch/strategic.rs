@@ -47,12 +47,21 @@ fn merge_map(
             return Ok(());
         }
         None | Some("merge") => {}
-        Some(other) => return Err(Error::Malformed(format!("unknown patch type: {other}"))),
+        Some(other) => {
+            let map = Value::Object(patch.clone());
+            return Err(Error::Malformed(format!("unknown patch type: {other} in map: {map}")));
+        }
     }
     if let Some(keys) = patch.get(RETAIN_KEYS) {
-        let keys =
-            keys.as_array().ok_or_else(|| Error::Malformed(format!("{RETAIN_KEYS} must be a list")))?;
-        target.retain(|key, _| keys.iter().any(|k| k == key));
+        let wrong = || Error::Malformed("invalid patch format of retainKeys".to_owned());
+        let keys = keys.as_array().ok_or_else(wrong)?;
+        let named = |key: &str| keys.iter().any(|k| k == key);
+        // What the patch sets is kept, so it must be named.
+        let set = patch.iter().filter(|(key, value)| !value.is_null() && !key.starts_with('$'));
+        if set.into_iter().any(|(key, _)| !named(key)) {
+            return Err(wrong());
+        }
+        target.retain(|key, _| named(key));
     }
     for (key, value) in patch {
         if let Some(field) = key.strip_prefix(DELETE_FROM) {
@@ -64,7 +73,10 @@ fn merge_map(
     for (key, order) in patch {
         if let Some(field) = key.strip_prefix(ELEMENT_ORDER) {
             let merge_key = ty.and_then(|t| t.fields.get(field)).and_then(|f| f.merge_key);
-            let order = order.as_array().ok_or_else(|| Error::Malformed(format!("{key} must be a list")))?;
+            let order = order
+                .as_array()
+                .ok_or_else(|| Error::Malformed("invalid patch format of setElementOrder list".to_owned()))?;
+            check_order(patch.get(field), order, merge_key)?;
             if let Some(Value::Array(items)) = target.get_mut(field) {
                 reorder(items, order, merge_key);
             }
@@ -73,9 +85,33 @@ fn merge_map(
     Ok(())
 }
 
+/// The items that the patch sets must be in the order that it gives.
+fn check_order(items: Option<&Value>, order: &[Value], merge_key: Option<&str>) -> Result<(), Error> {
+    let Some(Value::Array(items)) = items else { return Ok(()) };
+    if order.is_empty() {
+        return Ok(());
+    }
+    let same = |item: &Value, wanted: &Value| match merge_key {
+        Some(key) => item.get(key) == wanted.get(key),
+        None => item == wanted,
+    };
+    let mut rest = order.iter();
+    for item in items.iter().filter(|item| item.get(PATCH).is_none()) {
+        if !rest.any(|wanted| same(item, wanted)) {
+            return Err(Error::Malformed(format!(
+                "The order in patch list:\n{}\n doesn't match {ELEMENT_ORDER} list:\n{}\n",
+                Value::Array(items.clone()),
+                Value::Array(order.to_vec())
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn delete_from(target: &mut Map<String, Value>, field: &str, values: &Value) -> Result<(), Error> {
-    let values =
-        values.as_array().ok_or_else(|| Error::Malformed(format!("{DELETE_FROM}{field} must be a list")))?;
+    let values = values
+        .as_array()
+        .ok_or_else(|| Error::Malformed("invalid patch format of primitive list".to_owned()))?;
     if let Some(Value::Array(items)) = target.get_mut(field) {
         items.retain(|item| !values.contains(item));
     }
@@ -141,8 +177,17 @@ fn merge_list(items: &mut Vec<Value>, patch: &[Value], field: &Field) -> Result<
         let map = value
             .as_object()
             .ok_or_else(|| Error::Malformed(format!("expected an object with the key {merge_key}")))?;
-        if replace && map.len() == 1 && map.contains_key(PATCH) {
-            continue;
+        match map.get(PATCH).map(|directive| directive.as_str().unwrap_or_default()) {
+            Some("replace") if map.len() == 1 => continue,
+            None | Some("replace" | "delete") => {}
+            Some("merge") => {
+                return Err(Error::Malformed(
+                    "merging lists cannot yet be specified in the patch".to_owned(),
+                ));
+            }
+            Some(other) => {
+                return Err(Error::Malformed(format!("unknown patch type: {other} in map: {value}")));
+            }
         }
         let key = map.get(merge_key).ok_or_else(|| {
             Error::Malformed(format!("map: {value} does not contain declared merge key: {merge_key}"))
@@ -275,6 +320,12 @@ mod tests {
         for patch in [
             json!([]),
             json!({"spec": {"$patch": "what"}}),
+            json!({"spec": {"strategy": {"$retainKeys": ["type"], "rollingUpdate": {}}}}),
+            json!({"spec": {"strategy": {"$retainKeys": "type"}}}),
+            json!({"metadata": {"$deleteFromPrimitiveList/finalizers": "x"}}),
+            json!({"metadata": {"$setElementOrder/finalizers": "x"}}),
+            json!({"metadata": {"$setElementOrder/finalizers": ["a", "b"], "finalizers": ["b", "a"]}}),
+            json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "$patch": "merge"}]}}}}),
             json!({"spec": {"template": {"spec": {"containers": [{"image": "x"}]}}}}),
         ] {
             assert!(apply_strategic(&mut deployment(), &patch, ty).is_err(), "{patch}");

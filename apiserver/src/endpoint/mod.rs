@@ -17,13 +17,14 @@ mod watch;
 use bytes::Bytes;
 use decapod_api::resource::{self, Resource, Storage};
 use decapod_api::status::Error;
+use decapod_api::warnings;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Response};
 
 use crate::auth::UserInfo;
 use crate::http::accept::{self, Accepted, Offer};
 use crate::http::protobuf::encode;
-use crate::http::{Body, RequestInfo, body};
+use crate::http::{Body, RequestInfo, body, reply};
 use crate::registry::options::WriteOptions;
 use crate::registry::patch::Patch;
 use crate::registry::{Call, managed};
@@ -58,9 +59,19 @@ impl Request<'_> {
             Some(manager) => manager.to_owned(),
             None => {
                 let agent = self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok());
-                managed::manager_of(agent.unwrap_or_default())
+                managed::manager_of(agent.unwrap_or_default(), &self.user.username)
             }
         };
+        Ok(call)
+    }
+
+    /// The call with its body, in whose order errors are told.
+    pub(crate) fn call_with(&self, bytes: &[u8]) -> Result<Call, Error> {
+        let mut call = self.call()?;
+        let media = self.content_type().split(';').next().unwrap_or_default().trim();
+        if matches!(media, "" | "application/json") {
+            call.body = Bytes::copy_from_slice(bytes);
+        }
         Ok(call)
     }
 
@@ -114,7 +125,11 @@ pub(crate) async fn resource(
         (_, "") => object::answer(&request, &body).await,
         _ => subresource::answer(&request, &body).await,
     }?;
-    finish::answer(&headers, accepted, response).await
+    let mut response = finish::answer(&headers, accepted, response).await?;
+    if let Some(warning) = warnings::of_kind(row) {
+        reply::warn(&mut response, &[warning.to_owned()]);
+    }
+    Ok(response)
 }
 
 /// What the client is answered as; refused before anything is done if it takes nothing that there is.

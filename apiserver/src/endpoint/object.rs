@@ -1,7 +1,7 @@
 //! The verbs on objects themselves.
 
+use decapod_api::meta;
 use decapod_api::status::Error;
-use decapod_api::{json, meta};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -29,19 +29,19 @@ pub(super) async fn answer(request: &Request<'_>, bytes: &[u8]) -> Result<Respon
     }
 }
 
-fn decode(request: &Request<'_>, bytes: &[u8]) -> Result<json::Parsed, Error> {
+fn decode(request: &Request<'_>, bytes: &[u8]) -> Result<body::Parsed, Error> {
     body::parse(request.content_type(), bytes)
 }
 
 async fn create(request: &Request<'_>, bytes: &[u8]) -> Result<Response<Body>, Error> {
-    let call = request.call()?;
+    let call = request.call_with(bytes)?;
     let parsed = decode(request, bytes)?;
     let object = request.core.registry.create(&call, parsed.value, &parsed.duplicates).await?;
     render::written(request, StatusCode::CREATED, &object, &call.warnings())
 }
 
 pub(super) async fn update(request: &Request<'_>, part: Part, bytes: &[u8]) -> Result<Response<Body>, Error> {
-    let call = request.call()?;
+    let call = request.call_with(bytes)?;
     let parsed = decode(request, bytes)?;
     let updated = request.core.registry.replace(&call, part, parsed.value, &parsed.duplicates).await?;
     let status = if updated.created { StatusCode::CREATED } else { StatusCode::OK };

@@ -2,7 +2,7 @@
 
 use decapod_api::apply::Apply;
 use decapod_api::status::Error;
-use decapod_api::{field, json as strict, labels, meta};
+use decapod_api::{field, labels, meta};
 use http::{Response, StatusCode};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
@@ -178,7 +178,7 @@ pub(super) async fn bind(request: &Request<'_>, pod: &str, bytes: &[u8]) -> Resu
     let a = &request.info.attributes;
     let mut call = Call::new(request.user.clone(), core("pods"), &a.namespace, pod);
     call.options = request.call()?.options;
-    let strict::Parsed { value: mut binding, .. } = body::parse(request.content_type(), bytes)?;
+    let body::Parsed { value: mut binding, .. } = body::parse(request.content_type(), bytes)?;
     body::check_gvk("v1", "Binding", &mut binding)?;
     if call.name.is_empty() {
         call.name = meta::name(&binding).to_owned();

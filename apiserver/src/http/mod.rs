@@ -6,6 +6,7 @@ pub(crate) mod info;
 pub(crate) mod protobuf;
 pub(crate) mod query;
 pub(crate) mod reply;
+pub(crate) mod yaml;
 
 pub use body::Body;
 pub(crate) use info::RequestInfo;

@@ -2,6 +2,7 @@
 
 use decapod_api::meta;
 use decapod_api::status::Error;
+use decapod_api::warnings;
 use decapod_storage as storage;
 use rand::Rng;
 use serde_json::Value;
@@ -49,6 +50,7 @@ impl Registry {
         managed: Option<Value>,
     ) -> Result<Value, Error> {
         self.place(call, &mut object)?;
+        warnings::dedup_owners(&mut object).into_iter().for_each(|warning| call.warn(warning));
         let generate = meta::text(&object, "generateName").unwrap_or_default().to_owned();
         let generated = meta::name(&object).is_empty() && !generate.is_empty();
         let attempts = if generated { NAME_ATTEMPTS } else { 1 };
@@ -121,6 +123,7 @@ impl Registry {
         let admitted = admission::validate(self, &named, Operation::Create, &object, None).await;
         call.adopt(&named);
         admitted?;
+        warnings::of_write(resource, &object, None).into_iter().for_each(|warning| call.warn(warning));
         let claim = strategy.claim(self, &named, &mut object, None).await?;
         managed::set(&mut object, managed);
         if call.options.dry_run {
@@ -163,6 +166,7 @@ impl Call {
             subresource: self.subresource.clone(),
             options: self.options,
             manager: self.manager.clone(),
+            body: self.body.clone(),
             warnings: std::sync::Mutex::default(),
         }
     }

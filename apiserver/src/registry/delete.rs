@@ -100,17 +100,24 @@ impl Registry {
 
 fn check(call: &Call, old: &Value, options: &DeleteOptions) -> Result<(), Error> {
     let Some(preconditions) = &options.preconditions else { return Ok(()) };
-    for (what, name, wanted, field) in [
-        ("UID", "UID", &preconditions.uid, "uid"),
-        ("ResourceVersion", "ResourceVersion", &preconditions.resource_version, "resourceVersion"),
+    for (what, wanted, field, since) in [
+        ("UID", &preconditions.uid, "uid", "deleted and then recreated"),
+        ("ResourceVersion", &preconditions.resource_version, "resourceVersion", "modified"),
     ] {
         let found = meta::text(old, field).unwrap_or_default();
         if let Some(wanted) = wanted
             && wanted != found
         {
-            return Err(call.conflict(format!(
-                "Precondition failed: {what} in precondition: {wanted}, {name} in object meta: {found}"
-            )));
+            let why = format!(
+                "the {what} in the precondition ({wanted}) does not match the {what} in record ({found}). The object might have been {since}"
+            );
+            let row = call.resource;
+            let resource = if row.group.is_empty() {
+                row.kind.to_owned()
+            } else {
+                format!("{}.{}", row.kind, row.group)
+            };
+            return Err(Error::Conflict { resource, name: call.name.clone(), why });
         }
     }
     Ok(())
@@ -120,21 +127,27 @@ fn check(call: &Call, old: &Value, options: &DeleteOptions) -> Result<(), Error>
 fn plan(call: &Call, old: &Value, options: &DeleteOptions, now: Timestamp) -> Step {
     let strategy = strategy::of(call.resource);
     let mut new = old.clone();
-    let grace = strategy.grace(old, options.grace_period_seconds);
+    // A negative period is the shortest.
+    let asked = options.grace_period_seconds.map(|seconds| if seconds < 0 { 1 } else { seconds });
+    let mut grace = strategy.grace(old, asked);
     finalize(&mut new, options.propagation());
     let held = !meta::finalizers(&new).is_empty() || !strategy.may_go(&new);
     if meta::deleting(old) {
         let before = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
         // A period may only be shortened.
-        let asked = options.grace_period_seconds.is_some() || grace == 0;
-        let grace = if asked { grace.min(before) } else { before };
+        let asked = asked.is_some() || grace == 0;
+        grace = if asked { grace.min(before) } else { before };
         if grace == 0 && !held {
             return Step::Remove;
         }
         if grace < before {
             let end =
                 meta::text(old, "deletionTimestamp").and_then(|t| t.parse::<Timestamp>().ok()).unwrap_or(now);
-            let end = end.saturating_sub(SignedDuration::from_secs(before - grace)).unwrap_or(now);
+            let mut end = end.saturating_sub(SignedDuration::from_secs(before - grace)).unwrap_or(now);
+            if end < now {
+                // The shorter period is over already: the least that is still graceful.
+                (end, grace) = (now, grace.min(1));
+            }
             set_meta(&mut new, "deletionTimestamp", rfc3339(end).into());
             set_meta(&mut new, "deletionGracePeriodSeconds", grace.into());
         }
@@ -202,7 +215,14 @@ mod tests {
         assert_eq!(step(new.clone(), grace(60)), Step::Nothing);
         let Step::Write(sooner) = step(new.clone(), grace(10)) else { panic!() };
         assert_eq!(sooner["metadata"]["deletionTimestamp"], "2027-01-15T08:00:10Z");
-        assert_eq!(step(new, grace(0)), Step::Remove);
+        assert_eq!(step(new.clone(), grace(0)), Step::Remove);
+        let mut late = new;
+        late["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:05Z".into();
+        let Step::Write(least) = step(late, grace(10)) else { panic!() };
+        assert_eq!(least["metadata"]["deletionTimestamp"], "2027-01-15T08:00:00Z");
+        assert_eq!(least["metadata"]["deletionGracePeriodSeconds"], 1);
+        let Step::Write(negative) = step(pod(json!({}), Some("n")), grace(-5)) else { panic!() };
+        assert_eq!(negative["metadata"]["deletionGracePeriodSeconds"], 1);
     }
 
     #[test]

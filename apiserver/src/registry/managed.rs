@@ -261,11 +261,16 @@ fn owned_part(old: &Value, new: &Value) -> Value {
     serde_json::json!({"spec": {"replicas": replicas}})
 }
 
-/// The manager's name where the request gives none: its user agent up to the first `/`.
-pub(crate) fn manager_of(user_agent: &str) -> String {
+/// The manager's name where the request gives none: its user agent up to the first `/`. Components
+/// in this process have none, and go by their user's name.
+pub(crate) fn manager_of(user_agent: &str, user: &str) -> String {
     /// The longest name of a manager, in bytes.
     const MAX: usize = 128;
-    let name = user_agent.split('/').next().unwrap_or_default();
+    let name = match (user_agent.split('/').next().unwrap_or_default(), user.strip_prefix("system:")) {
+        ("", Some(node)) if node.starts_with("node:") => "kubelet",
+        ("", Some(user)) => user.rsplit(':').next().unwrap_or_default(),
+        (name, _) => name,
+    };
     let mut text = String::new();
     for c in name.chars().filter(|c| !c.is_control()) {
         if text.len() + c.len_utf8() > MAX {

@@ -25,6 +25,7 @@ pub(crate) mod watch;
 
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use decapod_api::resource::{self, Resource};
 use decapod_api::status::Error;
 use decapod_storage::{Entry, Store};
@@ -51,6 +52,8 @@ pub(crate) struct Call {
     pub(crate) options: WriteOptions,
     /// In whose name the fields that are written are owned.
     pub(crate) manager: String,
+    /// The body as it was sent, if it is JSON: errors are told in its order.
+    pub(crate) body: Bytes,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -64,6 +67,7 @@ impl Call {
             subresource: String::new(),
             options: WriteOptions::default(),
             manager: String::new(),
+            body: Bytes::new(),
             warnings: Mutex::default(),
         }
     }

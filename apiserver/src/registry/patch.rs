@@ -2,7 +2,6 @@
 
 use decapod_api::apply::Apply;
 use decapod_api::facts;
-use decapod_api::json;
 use decapod_api::patch::{self, JsonPatch};
 use decapod_api::status::Error;
 use serde_json::Value;
@@ -34,10 +33,12 @@ impl Patch {
     pub(crate) fn parse(content_type: &str, bytes: &[u8], force: bool) -> Result<(Self, Vec<String>), Error> {
         let media = content_type.split(';').next().unwrap_or_default().trim();
         let parsed =
-            || json::parse(bytes).map_err(|e| Error::BadRequest(format!("error decoding patch: {e}")));
+            || body::json(bytes).map_err(|e| Error::BadRequest(format!("error decoding patch: {e}")));
         match media {
             "application/json-patch+json" => {
-                Ok((Self::Json(JsonPatch::parse(bytes).map_err(refused)?), Vec::new()))
+                let patch = JsonPatch::parse(bytes).map_err(refused)?;
+                let found = json_patch_fields(&parsed()?);
+                Ok((Self::Json(patch), found))
             }
             "application/merge-patch+json" => parsed().map(|p| (Self::Merge(p.value), p.duplicates)),
             "application/strategic-merge-patch+json" => {
@@ -50,8 +51,8 @@ impl Patch {
                 })?;
                 Ok((Self::Apply { config: parsed.value, force }, parsed.duplicates))
             }
-            other => Err(Error::UnsupportedMediaType(format!(
-                "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, {APPLY} (got {other})"
+            _ => Err(Error::UnsupportedMediaType(format!(
+                "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, {APPLY}"
             ))),
         }
     }
@@ -85,6 +86,18 @@ impl Patch {
         }
         Ok(patched)
     }
+}
+
+/// What a JSON patch has that is no part of one, or twice.
+fn json_patch_fields(parsed: &body::Parsed) -> Vec<String> {
+    let operations = parsed.value.as_array().into_iter().flatten().enumerate();
+    let unknown = operations.flat_map(|(i, operation)| {
+        let fields = operation.as_object().into_iter().flatten().map(|(field, _)| field);
+        fields
+            .filter(|field| !["op", "path", "from", "value"].contains(&field.as_str()))
+            .map(move |field| format!("json patch unknown field \"[{i}].{field}\""))
+    });
+    unknown.chain(parsed.duplicates.iter().map(|found| format!("json patch {found}"))).collect()
 }
 
 fn refused(error: patch::Error) -> Error {
@@ -123,7 +136,7 @@ impl Registry {
             other => other.apply(old, call.resource.type_name)?,
         };
         body::check_kind(call.resource, &mut patched)?;
-        let object = body::normalize(call, patched, duplicates)?;
+        let object = body::normalize_patched(call, patched, duplicates, patch.is_apply())?;
         check_identity(call, &object)?;
         Ok(object)
     }

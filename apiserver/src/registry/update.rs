@@ -1,7 +1,8 @@
 //! Update: the one loop by which anything that exists is changed.
 
-use decapod_api::meta;
 use decapod_api::status::Error;
+use decapod_api::warnings;
+use decapod_api::{field, meta};
 use decapod_storage::{self as storage, Entry, Precondition};
 use serde_json::Value;
 
@@ -49,6 +50,12 @@ impl Registry {
                 let created = self.create(call, object, duplicates).await?;
                 return Ok(Updated { object: created, created: true });
             }
+        }
+        let unversioned = meta::text(&object, "resourceVersion").unwrap_or_default().is_empty();
+        if unversioned && !strategy::unconditional(call.resource) && self.current(call).await?.is_some() {
+            let path = field::Path::new("metadata").child("resourceVersion");
+            let error = field::Error::invalid(&path, 0, "must be specified for an update");
+            return Err(call.invalid(&call.name, vec![error]));
         }
         let object = self.modify(call, part, |_| Ok(object.clone())).await?;
         Ok(Updated { object, created: false })
@@ -115,6 +122,7 @@ impl Registry {
         let resource = call.resource;
         let mut new = proposed;
         keep_system_fields(&mut new, old);
+        warnings::dedup_owners(&mut new).into_iter().for_each(|warning| call.warn(warning));
         let strategy = strategy::of(resource);
         match part {
             Part::Main => {
@@ -139,6 +147,9 @@ impl Registry {
             return Err(call.invalid(&call.name, errors).into());
         }
         admission::validate(self, call, Operation::Update, &new, Some(old)).await?;
+        if part == Part::Main {
+            warnings::of_write(resource, &new, Some(old)).into_iter().for_each(|warning| call.warn(warning));
+        }
         if new == *old && tracked.unchanged() {
             managed::set(&mut new, tracked.live);
             return Ok(new);
@@ -253,7 +264,7 @@ fn keep_system_fields(new: &mut Value, old: &Value) {
 }
 
 /// An object that is being deleted gets no new finalizers.
-fn finalizers_only_go(new: &Value, old: &Value) -> Vec<decapod_api::field::Error> {
+fn finalizers_only_go(new: &Value, old: &Value) -> Vec<field::Error> {
     if !meta::deleting(old) {
         return Vec::new();
     }
@@ -262,11 +273,12 @@ fn finalizers_only_go(new: &Value, old: &Value) -> Vec<decapod_api::field::Error
     if added.is_empty() {
         return Vec::new();
     }
-    let path = decapod_api::field::Path::new("metadata").child("finalizers");
+    let path = field::Path::new("metadata").child("finalizers");
     let why = format!(
-        "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+        "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+        added.iter().map(|finalizer| format!("{finalizer:?}")).collect::<Vec<_>>().join(", ")
     );
-    vec![decapod_api::field::Error::forbidden(&path, why)]
+    vec![field::Error::forbidden(&path, why)]
 }
 
 /// Nothing holds an object any more whose deletion began.

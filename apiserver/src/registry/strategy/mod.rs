@@ -161,6 +161,17 @@ impl Strategy for Returning {
     }
 }
 
+/// Whether a PUT may leave out which version it replaces.
+pub(crate) fn unconditional(resource: &Resource) -> bool {
+    match (resource.group, resource.plural) {
+        ("admissionregistration.k8s.io" | "apiregistration.k8s.io" | "apiextensions.k8s.io", _)
+        | ("coordination.k8s.io" | "node.k8s.io", _)
+        | ("policy", "poddisruptionbudgets") => false,
+        ("storage.k8s.io", plural) => matches!(plural, "storageclasses" | "volumeattributesclasses"),
+        _ => true,
+    }
+}
+
 /// The strategy of a kind.
 pub(crate) fn of(resource: &Resource) -> &'static dyn Strategy {
     match (resource.group, resource.plural) {
@@ -174,6 +185,7 @@ pub(crate) fn of(resource: &Resource) -> &'static dyn Strategy {
         ("", "endpoints" | "events" | "limitranges")
         | ("events.k8s.io", _)
         | ("coordination.k8s.io", "leases")
+        | ("node.k8s.io", "runtimeclasses")
         | ("rbac.authorization.k8s.io", _) => &Upsert,
         ("", "serviceaccounts" | "resourcequotas" | "podtemplates") => &Returning,
         _ => &Plain,

@@ -14,6 +14,24 @@ const DEFAULT_GRACE: i64 = 30;
 
 pub(super) struct Pod;
 
+/// Clients that do not know of observed generations do not take them away.
+fn keep_observed(new: &mut Value, old: &Value) {
+    const FIELD: &str = "observedGeneration";
+    if !new.is_object() {
+        return;
+    }
+    if new[FIELD].is_null() && old[FIELD].is_i64() {
+        new[FIELD] = old[FIELD].clone();
+    }
+    let before = old["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for condition in new.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+        let known = before.iter().find(|known| known["type"] == condition["type"]);
+        if let Some(known) = known.filter(|known| known[FIELD].is_i64() && condition[FIELD].is_null()) {
+            condition[FIELD] = known[FIELD].clone();
+        }
+    }
+}
+
 impl Strategy for Pod {
     fn prepare_create(&self, _call: &Call, object: &mut Value) {
         let mut status = json!({"phase": "Pending"});
@@ -34,6 +52,7 @@ impl Strategy for Pod {
         if kept.is_string() && new["status"].is_object() {
             new["status"]["qosClass"] = kept.clone();
         }
+        keep_observed(&mut new["status"], &old["status"]);
     }
 
     fn validate_update(&self, new: &Value, old: &Value) -> Vec<field::Error> {
