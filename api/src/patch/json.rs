@@ -30,8 +30,10 @@ impl JsonPatch {
     /// # Errors
     /// [`Error::Malformed`] names the operation that is not one.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let patch: Self = serde_json::from_slice(bytes)
-            .map_err(|e| Error::Malformed(format!("error decoding patch: {e}")))?;
+        let malformed = |e: serde_json::Error| Error::Malformed(format!("error decoding patch: {e}"));
+        // Of a field that is there twice the last one counts, as everywhere.
+        let value = crate::json::parse(bytes).map_err(malformed)?.value;
+        let patch: Self = serde_json::from_value(value).map_err(malformed)?;
         if patch.0.len() > MAX_OPERATIONS {
             return Err(Error::Malformed(format!(
                 "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
