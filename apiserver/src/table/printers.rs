@@ -22,6 +22,7 @@ pub(super) fn cells(resource: &Resource, object: &Value, now: Timestamp) -> Opti
         ("", "nodes") => node::cells(object, now),
         ("", "services") => service(object, now),
         ("", "endpoints") => endpoints(object, now),
+        ("", "resourcequotas") => quota(object, now),
         ("", "events") => event(object, &object["involvedObject"], &object["source"], "message", now),
         ("events.k8s.io", "events") => {
             event(object, &object["regarding"], &object["deprecatedSource"], "note", now)
@@ -80,6 +81,20 @@ pub(super) fn cells(resource: &Resource, object: &Value, now: Timestamp) -> Opti
         _ => return None,
     };
     Some(cells)
+}
+
+/// What is used of what a quota allows: limits in a column of their own.
+fn quota(object: &Value, now: Timestamp) -> Vec<Value> {
+    let hard = object["status"]["hard"].as_object().into_iter().flatten();
+    let told = |(name, hard): (&String, &Value)| {
+        let used = object["status"]["used"][name].as_str().unwrap_or("0").to_owned();
+        (name.starts_with("limits."), format!("{name}: {used}/{}", hard.as_str().unwrap_or_default()))
+    };
+    let (limits, requests): (Vec<_>, Vec<_>) = hard.map(told).partition(|(is_limit, _)| *is_limit);
+    let joined = |entries: Vec<(bool, String)>| -> Value {
+        entries.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(", ").into()
+    };
+    vec![name(object), joined(requests), joined(limits), age(object, now)]
 }
 
 /// A cell by its column's name.
@@ -379,6 +394,16 @@ mod tests {
         assert_eq!(
             shown(row("discovery.k8s.io", "v1", "endpointslices"), &object),
             ["web-x", "IPv4", "80", "1.1.1.1,1.1.1.2,1.1.1.3 + 1 more...", "60s"]
+        );
+    }
+
+    #[test]
+    fn quotas() {
+        let object = json!({"metadata": {"name": "q", "creationTimestamp": "2027-01-15T07:59:00Z"}, "status": {
+            "hard": {"limits.cpu": "2", "pods": "5", "requests.cpu": "1"}, "used": {"pods": "3", "limits.cpu": "1"}}});
+        assert_eq!(
+            shown(core("resourcequotas"), &object),
+            ["q", "pods: 3/5, requests.cpu: 0/1", "limits.cpu: 1/2", "60s"]
         );
     }
 

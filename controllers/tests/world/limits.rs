@@ -3,7 +3,9 @@
 
 use futures::future::join_all;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, ResourceQuota, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolumeClaim, Pod, ResourceQuota, Service, ServiceAccount,
+};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, EvictParams, PostParams};
@@ -29,6 +31,16 @@ async fn used(world: &World, wanted: &[(&str, &str)]) {
         .await;
 }
 
+/// Waits for the account under which pods run.
+async fn account(world: &World) {
+    world
+        .until("the account of pods", async || {
+            let account = world.of::<ServiceAccount>().get_opt("default").await.unwrap();
+            account.map(drop).ok_or_else(String::new)
+        })
+        .await;
+}
+
 async fn pod(world: &World, name: &str) -> kube::Result<Pod> {
     let resources = json!({"requests": {"cpu": "300m"}});
     let object = json!({"metadata": {"name": name}, "spec": {"terminationGracePeriodSeconds": 0,
@@ -46,6 +58,7 @@ async fn a_quota_follows_the_life_of_what_it_counts() {
     let hard = json!({"pods": "20", "requests.cpu": "1", "count/configmaps": "3", "services": "1"});
     world.create::<ResourceQuota>(json!({"metadata": {"name": "q"}, "spec": {"hard": hard}})).await;
     used(&world, &[("pods", "0"), ("requests.cpu", "0"), ("count/configmaps", "1"), ("services", "1")]).await;
+    account(&world).await;
     let names: Vec<String> = (0..8).map(|i| format!("p{i}")).collect();
     let made = join_all(names.iter().map(|name| pod(&world, name))).await;
     assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 3, "{made:?}");
@@ -132,13 +145,8 @@ async fn a_claim_stays_while_a_pod_uses_it() {
     let user = json!({"metadata": {"name": "user"}, "spec": {"containers": [{"name": "c", "image": "i"}],
         "terminationGracePeriodSeconds": 0,
         "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]}});
-    world
-        .until("the account that the pod needs", async || {
-            let user = serde_json::from_value(user.clone()).unwrap();
-            let made = world.of::<Pod>().create(&PostParams::default(), &user).await;
-            made.map(drop).map_err(|error| error.to_string())
-        })
-        .await;
+    account(&world).await;
+    world.create::<Pod>(user).await;
     world
         .until("the pod to have a node", async || {
             let pod = world.of::<Pod>().get("user").await.unwrap();
