@@ -2,9 +2,11 @@
 //! a test leaves behind.
 
 pub mod cluster;
+pub mod contract;
 pub mod etcd;
 pub mod images;
 pub mod leaks;
 pub mod poll;
+pub mod server;
 pub mod suite;
 pub mod tools;

@@ -1,5 +1,6 @@
-//! What developers run: `cargo xtask tidy`, `cargo xtask bench`.
+//! What developers run: `cargo xtask tidy`, `cargo xtask chaos`.
 
+mod chaos;
 mod clones;
 mod graph;
 mod sizes;
@@ -11,8 +12,15 @@ fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
     match std::env::args().nth(1).as_deref() {
         Some("tidy") => tidy(root),
+        Some("chaos") => match chaos::run(root, std::env::args().nth(2).as_deref()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("chaos: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         other => {
-            eprintln!("xtask: {}: expected tidy", other.unwrap_or("no command"));
+            eprintln!("xtask: {}: expected tidy or chaos", other.unwrap_or("no command"));
             ExitCode::FAILURE
         }
     }

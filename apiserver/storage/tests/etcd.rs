@@ -209,6 +209,55 @@ async fn a_watch_waits_for_etcd_to_come_back_and_has_no_gap() {
     assert_eq!(seen[0].previous().unwrap().modified, first.modified);
 }
 
+/// As the cache follows the store: everything, and where it is without being told of a key of its own.
+#[tokio::test]
+async fn a_watch_of_everything_says_how_far_it_is() {
+    let etcd = server::Etcd::start(1, None).unwrap();
+    let store = open(&etcd).await;
+    let start = store.revision().await.unwrap();
+    let mut all = store.watch("", start).await.unwrap();
+    // Somebody else's key, and no text.
+    etcd.ctl(&["put", "other", "x"]).unwrap();
+    let entry = store.create("/registry/a", Bytes::new()).await.unwrap();
+    let mut quiet = store.watch("/quiet/", start).await.unwrap();
+    store.progress().await.unwrap();
+    for watch in [&mut all, &mut quiet] {
+        let reached = async {
+            loop {
+                if let Event::Progress(revision) = watch.next().await.unwrap().unwrap() {
+                    return revision;
+                }
+            }
+        };
+        assert_eq!(tokio::time::timeout(suite::PATIENCE, reached).await.unwrap(), entry.modified);
+    }
+}
+
+/// A key that goes and one that comes and goes leave no trace but the number of keys.
+#[tokio::test]
+async fn progress_never_comes_before_a_deletion() {
+    let etcd = server::Etcd::start(1, None).unwrap();
+    let store = open(&etcd).await;
+    for round in 0..30 {
+        let kept = store.create(&format!("/registry/{round}/kept"), Bytes::new()).await.unwrap();
+        let mut watch = store.watch(&format!("/registry/{round}/"), kept.modified).await.unwrap();
+        let passing = store.create(&format!("/registry/{round}/passing"), Bytes::new()).await.unwrap();
+        store.delete(&passing.key, Precondition::ModifiedAt(passing.modified)).await.unwrap();
+        let last = store.delete(&kept.key, Precondition::ModifiedAt(kept.modified)).await.unwrap();
+        store.progress().await.unwrap();
+        let mut seen = 0;
+        loop {
+            match watch.next().await.unwrap().unwrap() {
+                Event::Changes(changes) => seen += changes.len(),
+                Event::Progress(revision) => {
+                    assert_eq!((seen, revision), (3, last), "round {round}");
+                    break;
+                }
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn history_is_compacted_at_the_interval() {
     let etcd = server::Etcd::start(1, None).unwrap();

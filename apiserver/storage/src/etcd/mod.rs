@@ -2,8 +2,7 @@
 //!
 //! Keys and values lie in etcd as Kubernetes lays them: `etcdctl get --prefix /registry/` shows them, and
 //! the revisions are etcd's own. Each write is one transaction that compares the key's revision. Reads
-//! are linearizable. A watch follows *all* keys and picks its prefix out of them ([`watch`]): so it knows
-//! how far it is without asking etcd, whose progress requests answer too early before 3.4.25 and 3.5.8.
+//! are linearizable. A watch finds out by itself how far it is ([`watch`]).
 //!
 //! **Invariants:** a write is tried again only where it is certain that the first attempt was never sent.
 //! A read is answered by a member that has a leader, or not at all.

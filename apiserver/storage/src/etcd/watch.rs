@@ -1,19 +1,29 @@
 //! A watch of etcd that goes on where it was when the connection or the member is lost.
 //!
-//! It asks etcd for all keys: each revision is then an event, so the last event says how far the watch
-//! is, and a reconnect resumes exactly there. It starts *at* the revision that was seen last and passes
+//! How far a watch is, it finds out by itself, because etcd's answers to progress requests come too early
+//! before 3.4.25 and 3.5.8. A watch of all keys sees each revision as an event. A watch of a prefix looks
+//! whether anything under it changed since the last event: if no key was written later, and there are as
+//! many keys as then, nothing did.
+//!
+//! A watch starts *at* the revision that was seen last and passes
 //! over what that one changed: so etcd itself notices if anything after it was compacted. (Asked for the
 //! revision after it, etcd would serve one whose deletions compaction has taken.)
 
 use std::sync::Arc;
 
-use etcd_client::{EventType, KeyValue, WatchOptions, WatchResponse, WatchStream};
+use std::time::Duration;
+
+use etcd_client::{EventType, GetOptions, GetResponse, KeyValue, WatchOptions, WatchResponse, WatchStream};
 use futures::stream;
 use tokio::sync::watch;
 
 use super::members::{BETWEEN, Failure, Members, START};
-use super::{entry, first, unsigned};
-use crate::{Change, Error, Event, Revision, Watch};
+use super::{entry, first, signed, unsigned};
+use crate::{Change, Error, Event, Revision, Watch, prefix_end};
+
+/// How often a quiet watch finds out how far it is: so often that compaction, which keeps five minutes,
+/// never overtakes one that has nothing to tell.
+const SETTLE_EVERY: Duration = Duration::from_secs(60);
 
 /// What watches were asked to reach: how often, and which revision.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +57,7 @@ pub(super) async fn start(
 
 /// The oldest revision that is kept, by trying to watch from one that is not.
 pub(super) async fn oldest(members: &Members, compacted: Revision) -> Result<Revision, Failure> {
-    let mut opened = open(members, first(compacted)).await?;
+    let mut opened = open(members, "", first(compacted)).await?;
     loop {
         match tokio::time::timeout(START, opened.stream.message()).await {
             Ok(Ok(Some(response))) if response.compact_revision() > 0 => {
@@ -67,15 +77,24 @@ struct Opened {
     stream: WatchStream,
 }
 
-/// Starts to watch all keys from this revision on.
-async fn open(members: &Members, from: i64) -> Result<Opened, Failure> {
+/// Starts to watch what is under the prefix from this revision on.
+async fn open(members: &Members, prefix: &str, from: i64) -> Result<Opened, Failure> {
     let (member, mut client) = members.watcher();
-    let options = WatchOptions::new().with_all_keys().with_prev_key().with_start_revision(from);
-    match tokio::time::timeout(START, client.watch("", Some(options))).await {
+    let options = WatchOptions::new().with_prev_key().with_start_revision(from);
+    let options = match range_end(prefix) {
+        Some(end) => options.with_range(end),
+        None => options.with_all_keys(),
+    };
+    match tokio::time::timeout(START, client.watch(prefix, Some(options))).await {
         Ok(Ok(stream)) => Ok(Opened { member, stream }),
         Ok(Err(error)) => Err(members.watch_failed(member, Some(error))),
         Err(_) => Err(members.watch_timed_out(member)),
     }
+}
+
+/// Where a prefix ends for etcd; none for all keys.
+fn range_end(prefix: &str) -> Option<Vec<u8>> {
+    (!prefix.is_empty()).then(|| prefix_end(prefix).map_or_else(|| vec![0], String::into_bytes))
 }
 
 struct Watcher {
@@ -115,6 +134,9 @@ impl Watcher {
                 self.told = times;
                 return Ok(Event::Progress(self.seen));
             }
+            if times != self.told && self.settle(goal).await? {
+                continue;
+            }
             let Some(opened) = &mut self.stream else {
                 self.connect().await.map_err(super::failed)?;
                 continue;
@@ -123,6 +145,11 @@ impl Watcher {
                 message = opened.stream.message() => message,
                 // The sender may go with its store; then nobody asks any more.
                 Ok(()) = self.asked.changed() => continue,
+                () = tokio::time::sleep(SETTLE_EVERY) => {
+                    let newest = self.newest().await?;
+                    self.settle(newest).await?;
+                    continue;
+                }
             };
             match message {
                 Ok(Some(response)) => match self.read(&response)? {
@@ -147,7 +174,7 @@ impl Watcher {
     async fn connect(&mut self) -> Result<(), Failure> {
         let mut attempt = 1;
         loop {
-            match open(&self.members, first(self.seen)).await {
+            match open(&self.members, &self.prefix, first(self.seen)).await {
                 Ok(opened) => {
                     self.stream = Some(opened);
                     return Ok(());
@@ -157,6 +184,46 @@ impl Watcher {
             }
             attempt += 1;
         }
+    }
+
+    /// Looks whether nothing under the prefix changed up to a revision that is not reached yet; then it is
+    /// reached. What did change is on its way.
+    async fn settle(&mut self, goal: Revision) -> Result<bool, Error> {
+        let Some(end) = range_end(&self.prefix) else { return Ok(false) };
+        if self.seen >= goal {
+            return Ok(false);
+        }
+        let since = GetOptions::new().with_range(end).with_revision(signed(goal));
+        let since = since.with_keys_only().with_min_mod_revision(signed(self.seen) + 1);
+        let written = self.range(since.clone()).await?;
+        if !written.kvs().is_empty() {
+            return Ok(false);
+        }
+        // At the revision that is reached already, every key counts.
+        let before = since.with_min_mod_revision(0).with_count_only().with_revision(first(self.seen));
+        if self.range(before).await?.count() != written.count() {
+            return Ok(false);
+        }
+        self.seen = goal;
+        Ok(true)
+    }
+
+    async fn newest(&self) -> Result<Revision, Error> {
+        let found = self.range(GetOptions::new().with_count_only()).await?;
+        Ok(found.header().map_or(0, |header| unsigned(header.revision())))
+    }
+
+    async fn range(&self, options: GetOptions) -> Result<GetResponse, Error> {
+        let read = self.members.read(|mut kv| {
+            let (start, options) = (self.prefix.clone(), options.clone());
+            // An empty key is none to etcd; which one is read for the newest revision does not matter.
+            async move { kv.get(if start.is_empty() { "/".to_owned() } else { start }, Some(options)).await }
+        });
+        read.await.map_err(
+            |failure| {
+                if failure.is_compacted() { Error::Lagged } else { super::failed(failure) }
+            },
+        )
     }
 
     fn read(&mut self, response: &WatchResponse) -> Result<Told, Error> {

@@ -1,0 +1,143 @@
+//! A control plane without a node, which can be killed and started again over the same data.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tempfile::TempDir;
+
+use crate::tools::program;
+
+/// How long a start may take before it counts as failed: far longer than it takes.
+const START: Duration = Duration::from_secs(60);
+/// How often readiness is looked at: a fraction of what a start takes.
+const STEP: Duration = Duration::from_millis(10);
+
+/// The server. Dropping it kills it and removes its data.
+#[derive(Debug)]
+pub struct Server {
+    binary: PathBuf,
+    name: String,
+    port: u16,
+    flags: Vec<String>,
+    folder: TempDir,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Prepares a server with these further flags of `decapod server`; starts nothing.
+    ///
+    /// # Errors
+    /// That the program is missing, or no port is free.
+    pub fn prepare(name: &str, flags: Vec<String>) -> Result<Self> {
+        let port = free_port()?;
+        let folder = tempfile::Builder::new().prefix("dcpserver").tempdir()?;
+        let name = format!("{name}-{}", std::process::id());
+        Ok(Self { binary: program("decapod")?, name, port, flags, folder, child: None })
+    }
+
+    /// Starts the server, and waits until it is ready.
+    ///
+    /// # Errors
+    /// What it printed when it ended.
+    pub async fn start(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let child = Command::new(&self.binary)
+            .args(["server", "--no-agent", "--name", &self.name, "--data-dir"])
+            .arg(self.data())
+            .args([format!("--listen=0.0.0.0:{}", self.port), "--node-ip=127.0.0.1".to_owned()])
+            .args(&self.flags)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}", self.binary.display()))?;
+        self.child = Some(child);
+        tokio::time::timeout(START, self.ready()).await.context("the server does not get ready")?
+    }
+
+    async fn ready(&mut self) -> Result<()> {
+        loop {
+            if let Some(child) = &mut self.child
+                && let Some(status) = child.try_wait()?
+            {
+                bail!("the server ended ({status}): {}", std::fs::read_to_string(self.log())?);
+            }
+            if let Ok(client) = self.client().await {
+                let request = http::Request::get("/readyz").body(Vec::new())?;
+                if client.request_text(request).await.is_ok() {
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(STEP).await;
+        }
+    }
+
+    /// A client that may do everything, with connections of its own.
+    ///
+    /// # Errors
+    /// That the server has not written its kubeconfig yet.
+    pub async fn client(&self) -> Result<kube::Client> {
+        let config = Kubeconfig::read_from(self.data().join("kubeconfig"))?;
+        let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+        Ok(kube::Client::try_from(config)?)
+    }
+
+    /// Kills it (`SIGKILL`).
+    ///
+    /// # Errors
+    /// That it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// The process that runs now.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// How it ended, once it has.
+    ///
+    /// # Errors
+    /// That it cannot be waited for.
+    pub fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
+        Ok(self.child.as_mut().map(Child::try_wait).transpose()?.flatten())
+    }
+
+    /// Where its data lies.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// What it prints.
+    pub fn log(&self) -> PathBuf {
+        self.folder.path().join("server.log")
+    }
+}
+
+/// A port that stays free while the server is down: the kernel gives those from 32768 on to whoever
+/// connects to something.
+fn free_port() -> Result<u16> {
+    const ATTEMPTS: usize = 100;
+    let mut ports = (0..ATTEMPTS).map(|_| rand::random_range(20_000..30_000));
+    let free = ports.find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok());
+    free.context("no port is free")
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            eprintln!("the server cannot be killed: {error}");
+        }
+        // What it had there is gone with its last start, or never was.
+        std::fs::remove_dir_all(format!("/run/decapod/{}", self.name)).ok();
+    }
+}
