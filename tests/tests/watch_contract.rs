@@ -35,7 +35,11 @@ async fn holds(store: &str, flags: Vec<String>, between: Range<Duration>) -> Res
     );
     let wrong = check(&outcome.record);
     ensure!(wrong.is_empty(), "the contract was broken:\n{}", wrong.join("\n"));
-    ensure!(outcome.acknowledged > kills(), "the load did next to nothing: {} writes", outcome.acknowledged);
+    ensure!(
+        outcome.acknowledged > kills() / 5,
+        "the load did next to nothing: {} writes",
+        outcome.acknowledged
+    );
     ensure!(outcome.resumed >= kills(), "watches were hardly interrupted");
     Ok(())
 }
