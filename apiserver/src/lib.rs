@@ -24,6 +24,7 @@ mod version;
 pub mod pki;
 
 pub use self::http::Body;
+pub use audit::{AuditError, AuditOptions, LogOptions, PolicyError};
 pub use auth::UserInfo;
 pub use auth::token_file::Error as TokenFileError;
 pub use clock::{Clock, SystemClock};

@@ -36,6 +36,7 @@ pub(crate) async fn resolve(
             vec![super::SERVICE_ACCOUNTS.to_owned(), format!("{}:{namespace}", super::SERVICE_ACCOUNTS)];
     }
     complete_groups(&mut wanted);
+    crate::audit::impersonated(&wanted);
     Ok(wanted)
 }
 

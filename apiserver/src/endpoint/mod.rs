@@ -120,6 +120,7 @@ pub(crate) async fn resource(
         "get" | "list" | "watch" => Bytes::new(),
         _ => body::read(incoming).await.map_err(unreadable)?,
     };
+    crate::audit::request(&headers, &body);
     let response = match (row.storage, a.subresource.as_str()) {
         (Storage::Virtual, "") => review::answer(&request, &body).await,
         (_, "") => object::answer(&request, &body).await,

@@ -12,6 +12,7 @@ use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 
 use super::{Core, Peer, health};
+use crate::audit::{self, Exchange};
 use crate::auth::{Decision, UserInfo, forbidden_message, impersonation};
 use crate::http::body::{self, BoxError};
 use crate::http::{Body, RequestInfo, reply};
@@ -37,13 +38,19 @@ impl Service {
         let method = request.method().clone();
         let info = RequestInfo::parse(&method, request.uri().path(), request.uri().query());
         let audit_id = audit_id(&request);
-        let answer = AssertUnwindSafe(self.answer(&info, request, &peer)).catch_unwind().await;
+        let exchange =
+            self.0.audit.clone().map(|audit| {
+                Arc::new(Exchange::new(audit, &info.attributes, &request, peer.address, &audit_id))
+            });
+        let answer = AssertUnwindSafe(self.answer(&info, request, &peer)).catch_unwind();
+        let answer = audit::within(exchange.clone(), answer).await;
         let mut response = answer.unwrap_or_else(|panic| {
             tracing::error!(
                 path = info.attributes.path,
                 panic = words(&*panic),
                 "a request handler panicked"
             );
+            audit::panicked(exchange.as_deref(), words(&*panic));
             reply::error(&Error::Internal("the request could not be handled".to_owned()))
         });
         response.headers_mut().insert(HeaderName::from_static("audit-id"), audit_id);
@@ -51,7 +58,7 @@ impl Service {
             *response.body_mut() = body::empty();
         }
         self.record(&info, &response, started.elapsed());
-        response
+        audit::finish(exchange, response, long_running(&info)).await
     }
 
     async fn answer(&self, info: &RequestInfo, request: Request<Body>, peer: &Peer) -> Response<Body> {
@@ -92,11 +99,13 @@ impl Service {
     async fn authenticate(&self, headers: &HeaderMap, peer: &Peer) -> Result<UserInfo, Error> {
         let certificate = peer.user.as_deref();
         if let (true, Some(user)) = (peer.trusted, certificate) {
+            audit::authenticated(user);
             return Ok(user.clone());
         }
         let core = &*self.0;
         let user = core.authenticator.authenticate(headers, certificate, core.clock.now()).await;
         let user = user.ok_or(Error::Unauthorized)?;
+        audit::authenticated(&user);
         impersonation::resolve(user, headers, &*core.authorizer).await
     }
 
@@ -108,7 +117,9 @@ impl Service {
     ) -> Result<Response<Body>, Error> {
         let core = &*self.0;
         let a = &info.attributes;
-        if let Decision::NoOpinion(reason) = core.authorizer.authorize(user, a).await {
+        let decision = core.authorizer.authorize(user, a).await;
+        audit::authorized(&decision);
+        if let Decision::NoOpinion(reason) = decision {
             let resource = if a.group.is_empty() || a.resource.is_empty() {
                 a.resource.clone()
             } else {

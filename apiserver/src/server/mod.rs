@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::{Audit, AuditError, AuditOptions};
 use crate::auth::bootstrap_token::BootstrapTokens;
 use crate::auth::node::NodeAuthorizer;
 use crate::auth::rbac::Rbac;
@@ -57,6 +58,8 @@ pub struct Options {
     pub token_file: Option<PathBuf>,
     /// What is enciphered in the store, by which keys; nothing without.
     pub encryption: Option<Arc<decapod_storage::encryption::Config>>,
+    /// What is recorded of requests, and where; nothing without.
+    pub audit: Option<AuditOptions>,
     /// Whether the `proxy` subresource of pods and Services may connect to this machine's loopback
     /// addresses: only where pods really have them, as in tests. Whoever may write a pod's status
     /// would otherwise reach what listens here for local users only.
@@ -74,6 +77,7 @@ impl Default for Options {
             cluster_domain: "cluster.local".to_owned(),
             token_file: None,
             encryption: None,
+            audit: None,
             proxy_to_loopback: false,
         }
     }
@@ -97,6 +101,9 @@ pub enum StartError {
     /// The token file is of no use.
     #[error("cannot use the token file")]
     Tokens(#[from] token_file::Error),
+    /// Requests cannot be recorded as asked.
+    #[error("cannot set up the audit log")]
+    Audit(#[from] AuditError),
     /// The objects that every cluster has could not be written.
     #[error("cannot write the objects that every cluster has: {0}")]
     Bootstrap(decapod_api::status::Error),
@@ -118,6 +125,7 @@ pub(crate) struct Core {
     pub(crate) kubelets: Kubelets,
     pub(crate) metrics: Metrics,
     pub(crate) health: health::Health,
+    pub(crate) audit: Option<Arc<Audit>>,
     pub(crate) stopping: CancellationToken,
 }
 
@@ -128,6 +136,8 @@ pub(crate) struct Peer {
     pub(crate) user: Option<Arc<UserInfo>>,
     /// The request comes from this very process, as `user`.
     pub(crate) trusted: bool,
+    /// The other end of the connection; none where the request comes from this process.
+    pub(crate) address: Option<SocketAddr>,
 }
 
 /// The running API server.
@@ -203,6 +213,7 @@ fn make_core(
     let registry = Arc::new(Registry::new(store, clock.clone(), network, rbac.clone()));
     let issuer = format!("https://kubernetes.default.svc.{}", options.cluster_domain);
     let tokens = Arc::new(Tokens::new(pki, issuer, registry.clone()));
+    let audit = options.audit.as_ref().map(|audit| Audit::open(audit, clock.clone())).transpose()?;
     let file = options.token_file.as_deref().map(TokenFile::read).transpose()?.unwrap_or_default();
     let authorizers: Vec<Arc<dyn Authorizer>> =
         vec![Arc::new(Masters), Arc::new(NodeAuthorizer::new(registry.clone())), Arc::new(rbac.clone())];
@@ -215,6 +226,7 @@ fn make_core(
         },
         authorizer: Arc::new(Union(authorizers)),
         health: health::Health::default(),
+        audit,
         metrics: Metrics::default(),
         registry,
         clock,

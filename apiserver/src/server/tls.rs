@@ -74,7 +74,7 @@ pub(super) async fn serve(
         let (acceptor, service, watcher) = (acceptor.clone(), service.clone(), graceful.watcher());
         connections.spawn(async move {
             let _slot = slot;
-            if let Err(error) = connection(socket, acceptor, service, watcher).await {
+            if let Err(error) = connection(socket, address, acceptor, service, watcher).await {
                 tracing::debug!(%address, error = &*error as &dyn std::error::Error, "connection ended");
             }
         });
@@ -108,6 +108,7 @@ async fn accept(
 
 async fn connection(
     socket: TcpStream,
+    address: SocketAddr,
     acceptor: TlsAcceptor,
     service: Service,
     watcher: hyper_util::server::graceful::Watcher,
@@ -117,7 +118,7 @@ async fn connection(
     let (_, session) = stream.get_ref();
     let certificate = session.peer_certificates().and_then(|chain| chain.first());
     let user = certificate.and_then(|der| UserInfo::from_certificate(der)).map(Arc::new);
-    let peer = Peer { user, trusted: false };
+    let peer = Peer { user, trusted: false, address: Some(address) };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder

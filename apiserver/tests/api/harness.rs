@@ -21,21 +21,27 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        Self::start_in(tempfile::tempdir().unwrap()).await
+        Self::start_with(|_, _| {}).await
     }
 
-    async fn start_in(dir: tempfile::TempDir) -> Self {
+    /// With options that differ from the usual; the folder is the cluster's.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Options, &std::path::Path)) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), change).await
+    }
+
+    async fn start_in(dir: tempfile::TempDir, change: impl FnOnce(&mut Options, &std::path::Path)) -> Self {
         let now = SystemClock.now();
         let pki = Arc::new(Pki::open(&dir.path().join("pki"), now).unwrap());
         let tokens = dir.path().join("tokens");
         std::fs::write(&tokens, "secret-token,jane,7,\"dev\"\n").unwrap();
         let store = Arc::new(open(&dir.path().join("store")).await);
-        let options = Options {
+        let mut options = Options {
             listen: ([127, 0, 0, 1], 0).into(),
             token_file: Some(tokens),
             proxy_to_loopback: true,
             ..Options::default()
         };
+        change(&mut options, dir.path());
         let handle = Server::start(options, store.clone(), pki.clone(), Arc::new(SystemClock)).await.unwrap();
         Self { handle, pki, store, dir }
     }
@@ -44,7 +50,7 @@ impl Cluster {
     pub(crate) async fn restart(self) -> Self {
         self.handle.shutdown().await;
         drop((self.handle, self.store));
-        Self::start_in(self.dir).await
+        Self::start_in(self.dir, |_, _| {}).await
     }
 
     /// Forgets the history of the store.

@@ -6,6 +6,8 @@
 mod access;
 mod admission;
 mod apply;
+mod audit;
+mod authorization;
 mod certificates;
 mod deletion;
 mod harness;

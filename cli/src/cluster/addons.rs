@@ -12,7 +12,8 @@ const NODES: &str = include_str!("../../../deploy/nodes.yaml");
 pub(super) const SELF_IMAGE: &str = "decapod.internal/decapod:self";
 
 /// Creates the objects of the add-ons, or brings them to what this version wants.
-pub(super) async fn apply(client: &Client, settings: &Settings) -> Result<(), Failure> {
+pub(super) async fn apply(client: &Client, settings: &Settings, info: &Value) -> Result<(), Failure> {
+    one(client, info).await.map_err(|f| f.within("cluster-info"))?;
     let text = DNS
         .replace("10.96.0.10", &settings.dns().to_string())
         .replace("cluster.local", &settings.cluster_domain);
@@ -24,6 +25,18 @@ pub(super) async fn apply(client: &Client, settings: &Settings) -> Result<(), Fa
         }
     }
     Ok(())
+}
+
+/// The public ConfigMap by which who joins finds the cluster, and which its bootstrap tokens sign.
+pub(super) fn cluster_info(server: &str, ca_pem: &str) -> Value {
+    use base64::Engine;
+    let authority = base64::engine::general_purpose::STANDARD.encode(ca_pem);
+    let kubeconfig = format!(
+        "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {authority}\n    server: {server}\n  \
+         name: \"\"\ncontexts: null\ncurrent-context: \"\"\nkind: Config\nusers: null\n"
+    );
+    serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"kubeconfig": kubeconfig},
+        "metadata": {"name": "cluster-info", "namespace": "kube-public"}})
 }
 
 async fn one(client: &Client, object: &Value) -> Result<(), Failure> {

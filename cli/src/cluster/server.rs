@@ -77,6 +77,7 @@ impl Server {
                 .map_err(|_| Failure::new("the service range is no range"))?,
             cluster_domain: settings.cluster_domain.clone(),
             token_file: settings.token_file.clone(),
+            audit: settings.audit.options(),
             encryption: Some(Arc::new(encryption)),
             ..Default::default()
         };
@@ -135,7 +136,9 @@ impl Server {
             clock.clone(),
         );
         let addons_client = client("system:decapod:addons", &["system:masters"]);
-        let addons = addons::apply(&addons_client, settings);
+        let reached = std::net::SocketAddr::new(settings.address(), api.address().port());
+        let info = addons::cluster_info(&format!("https://{reached}"), api.pki().ca_pem());
+        let addons = addons::apply(&addons_client, settings, &info);
         if self.no_agent {
             return addons.await;
         }

@@ -25,6 +25,59 @@ pub(crate) struct Which {
     pub(crate) data_dir: PathBuf,
 }
 
+/// What is recorded of requests.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Audit {
+    /// The audit policy (audit.k8s.io/v1): what of which request is recorded.
+    #[arg(long)]
+    pub(crate) audit_policy_file: Option<PathBuf>,
+    /// Where requests are recorded; - is the standard output.
+    #[arg(long, requires = "audit_policy_file")]
+    pub(crate) audit_log_path: Option<PathBuf>,
+    /// The audit log is replaced before it grows larger than this many MiB.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) audit_log_maxsize: u64,
+    /// Replaced audit logs are kept for this many days; 0 keeps them for ever.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) audit_log_maxage: u64,
+    /// This many replaced audit logs are kept; 0 keeps all.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) audit_log_maxbackup: usize,
+}
+
+impl Audit {
+    /// The flags that say the same to a server, whatever folder it runs in.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        let Some(policy) = &self.audit_policy_file else { return Vec::new() };
+        // Where the current folder is unknown, the path stays as it was given.
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let mut flags = vec![
+            format!("--audit-policy-file={}", absolute(policy).display()),
+            format!("--audit-log-maxsize={}", self.audit_log_maxsize),
+            format!("--audit-log-maxage={}", self.audit_log_maxage),
+            format!("--audit-log-maxbackup={}", self.audit_log_maxbackup),
+        ];
+        if let Some(log) = &self.audit_log_path {
+            let log = if log == Path::new("-") { log.clone() } else { absolute(log) };
+            flags.push(format!("--audit-log-path={}", log.display()));
+        }
+        flags
+    }
+
+    /// What the API server is told; requests are recorded only with a policy and a place.
+    pub(crate) fn options(&self) -> Option<decapod_apiserver::AuditOptions> {
+        Some(decapod_apiserver::AuditOptions {
+            policy_file: self.audit_policy_file.clone()?,
+            log: decapod_apiserver::LogOptions {
+                path: self.audit_log_path.clone()?,
+                max_size: self.audit_log_maxsize,
+                max_age: self.audit_log_maxage,
+                max_backups: self.audit_log_maxbackup,
+            },
+        })
+    }
+}
+
 /// What a cluster is made of.
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Settings {
@@ -52,6 +105,9 @@ pub(crate) struct Settings {
     /// A file of static bearer tokens, as Kubernetes' --token-auth-file.
     #[arg(long)]
     pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(default)]
+    pub(crate) audit: Audit,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) store: Datastore,

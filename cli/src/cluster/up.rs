@@ -99,6 +99,7 @@ impl Up {
         command.args(s.node_ip.iter().map(|ip| format!("--node-ip={ip}")));
         command.args(s.token_file.iter().map(|f| format!("--token-file={}", f.display())));
         command.args(s.store.flags());
+        command.args(s.audit.flags());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
         Ok(command.spawn()?)
     }

@@ -12,6 +12,7 @@ mod rollout;
 mod scale;
 mod session;
 mod three_way;
+mod token;
 
 use clap::{Args, Subcommand};
 
@@ -47,6 +48,9 @@ pub(crate) enum Verb {
     Exec(exec::Exec),
     /// Delete objects.
     Delete(delete::Delete),
+    /// Make, show or revoke bootstrap tokens, with which new nodes first come in.
+    #[command(subcommand)]
+    Token(token::Token),
     /// Set the number of replicas of a workload.
     Scale(scale::Scale),
     /// Watch, undo or restart the roll-out of a workload.
@@ -69,6 +73,7 @@ pub(crate) async fn run(connection: &Connection, verb: Verb) -> Result<i32, Fail
         Verb::Logs(logs) => logs.run(&session).await?,
         Verb::Exec(exec) => return exec.run(&session).await,
         Verb::Delete(delete) => delete.run(&session).await?,
+        Verb::Token(token) => token.run(&session).await?,
         Verb::Scale(scale) => scale.run(&session).await?,
         Verb::Rollout(rollout) => rollout.run(&session).await?,
     }
