@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::duration::since;
+use super::duration::{human, since};
 use super::{node, pod, storage, workload};
 
 /// What is shown for nothing.
@@ -108,7 +108,10 @@ pub(super) fn common(column: &str, object: &Value, now: Timestamp) -> Value {
         "Handler" => text(&object["handler"]),
         "SignerName" => text(&spec["signerName"]),
         "Requestor" => text(&spec["username"]),
-        "RequestedDuration" => or_text(&spec["expirationSeconds"], NONE),
+        "RequestedDuration" => match spec["expirationSeconds"].as_i64() {
+            Some(seconds) => human(seconds).into(),
+            None => NONE.into(),
+        },
         "Condition" => conditions(object).into(),
         "Provisioner" => text(&object["provisioner"]),
         "DriverName" | "Driver" => text(&spec["driver"]),
@@ -360,10 +363,19 @@ fn role_binding(binding: &Value, now: Timestamp) -> Vec<Value> {
     ]
 }
 
+/// What became of a certificate signing request: decided, and then failed or issued.
 fn conditions(request: &Value) -> String {
-    let types: Vec<String> =
-        request["status"]["conditions"].as_array().into_iter().flatten().map(|c| plain(&c["type"])).collect();
-    if types.is_empty() { "Pending".to_owned() } else { types.join(",") }
+    let conditions = request["status"]["conditions"].as_array();
+    let has = |kind: &str| conditions.into_iter().flatten().any(|c| c["type"] == kind);
+    let decided = ["Denied", "Approved"].into_iter().find(|kind| has(kind));
+    let mut text = decided.unwrap_or("Pending").to_owned();
+    if has("Failed") {
+        text.push_str(",Failed");
+    }
+    if request["status"]["certificate"].as_str().is_some_and(|certificate| !certificate.is_empty()) {
+        text.push_str(",Issued");
+    }
+    text
 }
 
 /// The cells of an object as text, at a fixed time.
@@ -379,6 +391,22 @@ mod tests {
     use super::*;
     use crate::registry::{core, row};
     use serde_json::json;
+
+    #[test]
+    fn signing_requests() {
+        let requests = row("certificates.k8s.io", "v1", "certificatesigningrequests");
+        let cells = |status: Value| {
+            let spec = json!({"signerName": "a/b", "username": "jane", "expirationSeconds": 86400});
+            shown(requests, &json!({"metadata": {"name": "r"}, "spec": spec, "status": status}))
+        };
+        let issued = json!({"conditions": [{"type": "Approved"}], "certificate": "eA=="});
+        assert_eq!(cells(issued)[4..], ["24h", "Approved,Issued"]);
+        assert_eq!(cells(json!({}))[5], "Pending");
+        assert_eq!(
+            cells(json!({"conditions": [{"type": "Approved"}, {"type": "Failed"}]}))[5],
+            "Approved,Failed"
+        );
+    }
 
     #[test]
     fn services_and_slices() {
