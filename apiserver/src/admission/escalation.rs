@@ -25,41 +25,37 @@ impl Plugin for Escalation {
     }
 
     async fn validate(&self, write: &Write<'_>, object: &Value) -> Result<(), Error> {
-        check(write.registry, write.call, object, write.old)
+        check(write.registry, write.call, object, write.old).await
     }
 }
 
-fn check(registry: &Registry, call: &Call, object: &Value, old: Option<&Value>) -> Result<(), Error> {
+async fn check(registry: &Registry, call: &Call, object: &Value, old: Option<&Value>) -> Result<(), Error> {
     if call.user.in_group(MASTERS) {
         return Ok(());
     }
-    let (granted, verb, asked) = match call.resource.plural {
-        "roles" | "clusterroles" => {
-            if old.is_some_and(|old| {
-                old["rules"] == object["rules"] && old["aggregationRule"] == object["aggregationRule"]
-            }) {
-                return Ok(());
-            }
-            (rules(object), "escalate", attributes(call.resource, &call.namespace, &call.name))
+    let same = |fields: [&str; 2]| old.is_some_and(|old| fields.iter().all(|f| old[*f] == object[*f]));
+    let granted = if matches!(call.resource.plural, "roles" | "clusterroles") {
+        let own = attributes("escalate", call.resource, &call.namespace, &call.name);
+        if same(["rules", "aggregationRule"]) || registry.policy.decide(&call.user, &own).allowed() {
+            return Ok(());
         }
-        _ => {
-            if old.is_some_and(|old| {
-                old["roleRef"] == object["roleRef"] && old["subjects"] == object["subjects"]
-            }) {
-                return Ok(());
-            }
-            let text = |field: &str| object["roleRef"][field].as_str().unwrap_or_default();
-            let (kind, name) = (text("kind"), text("name"));
-            let rules = registry.policy.role_rules(&call.namespace, kind, name);
-            let resource = if kind == "ClusterRole" { "clusterroles" } else { "roles" };
-            let row = crate::registry::row(GROUP, "v1", resource);
-            (rules, "bind", attributes(row, &call.namespace, name))
+        rules(object)
+    } else {
+        let text = |field: &str| object["roleRef"][field].as_str().unwrap_or_default();
+        let (kind, name) = (text("kind"), text("name"));
+        let plural = if kind == "ClusterRole" { "clusterroles" } else { "roles" };
+        let role = crate::registry::row(GROUP, "v1", plural);
+        let bind = attributes("bind", role, &call.namespace, name);
+        if same(["roleRef", "subjects"]) || registry.policy.decide(&call.user, &bind).allowed() {
+            return Ok(());
         }
+        // A role that is not there yet may come to grant anything.
+        let found = registry.find(role, &call.namespace, name).await?;
+        let not_found = || Error::NotFound { resource: role.qualified(), name: name.to_owned() };
+        let mut granted = rules(&found.ok_or_else(not_found)?);
+        granted.extend(registry.policy.role_rules(&call.namespace, kind, name));
+        granted
     };
-    let asked = Attributes { verb: verb.to_owned(), ..asked };
-    if registry.policy.decide(&call.user, &asked).allowed() {
-        return Ok(());
-    }
     // An aggregation rule grants whatever comes to match it.
     if object["aggregationRule"].is_object()
         && !registry.policy.decide(&call.user, &everything(&call.namespace)).allowed()
@@ -75,8 +71,9 @@ fn rules(role: &Value) -> Vec<PolicyRule> {
     serde_json::from_value(role["rules"].clone()).unwrap_or_default()
 }
 
-fn attributes(resource: &Resource, namespace: &str, name: &str) -> Attributes {
+fn attributes(verb: &str, resource: &Resource, namespace: &str, name: &str) -> Attributes {
     Attributes {
+        verb: verb.to_owned(),
         group: resource.group.to_owned(),
         version: resource.version.to_owned(),
         resource: resource.plural.to_owned(),

@@ -176,6 +176,8 @@ async fn nobody_grants_what_they_do_not_hold() {
     assert_eq!(jane.create(&roles, role("pods", "*")).await.0, 403);
     assert_eq!(jane.create(&bindings, bind("view", "ClusterRole", "view")).await.0, 201);
     assert_eq!(jane.create(&bindings, bind("root", "ClusterRole", "cluster-admin")).await.0, 403);
+    let later = jane.create(&bindings, bind("later", "ClusterRole", "to-come")).await;
+    assert_eq!(later.0, 404, "what does not exist yet may come to grant anything: {later:?}");
 }
 
 #[tokio::test]
