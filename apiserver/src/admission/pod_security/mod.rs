@@ -24,6 +24,10 @@ use crate::registry::core;
 /// change of a label must not take long.
 const MAX_PODS: usize = 3000;
 
+/// What the audit log is told: under which policy a pod was admitted, and what it would violate.
+const ENFORCED: &str = "pod-security.kubernetes.io/enforce-policy";
+const VIOLATIONS: &str = "pod-security.kubernetes.io/audit-violations";
+
 pub(super) struct PodSecurity;
 
 #[async_trait]
@@ -62,6 +66,7 @@ impl Plugin for PodSecurity {
             return Ok(());
         }
         if is_pod {
+            crate::audit::annotate(ENFORCED, policies.enforce.to_string());
             let found = told(policies.enforce, object);
             if let Some(why) = found {
                 return Err(call.forbidden(format!("violates PodSecurity \"{}\": {why}", policies.enforce)));
@@ -85,9 +90,10 @@ fn note(write: &Attributes<'_>, policies: Policies, pod: &Value) {
         write.call.warn(format!("would violate PodSecurity \"{}\": {why}", policies.warn));
     }
     if let Some(why) = told(policies.audit, pod) {
-        let (resource, name) = (write.call.resource.qualified(), &write.call.name);
-        let (namespace, user) = (&write.call.namespace, &write.call.user.username);
-        tracing::info!(policy = %policies.audit, resource, namespace, name, user, why, "would violate PodSecurity");
+        crate::audit::annotate(
+            VIOLATIONS,
+            format!("would violate PodSecurity \"{}\": {why}", policies.audit),
+        );
     }
 }
 
