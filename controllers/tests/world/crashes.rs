@@ -9,7 +9,7 @@ use crate::faults::{Faults, Rates};
 use crate::support::{Bounds, World, deployment, guard, template};
 
 /// Lives of the controllers during the rollouts: each ends at another write.
-const LIVES: i64 = 40;
+const LIVES: i64 = 24;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollout_survives_a_crash_at_every_write() {

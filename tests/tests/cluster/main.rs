@@ -7,6 +7,7 @@ mod application;
 mod bad_input;
 mod clients;
 mod command_line;
+mod conformance;
 mod durability;
 mod healing;
 mod kube_client;
@@ -79,7 +80,9 @@ fn main() -> ExitCode {
         Ok((Inventory::take()?, Cluster::prepare()?))
     };
     match prepared() {
-        Ok((before, cluster)) => suite::run(TESTS, cluster, |cluster| nothing_is_left(&before, cluster)),
+        Ok((before, cluster)) => suite::run(&[TESTS, &conformance::tests()].concat(), cluster, |cluster| {
+            nothing_is_left(&before, cluster)
+        }),
         Err(error) => {
             eprintln!("the tests cannot run: {error:?}");
             ExitCode::FAILURE
