@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use decapod_client::ObjectKey;
 use decapod_client::error::ErrorExt;
-use decapod_client::event::Recorder;
+use decapod_client::event::{Recorder, Severity};
 use decapod_client::informer::{Informer, Selection};
 use decapod_client::reconcile::{self, Queue};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, ObjectReference, Pod, Taint};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -104,9 +104,14 @@ impl Controller {
         self.leases.synced().await;
         self.pods.synced().await;
         let Some(node) = self.nodes.get(&ObjectKey::cluster(name)) else {
-            self.lock().remove(name);
+            if self.lock().remove(name).is_some() {
+                self.tell(name, None, "RemovingNode", "Removing Node", "from Controller");
+            }
             return Ok(None);
         };
+        if !self.lock().contains_key(name) {
+            self.tell(name, node.uid(), "RegisteredNode", "Registered Node", "in Controller");
+        }
         let (silent_for, grace) = self.listen(name, &node);
         let now = self.context.clock.now();
         let mut again = grace.checked_sub(silent_for).filter(|left| !left.is_zero());
@@ -133,6 +138,19 @@ impl Controller {
             again = Some(self.options.grace);
         }
         Ok(again)
+    }
+
+    /// Tells that the controller began or ceased to look after a node.
+    fn tell(&self, name: &str, uid: Option<String>, reason: &str, before: &str, after: &str) {
+        let node = ObjectReference {
+            kind: Some("Node".to_owned()),
+            api_version: Some("v1".to_owned()),
+            name: Some(name.to_owned()),
+            uid,
+            ..ObjectReference::default()
+        };
+        let message = format!("Node {name} event: {before} {name} {after}");
+        self.recorder.record(node, Severity::Normal, reason, message);
     }
 
     /// For how long the node has been silent, and for how long it may be.
