@@ -10,3 +10,4 @@ pub mod poll;
 pub mod server;
 pub mod suite;
 pub mod tools;
+pub mod transcript;
