@@ -11,6 +11,7 @@ mod conformance;
 mod durability;
 mod healing;
 mod kube_client;
+mod kubectl;
 mod lifecycle;
 mod streams;
 
@@ -58,12 +59,17 @@ const TESTS: &[Test<Cluster>] = &[
     ),
     ("kube_client::fifty_streams_at_once", kube_client::fifty_streams_at_once),
     ("command_line::the_verbs_of_decapod", command_line::the_verbs_of_decapod),
+    ("kubectl::every_transcript_is_replayed", kubectl::every_transcript_is_replayed),
     ("bad_input::manifests", bad_input::manifests),
     ("bad_input::a_missing_image", bad_input::a_missing_image),
     ("bad_input::an_unschedulable_pod", bad_input::an_unschedulable_pod),
     ("bad_input::a_corrupt_archive", bad_input::a_corrupt_archive),
     ("bad_input::nobody_is_let_in_without_credentials", bad_input::nobody_is_let_in_without_credentials),
     ("bad_input::not_root", bad_input::not_root),
+];
+
+/// What kills the server comes last.
+const LAST: &[Test<Cluster>] = &[
     ("durability::containers_outlive_the_server", durability::containers_outlive_the_server),
     (
         "durability::repeated_kills_lose_nothing_acknowledged",
@@ -83,6 +89,10 @@ fn main() -> ExitCode {
         Ok((before, cluster)) => suite::run(&[TESTS, &conformance::tests()].concat(), cluster, |cluster| {
             nothing_is_left(&before, cluster)
         }),
+        Ok((before, cluster)) => {
+            let tests = [TESTS, kubectl::TRANSCRIPTS, LAST].concat();
+            suite::run(&tests, cluster, |cluster| nothing_is_left(&before, cluster))
+        }
         Err(error) => {
             eprintln!("the tests cannot run: {error:?}");
             ExitCode::FAILURE
