@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use clap::Args;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 
 use super::agent;
@@ -60,9 +61,13 @@ impl Up {
         match tokio::time::timeout(limit, self.ready(&place, child)).await {
             Ok(result) => result?,
             Err(_) => {
-                return Err(Failure::new(format!("the cluster is not ready after {}", self.wait)).hint(
-                    format!("see {} and `decapod status --name {}`", place.log().display(), place.name()),
-                ));
+                let late = format!("the cluster is not ready after {}", self.wait);
+                let why: String = self.in_the_way(&place).await.iter().map(|w| format!("\n  {w}")).collect();
+                return Err(Failure::new(late + &why).hint(format!(
+                    "see {} and `decapod status --name {}`",
+                    place.log().display(),
+                    place.name()
+                )));
             }
         }
         publish(&place, kubeconfig)?;
@@ -145,6 +150,28 @@ impl Up {
             return "the node is ready; waiting for cluster DNS";
         }
         DONE
+    }
+
+    /// What the nodes and the system pods say of why they are not ready.
+    async fn in_the_way(&self, place: &Place) -> Vec<String> {
+        let Ok(client) = decapod_client::transport::from_kubeconfig(&place.kubeconfig()).await else {
+            return vec!["the API does not answer".to_owned()];
+        };
+        let everything = ListParams::default();
+        let nodes = Api::<Node>::all(client.clone()).list(&everything).await;
+        let pods = Api::<Pod>::namespaced(client, "kube-system").list(&everything).await;
+        let (Ok(nodes), Ok(pods)) = (nodes, pods) else { return vec!["the API does not answer".to_owned()] };
+        let nodes = nodes.items.iter().flat_map(|node| {
+            let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+            let bad = conditions.iter().filter(|c| (c.status == "True") != (c.type_ == "Ready"));
+            bad.map(|c| format!("node {}: {}", node.name_any(), c.message.as_deref().unwrap_or(&c.type_)))
+        });
+        let pods = pods.items.iter().flat_map(|pod| {
+            let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+            let bad = conditions.iter().filter(|c| c.status == "False").filter_map(|c| c.message.as_deref());
+            bad.map(|message| format!("pod {}: {message}", pod.name_any()))
+        });
+        nodes.chain(pods).collect()
     }
 }
 

@@ -17,9 +17,11 @@ use crate::Options;
 
 /// Images listed in the status, the largest first: Kubernetes' default bound.
 const MAX_IMAGES: usize = 50;
-/// Kubernetes' default thresholds for pressure: memory in bytes, disk and inodes in hundredths.
+/// Kubernetes' default thresholds for pressure: memory in bytes, inodes in hundredths.
 const MEMORY_PRESSURE: i64 = 100 << 20;
-const DISK_PRESSURE: i64 = 10;
+/// Of the disk, in hundredths. Half of Kubernetes' default: the disk is often a workstation's, where a tenth may be
+/// many gigabytes.
+const DISK_PRESSURE: i64 = 5;
 const INODE_PRESSURE: i64 = 5;
 /// Fewer process ids than this are pressure.
 const PID_PRESSURE: i64 = 1000;
