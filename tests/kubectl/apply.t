@@ -86,7 +86,7 @@ $ kubectl apply --server-side --field-manager=other --force-conflicts -f - <<E
 > E
 ? 1
 The Deployment "web" is invalid: spec.template.spec.containers[0].image: Required value
-$ kubectl apply --server-side --dry-run=server -f other.yaml --force-conflicts
+$ kubectl apply --server-side --dry-run=server -f other.yaml --field-manager=other
 deployment.apps/web serverside-applied (server dry run)
 $ kubectl apply --server-side --validate=strict -f - <<E
 > {apiVersion: v1, kind: ConfigMap, metadata: {name: q}, dta: {a: "1"}}
@@ -94,6 +94,8 @@ $ kubectl apply --server-side --validate=strict -f - <<E
 ? 1
 [..]dta[..]
 $ kubectl diff --server-side -f other.yaml --force-conflicts --field-manager=other
+
 # A client-side object goes over to server side without a conflict with itself.
+
 $ kubectl apply --server-side -f cm.yaml
 configmap/c serverside-applied

@@ -169,5 +169,5 @@ Non-terminated Pods:          ([..] in total)
 Allocated resources:
 Events:[..]
 $ kubectl get nodes -o wide
-NAME[..]STATUS   ROLES[..]AGE   VERSION[..]INTERNAL-IP[..]EXTERNAL-IP   OS-IMAGE[..]KERNEL-VERSION[..]CONTAINER-RUNTIME
+NAME[..]STATUS   ROLES[..]AGE[..]VERSION[..]INTERNAL-IP[..]EXTERNAL-IP[..]OS-IMAGE[..]KERNEL-VERSION[..]CONTAINER-RUNTIME
 [..]Ready [..]v1.36.0[..]
