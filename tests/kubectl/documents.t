@@ -78,8 +78,6 @@ $ kubectl get --raw /metrics | grep -c '^# TYPE apiserver_request_total counter'
 1
 $ kubectl get --raw /openapi/v3 | head -c 10
 {"paths":{
-$ kubectl get componentstatuses 2>/dev/null | head -1
-NAME                 STATUS    MESSAGE   ERROR
 $ kubectl config current-context | wc -l
 1
 $ mkdir base overlay; printf 'resources: [cm.yaml]\n' > base/kustomization.yaml; printf 'apiVersion: v1\nkind: ConfigMap\nmetadata: {name: k}\ndata: {a: "1"}\n' > base/cm.yaml; printf 'resources: [../base]\nnamePrefix: pre-\nlabels: [{pairs: {x: z}}]\nconfigMapGenerator: [{name: g, literals: [k=v]}]\n' > overlay/kustomization.yaml; kubectl kustomize overlay | grep name:

@@ -126,12 +126,17 @@ impl Registry {
         warnings::of_write(resource, &object, None).into_iter().for_each(|warning| call.warn(warning));
         let claim = strategy.claim(self, &named, &mut object, None).await?;
         managed::set(&mut object, managed);
+        let exists = || Error::AlreadyExists { resource: resource.qualified(), name: named.name.clone() };
+        let key = named.key()?;
         if call.options.dry_run {
             claim.cancel(self).await;
-            return Ok(object);
+            return match self.store.get(&key).await {
+                Ok(None) => Ok(object),
+                Ok(Some(_)) => Err(exists()),
+                Err(error) => Err(reads::failed(error)),
+            };
         }
-        let written =
-            self.store.create(&named.key()?, object::encode(&convert::stored(resource, &object))).await;
+        let written = self.store.create(&key, object::encode(&convert::stored(resource, &object))).await;
         match written {
             Ok(entry) => {
                 claim.keep(self).await;
@@ -145,9 +150,7 @@ impl Registry {
                     claim.cancel(self).await;
                 }
                 Err(match error {
-                    storage::Error::Exists(_) => {
-                        Error::AlreadyExists { resource: resource.qualified(), name: named.name.clone() }
-                    }
+                    storage::Error::Exists(_) => exists(),
                     other => reads::failed(other),
                 })
             }
