@@ -28,7 +28,7 @@ $ kubectl delete cm
 ? 1
 error: resource(s) were provided, but no name was specified
 
-$ kubectl create deployment web --image=busybox:1 --replicas=1 -- sleep 3600
+$ kubectl create deployment web --image=nginx:1 --replicas=1
 deployment.apps/web created
 $~ kubectl get replicaset -l app=web -o name
 replicaset.apps/web-[..]
@@ -41,7 +41,7 @@ $ kubectl delete replicaset -l app=web --cascade=foreground
 replicaset.apps "web-[..]" deleted from [..] namespace
 $~ kubectl get pods -l app=web
 No resources found in [..] namespace.
-$ kubectl create deployment bg --image=busybox:1 -- sleep 3600
+$ kubectl create deployment bg --image=nginx:1
 deployment.apps/bg created
 $ kubectl delete deployment bg --cascade=background
 deployment.apps "bg" deleted from [..] namespace
@@ -66,13 +66,13 @@ The ConfigMap "held" is invalid: metadata.finalizers: Forbidden: no new finalize
 $ kubectl patch cm held --type=merge -p '{"metadata":{"finalizers":null}}'
 configmap/held patched
 $ kubectl get cm held --ignore-not-found
-$ kubectl run p --image=busybox:1 --restart=Never -- sh -c 'trap "" TERM; sleep 3600 & wait; sleep 3600'
+$ kubectl run p --image=busybox:1 --restart=Never -- sh -c 'trap "" TERM; sleep 3600'
 pod/p created
 $ kubectl wait --for=condition=Ready pod/p --timeout=60s
 pod/p condition met
 $ kubectl delete pod p --grace-period=1
 pod "p" deleted from [..] namespace
-$ kubectl run p --image=busybox:1 --restart=Never -- sleep 3600
+$ kubectl run p --image=nginx:1 --restart=Never
 pod/p created
 $ kubectl delete pod p --force
 Warning: Immediate deletion does not wait for confirmation that the running resource has been terminated. The resource may continue to run on the cluster indefinitely.

@@ -6,6 +6,7 @@ $ sed -i 's|repository: nginx|repository: docker.io/library/nginx|; s|tag: ""|ta
 1 chart(s) linted, 0 chart(s) failed
 $ helm install rel chart --wait --timeout=90s | grep -E '^(NAME|STATUS|REVISION)'
 NAME: rel
+NAMESPACE: [..]
 STATUS: deployed
 REVISION: 1
 $ helm list -q

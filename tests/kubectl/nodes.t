@@ -33,7 +33,7 @@ $ kubectl rollout status deployment/web --timeout=90s | tail -1
 deployment "web" successfully rolled out
 $ NODE=$(kubectl get nodes -o name); kubectl taint node ${NODE#node/} example.com/key=value:NoSchedule
 node/[..] tainted
-$ kubectl run p --image=busybox:1 --restart=Never -- sleep 3600
+$ kubectl run p --image=nginx:1 --restart=Never
 pod/p created
 $~ kubectl events --for pod/p --types=Warning | grep -c 'untolerated taint'
 1
@@ -45,7 +45,7 @@ $ NODE=$(kubectl get nodes -o name); kubectl taint node ${NODE#node/} bad=x:Wron
 ? 1
 error: invalid taint effect: Wrong, unsupported taint effect
 See 'kubectl taint -h' for help and examples
-$ NODE=$(kubectl get nodes -o name); kubectl drain $NODE --pod-selector=run=p --timeout=5s 2>&1 | grep -o 'cannot delete[^:]*controller'; kubectl uncordon $NODE >/dev/null
+$ NODE=$(kubectl get nodes -o name); kubectl drain $NODE --pod-selector=run=p --timeout=5s 2>&1 | grep -m1 -o 'cannot delete Pods that declare no controller'; kubectl uncordon $NODE >/dev/null
 cannot delete Pods that declare no controller
 $ kubectl label $(kubectl get nodes -o name) example.com/zone=a
 node/[..] labeled

@@ -129,6 +129,7 @@ pub fn replay(file: &Path, shell: &dyn Fn() -> Command) -> Result<()> {
 /// # Errors
 /// Those of [`replay`], and of a namespace that cannot be made or does not go.
 pub fn in_namespace(kubectl: &Path, kubeconfig: &Path, name: &str, file: &Path) -> Result<()> {
+    let file = &std::fs::canonicalize(file).with_context(|| file.display().to_string())?;
     let folder = tempfile::tempdir()?;
     let own = folder.path().join("kubeconfig");
     std::fs::copy(kubeconfig, &own).with_context(|| kubeconfig.display().to_string())?;
