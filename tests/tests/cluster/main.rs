@@ -86,11 +86,8 @@ fn main() -> ExitCode {
         Ok((Inventory::take()?, Cluster::prepare()?))
     };
     match prepared() {
-        Ok((before, cluster)) => suite::run(&[TESTS, &conformance::tests()].concat(), cluster, |cluster| {
-            nothing_is_left(&before, cluster)
-        }),
         Ok((before, cluster)) => {
-            let tests = [TESTS, kubectl::TRANSCRIPTS, LAST].concat();
+            let tests = [TESTS, kubectl::TRANSCRIPTS, &conformance::tests(), LAST].concat();
             suite::run(&tests, cluster, |cluster| nothing_is_left(&before, cluster))
         }
         Err(error) => {
