@@ -49,7 +49,7 @@ const CHUNK: usize = 32 * 1024;
 
 /// A client that has said nothing for so long after the end of its stream has nothing on its way: it can be closed
 /// without taking from the client what it has not read yet.
-const QUIET: Duration = Duration::from_millis(300);
+pub(super) const QUIET: Duration = Duration::from_millis(300);
 /// How long a client may go on talking after the end of its stream.
 const LINGER: Duration = Duration::from_secs(5);
 

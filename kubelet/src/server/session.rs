@@ -6,7 +6,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
-use decapod_client::clock::Clock;
+use decapod_client::clock::{self, Clock};
 use decapod_client::error::chain;
 use decapod_proto::cri;
 use decapod_runtime::{Input, Output, Session};
@@ -38,6 +38,8 @@ struct Request {
     stdout: bool,
     stderr: bool,
     tty: bool,
+    /// As [`Form::detach`]; no client says it.
+    detach: bool,
 }
 
 impl Request {
@@ -148,8 +150,10 @@ pub(super) async fn attach(
     let (object, id) = running(&shared, &namespace, &pod, &container).await?;
     // A process keeps the terminal that it was started with, or goes without.
     let found = object.spec.as_ref().and_then(|s| spec::find(s, &container));
-    request.tty = found.is_some_and(|(c, _)| c.tty == Some(true));
+    request.tty = found.as_ref().is_some_and(|(c, _)| c.tty == Some(true));
     request.stderr &= !request.tty;
+    let once = found.is_some_and(|(c, _)| c.stdin_once == Some(true)) && !request.tty;
+    request.detach = request.stdin && !once;
     let call = cri::AttachRequest {
         container_id: id,
         stdin: request.stdin,
@@ -172,6 +176,9 @@ struct Form {
     first: u8,
     /// Whether the error channel carries a `metav1.Status`, or a line of text if there is an error.
     status: bool,
+    /// Whether the end of the client's input is that of the whole stream: so it is for who is attached to a process
+    /// whose input stays open.
+    detach: bool,
 }
 
 /// Upgrades first and opens then, so that what is wrong with a command arrives on the error channel.
@@ -190,16 +197,17 @@ fn serve(
     };
     match upgrade {
         Upgrade::WebSocket(upgrade) => {
+            let detach = request.detach;
             let upgrade = upgrade::agree(*upgrade, headers, &[V5, V4, V4_BASE64, V1, V1_BASE64])?;
             Ok(upgrade.on_upgrade(move |socket| {
                 let status = matches!(upgrade::protocol(&socket), V5 | V4 | V4_BASE64);
-                run(Channels::over(socket), open, Form { first, status }, clock)
+                run(Channels::over(socket), open, Form { first, status, detach }, clock)
             }))
         }
         Upgrade::Spdy(upgrade, headers) => {
             let protocol = spdy::negotiate(&headers, &[V4, V3, V2, V1])?;
             let wanted = request.channels(matches!(protocol, V4 | V3));
-            let form = Form { first, status: protocol == V4 };
+            let form = Form { first, status: protocol == V4, detach: request.detach };
             shared.supervisor.spawn_until_shutdown("stream", async move {
                 match Bytestream::plain(upgrade).await {
                     Ok(bytes) => {
@@ -230,10 +238,19 @@ async fn run(channels: Channels, open: Open, form: Form, clock: Arc<dyn Clock>) 
             return;
         }
         let Session { stdin, stdout, stderr, resize, exit } = session;
-        let process = carry(stdout, stderr, exit, out, form);
+        let last = out.clone();
+        let mut process = std::pin::pin!(carry(stdout, stderr, exit, out, form));
         tokio::select! {
-            () = process => {}
-            () = receive(&mut source, stdin, Some(resize)) => return,
+            () = &mut process => drop(last),
+            input_ended = receive(&mut source, stdin, Some(resize), form.detach) => {
+                if !input_ended {
+                    return;
+                }
+                // What the process says to the last of its input, as far as it says it at once.
+                if clock::timeout(&*clock, channel::QUIET, process).await.is_none() {
+                    end(last, Ok(0), form).await;
+                }
+            }
             () = idle.expired(&*clock) => return,
         }
         channel::linger(&mut source, &*clock).await;
@@ -274,12 +291,13 @@ async fn pump(source: Option<Output>, channel: u8, out: mpsc::Sender<Bytes>) {
     }
 }
 
-/// Takes what the client sends; ends when the client is gone.
+/// Takes what the client sends; ends when the client is gone, or with `detach` (and true) when its input has ended.
 async fn receive(
     source: &mut Source,
     mut stdin: Option<Input>,
     resize: Option<mpsc::Sender<decapod_runtime::TerminalSize>>,
-) {
+    detach: bool,
+) -> bool {
     while let Some((channel, data)) = source.next().await {
         match channel {
             STDIN => feed(&mut stdin, &data).await,
@@ -289,10 +307,16 @@ async fn receive(
                     let _newer = resize.try_send(size);
                 }
             }
-            CLOSE if data.first() == Some(&STDIN) => stdin = None,
+            CLOSE if data.first() == Some(&STDIN) => {
+                stdin = None;
+                if detach {
+                    return true;
+                }
+            }
             _ => {}
         }
     }
+    false
 }
 
 async fn feed(stdin: &mut Option<Input>, data: &Bytes) {

@@ -144,7 +144,13 @@ pub(crate) fn attach(cluster: &Cluster) -> Result<()> {
             let mut attached = Running::start(attached.envs(by))?;
             attached.say("hello\n")?;
             attached.line("read hello")?;
+            // The process keeps its input, whoever detaches.
+            attached.say("goodbye\n")?;
+            attached.rest()?;
+            let log = || cluster.k(&["logs", "-n", ns, "shell", "--tail=1"]);
+            poll::text("the last word", PATIENCE, log, |text| text == "read goodbye\n")?;
         }
+        cluster.ready(ns, "shell")?;
         let mut watching = Running::start(&mut cluster.kubectl(&["attach", "-n", ns, "counter"]))?;
         watching.line("line ").map(drop)
     })
