@@ -167,7 +167,8 @@ impl Policy {
 
 impl Rule {
     fn check(&self, index: usize) -> Result<(), PolicyError> {
-        if !self.non_resource_urls.is_empty() && !(self.resources.is_empty() && self.namespaces.is_empty()) {
+        let of_resources = !self.resources.is_empty() || !self.namespaces.is_empty();
+        if of_resources && !self.non_resource_urls.is_empty() {
             return Err(PolicyError::Both(index));
         }
         if self.resources.iter().any(|r| r.resources.is_empty() && !r.resource_names.is_empty()) {
