@@ -4,6 +4,7 @@
 //! from the others (defaulting, validation); [`facts`] what Kubernetes declares of each field.
 
 pub mod apply;
+pub mod cron;
 pub mod facts;
 pub mod field;
 pub mod fields;
@@ -17,4 +18,5 @@ pub mod quantity;
 pub mod quota;
 pub mod resource;
 pub mod status;
+pub mod validate;
 pub mod warnings;

@@ -63,9 +63,11 @@ pub type NameCheck = fn(&str) -> Vec<String>;
 pub fn name_check(group: &str, plural: &str) -> NameCheck {
     match (group, plural) {
         ("", "namespaces") => names::dns_label,
-        ("", "services") => names::dns1035_label,
-        ("networking.k8s.io", "ipaddresses") => names::canonical_ip,
+        // KEP-5311: a service's name may begin with a digit.
+        ("", "services") | ("apps", "statefulsets") => names::dns_label,
         ("rbac.authorization.k8s.io", _) => names::path_segment,
+        ("networking.k8s.io", "ipaddresses") => names::canonical_ip,
+        ("", "events") | ("events.k8s.io", _) => names::path_segment,
         _ => names::dns_subdomain,
     }
 }
@@ -89,8 +91,8 @@ pub fn validate(object: &Value, namespaced: bool, check: NameCheck) -> Vec<Error
     let metadata = object.get("metadata").unwrap_or(&Value::Null);
     validate_labels(metadata.get("labels"), &root.child("labels"), &mut errors);
     validate_annotations(metadata.get("annotations"), &root.child("annotations"), &mut errors);
-    for (i, finalizer) in finalizers(object).into_iter().enumerate() {
-        let path = root.child("finalizers").index(i);
+    for finalizer in finalizers(object) {
+        let path = root.child("finalizers");
         for why in names::qualified(finalizer) {
             errors.push(Error::invalid(&path, finalizer, why));
         }
@@ -100,12 +102,6 @@ pub fn validate(object: &Value, namespaced: bool, check: NameCheck) -> Vec<Error
 }
 
 fn validate_name(object: &Value, root: &Path, check: NameCheck, errors: &mut Vec<Error>) {
-    if let Some(generate) = text(object, "generateName").filter(|g| !g.is_empty()) {
-        // A prefix may end in a dash; what is appended makes it a whole name.
-        for why in check(&format!("{}a", generate)) {
-            errors.push(Error::invalid(&root.child("generateName"), generate, why));
-        }
-    }
     let path = root.child("name");
     match name(object) {
         "" => errors.push(Error::required(&path, "name or generateName is required")),
@@ -125,7 +121,7 @@ pub fn validate_labels(labels: Option<&Value>, path: &Path, errors: &mut Vec<Err
         }
         let value = value.as_str().unwrap_or_default();
         for why in names::label_value(value) {
-            errors.push(Error::invalid(&path.key(key), value, why));
+            errors.push(Error::invalid(path, value, why));
         }
     }
 }
@@ -144,25 +140,32 @@ fn validate_annotations(annotations: Option<&Value>, path: &Path, errors: &mut V
 }
 
 fn validate_owners(owners: Option<&Value>, path: &Path, errors: &mut Vec<Error>) {
-    let mut controllers = 0;
-    for (i, owner) in owners.and_then(Value::as_array).into_iter().flatten().enumerate() {
+    let mut controller: Option<String> = None;
+    for owner in owners.and_then(Value::as_array).into_iter().flatten() {
+        let text = |field: &str| owner.get(field).and_then(Value::as_str).unwrap_or_default();
         for field in ["apiVersion", "kind", "name", "uid"] {
-            if owner.get(field).and_then(Value::as_str).unwrap_or_default().is_empty() {
-                errors.push(Error::invalid(
-                    &path.index(i).child(field),
-                    "",
-                    format!("{field} must not be empty"),
-                ));
+            if text(field).is_empty() {
+                let what =
+                    if field == "apiVersion" { "version must not be empty" } else { "must not be empty" };
+                errors.push(Error::invalid(&path.child(field), "", what));
             }
         }
-        controllers += usize::from(owner.get("controller") == Some(&Value::Bool(true)));
-    }
-    if controllers > 1 {
-        errors.push(Error::invalid(
-            path,
-            owners.cloned().unwrap_or_default(),
-            "Only one reference can have Controller set to true",
-        ));
+        if (text("apiVersion"), text("kind")) == ("v1", "Event") {
+            let why = "/v1, Kind=Event is disallowed from being an owner";
+            errors.push(Error::invalid(path, owner.clone(), why));
+        }
+        if owner.get("controller") != Some(&Value::Bool(true)) {
+            continue;
+        }
+        let this = format!("{}/{}", text("kind"), text("name"));
+        match &controller {
+            Some(first) => errors.push(Error::invalid(
+                path,
+                owners.cloned().unwrap_or_default(),
+                format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"),
+            )),
+            None => controller = Some(this),
+        }
     }
 }
 
@@ -186,15 +189,14 @@ mod tests {
                 .into_iter()
                 .collect::<Vec<_>>(),
             [
-                "metadata.finalizers[0]",
+                "metadata.finalizers",
                 "metadata.labels",
-                "metadata.labels[-]",
                 "metadata.name",
                 "metadata.namespace",
-                "metadata.ownerReferences[0].apiVersion",
-                "metadata.ownerReferences[0].kind",
-                "metadata.ownerReferences[0].name",
-                "metadata.ownerReferences[0].uid",
+                "metadata.ownerReferences.apiVersion",
+                "metadata.ownerReferences.kind",
+                "metadata.ownerReferences.name",
+                "metadata.ownerReferences.uid",
             ]
         );
         assert_eq!(

@@ -3,10 +3,15 @@
 use k8s_openapi::api::autoscaling::{v1, v2};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
-use super::{Kind, or};
-use crate::field::{Error, Path};
+use super::{Kind, or, or_text};
 
-super::plain!(v1::HorizontalPodAutoscaler);
+super::plain!(PodDisruptionBudget);
+
+impl Kind for v1::HorizontalPodAutoscaler {
+    fn default_fields(&mut self) {
+        or(&mut self.spec.min_replicas, 1);
+    }
+}
 
 impl Kind for v2::HorizontalPodAutoscaler {
     fn default_fields(&mut self) {
@@ -27,38 +32,28 @@ impl Kind for v2::HorizontalPodAutoscaler {
             };
             spec.metrics = Some(vec![metric]);
         }
-    }
-
-    fn validate(&self, _old: Option<&Self>, errors: &mut Vec<Error>) {
-        let path = Path::new("spec");
-        let spec = &self.spec;
-        if spec.max_replicas < 1 {
-            errors.push(Error::invalid(
-                &path.child("maxReplicas"),
-                spec.max_replicas,
-                "must be greater than 0",
-            ));
-        }
-        if spec.min_replicas.is_some_and(|min| min > spec.max_replicas) {
-            errors.push(Error::invalid(
-                &path.child("maxReplicas"),
-                spec.max_replicas,
-                "must be greater than or equal to `minReplicas`",
-            ));
-        }
-        for (field, value) in [("kind", &spec.scale_target_ref.kind), ("name", &spec.scale_target_ref.name)] {
-            if value.is_empty() {
-                errors.push(Error::required(&path.child("scaleTargetRef").child(field), ""));
-            }
+        if let Some(behavior) = &mut spec.behavior {
+            default_rules(
+                behavior.scale_up.get_or_insert_default(),
+                Some(0),
+                &[("Pods", 4), ("Percent", 100)],
+            );
+            default_rules(behavior.scale_down.get_or_insert_default(), None, &[("Percent", 100)]);
         }
     }
 }
 
-impl Kind for PodDisruptionBudget {
-    fn validate(&self, _old: Option<&Self>, errors: &mut Vec<Error>) {
-        let path = Path::new("spec");
-        if self.spec.as_ref().is_some_and(|s| s.min_available.is_some() && s.max_unavailable.is_some()) {
-            errors.push(Error::invalid(&path, "", "minAvailable and maxUnavailable cannot be both set"));
-        }
+/// Fills in how fast to scale: the larger of these amounts every 15 seconds.
+fn default_rules(rules: &mut v2::HPAScalingRules, window: Option<i32>, policies: &[(&str, i32)]) {
+    const PERIOD: i32 = 15;
+    or_text(&mut rules.select_policy, "Max");
+    rules.stabilization_window_seconds = rules.stabilization_window_seconds.or(window);
+    if rules.policies.is_none() {
+        let policy = |(type_, value): &(&str, i32)| v2::HPAScalingPolicy {
+            type_: (*type_).to_owned(),
+            value: *value,
+            period_seconds: PERIOD,
+        };
+        rules.policies = Some(policies.iter().map(policy).collect());
     }
 }

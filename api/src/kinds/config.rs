@@ -6,53 +6,23 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Namespace, ResourceQuota, Secret, ServiceAccount};
 
 use super::{Kind, or_text};
-use crate::field::{Error, Path};
-use crate::names;
 
-super::plain!(LimitRange, Namespace, ResourceQuota, ServiceAccount);
+super::plain!(ConfigMap, Namespace, ResourceQuota, ServiceAccount);
 
-/// The most bytes of all values of a ConfigMap or Secret.
-const MAX_SIZE: usize = 1024 * 1024;
-
-impl Kind for ConfigMap {
-    fn validate(&self, old: Option<&Self>, errors: &mut Vec<Error>) {
-        let (data, binary) = (Path::new("data"), Path::new("binaryData"));
-        let mut size = 0;
-        for (key, value) in self.data.iter().flatten() {
-            config_key(key, &data, errors);
-            size += value.len();
-        }
-        for (key, value) in self.binary_data.iter().flatten() {
-            config_key(key, &binary, errors);
-            size += value.0.len();
-            if self.data.as_ref().is_some_and(|d| d.contains_key(key)) {
-                errors.push(Error::invalid(
-                    &data.key(key),
-                    key.as_str(),
-                    format!("duplicate of key present in {binary}"),
-                ));
+impl Kind for LimitRange {
+    /// A container's limit is by default the largest that it may have, its request its limit.
+    fn default_fields(&mut self) {
+        let items = self.spec.iter_mut().flat_map(|s| &mut s.limits).filter(|i| i.type_ == "Container");
+        for item in items {
+            let default = item.default.get_or_insert_default();
+            for (name, most) in item.max.iter().flatten() {
+                default.entry(name.clone()).or_insert_with(|| most.clone());
+            }
+            let request = item.default_request.get_or_insert_default();
+            for (name, amount) in default.iter().chain(item.min.iter().flatten()) {
+                request.entry(name.clone()).or_insert_with(|| amount.clone());
             }
         }
-        if size > MAX_SIZE {
-            errors.push(Error::too_long(&Path::root(), MAX_SIZE));
-        }
-        if let Some(old) = old.filter(|o| o.immutable == Some(true)) {
-            immutable(self.immutable, self.data != old.data || self.binary_data != old.binary_data, errors);
-        }
-    }
-}
-
-fn config_key(key: &str, path: &Path, errors: &mut Vec<Error>) {
-    errors.extend(names::config_key(key).into_iter().map(|why| Error::invalid(&path.key(key), key, why)));
-}
-
-fn immutable(flag: Option<bool>, changed: bool, errors: &mut Vec<Error>) {
-    const WHY: &str = "field is immutable when `immutable` is set";
-    if flag != Some(true) {
-        errors.push(Error::forbidden(&Path::new("immutable"), WHY));
-    }
-    if changed {
-        errors.push(Error::forbidden(&Path::new("data"), WHY));
     }
 }
 
@@ -63,42 +33,6 @@ impl Kind for Secret {
         if let Some(strings) = self.string_data.take() {
             let data = self.data.get_or_insert_with(BTreeMap::new);
             data.extend(strings.into_iter().map(|(k, v)| (k, ByteString(v.into_bytes()))));
-        }
-    }
-
-    fn validate(&self, old: Option<&Self>, errors: &mut Vec<Error>) {
-        let path = Path::new("data");
-        let mut size = 0;
-        for (key, value) in self.data.iter().flatten() {
-            config_key(key, &path, errors);
-            size += value.0.len();
-        }
-        if size > MAX_SIZE {
-            errors.push(Error::too_long(&path, MAX_SIZE));
-        }
-        let required: &[&str] = match self.type_.as_deref() {
-            Some("kubernetes.io/dockercfg") => &[".dockercfg"],
-            Some("kubernetes.io/dockerconfigjson") => &[".dockerconfigjson"],
-            Some("kubernetes.io/ssh-auth") => &["ssh-privatekey"],
-            Some("kubernetes.io/tls") => &["tls.crt", "tls.key"],
-            _ => &[],
-        };
-        for key in required {
-            if !self.data.as_ref().is_some_and(|d| d.contains_key(*key)) {
-                errors.push(Error::required(&path.key(key), ""));
-            }
-        }
-        if let Some(old) = old {
-            if old.type_ != self.type_ {
-                errors.push(Error::invalid(
-                    &Path::new("type"),
-                    self.type_.clone().unwrap_or_default(),
-                    "field is immutable",
-                ));
-            }
-            if old.immutable == Some(true) {
-                immutable(self.immutable, self.data != old.data, errors);
-            }
         }
     }
 }

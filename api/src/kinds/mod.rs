@@ -1,19 +1,22 @@
-//! What each kind does differently from the others: defaulting and validation over its Rust type.
+//! What each kind does differently from the others: defaulting over its Rust type.
+//! What its objects must be is in [`crate::validate`].
 //!
 //! The generic path of the API server sees only [`Ops`], a row's set of functions on JSON trees.
 
+mod admission;
 mod autoscaling;
 mod batch;
 mod config;
 mod decode;
+mod flow;
 mod others;
 mod pod;
 mod pod_resources;
-mod pod_validation;
 mod service;
 mod workload;
 
 pub use decode::DecodeError;
+pub(crate) use pod::qos_class_of;
 pub use pod::{QosClass, qos_class};
 pub use pod_resources::{Amounts, effective_limits, effective_requests, pod_amounts};
 
@@ -21,7 +24,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::facts::Type;
 use crate::field;
+use crate::validate::{self, Scope};
 
 /// A decoded, defaulted object and what was wrong with its form.
 #[derive(Debug)]
@@ -37,8 +42,9 @@ pub struct Normalized {
 pub struct Ops {
     /// Decodes an object by its kind's Rust type, defaults it and encodes it again.
     pub normalize: fn(Value) -> Result<Normalized, DecodeError>,
-    /// All that is wrong with a normalized object (its metadata apart), given the one that it replaces.
-    pub validate: fn(&Value, Option<&Value>) -> Vec<field::Error>,
+    /// All that is wrong with a normalized object (its metadata apart), given the one that it replaces
+    /// and what of it the request changes.
+    pub validate: fn(&Value, Option<&Value>, Scope) -> Vec<field::Error>,
 }
 
 impl Ops {
@@ -51,15 +57,10 @@ impl Ops {
 pub(crate) trait Kind: k8s_openapi::Resource + Serialize + DeserializeOwned + 'static {
     /// Fills in what the client left out and is no constant.
     fn default_fields(&mut self) {}
-
-    /// Collects what is wrong.
-    fn validate(&self, _old: Option<&Self>, _errors: &mut Vec<field::Error>) {}
 }
 
 fn normalize<T: Kind>(mut object: Value) -> Result<Normalized, DecodeError> {
-    let ty = crate::resource::by_kind(T::GROUP, T::VERSION, T::KIND)
-        .and_then(|r| crate::facts::lookup(r.type_name))
-        .expect("every kind has a row, and every row's type has facts");
+    let ty = ty::<T>();
     let unknown = decode::check(&mut object, ty)?;
     let mut typed: T = serde_json::from_value(object).map_err(|e| DecodeError::from_serde(ty, &e))?;
     typed.default_fields();
@@ -67,18 +68,14 @@ fn normalize<T: Kind>(mut object: Value) -> Result<Normalized, DecodeError> {
     Ok(Normalized { object, unknown })
 }
 
-fn validate<T: Kind>(object: &Value, old: Option<&Value>) -> Vec<field::Error> {
-    let mut errors = Vec::new();
-    match (T::deserialize(object), old.map(T::deserialize).transpose()) {
-        (Ok(new), Ok(old)) => new.validate(old.as_ref(), &mut errors),
-        (Err(e), _) | (_, Err(e)) => errors.push(field::Error {
-            path: field::Path::root(),
-            kind: field::ErrorKind::Internal,
-            value: None,
-            detail: format!("the object cannot be read back: {e}"),
-        }),
-    }
-    errors
+fn ty<T: Kind>() -> &'static Type {
+    crate::resource::by_kind(T::GROUP, T::VERSION, T::KIND)
+        .and_then(|r| crate::facts::lookup(r.type_name))
+        .expect("every kind has a row, and every row's type has facts")
+}
+
+fn validate<T: Kind>(object: &Value, old: Option<&Value>, scope: Scope) -> Vec<field::Error> {
+    validate::object(ty::<T>(), object, old, scope)
 }
 
 /// Sets an absent value.
@@ -111,7 +108,10 @@ mod tests {
     pub(super) fn errors(group: &str, version: &str, plural: &str, object: Value) -> Vec<String> {
         let row = find(group, version, plural).unwrap();
         let object = (row.ops.normalize)(object).unwrap().object;
-        (row.ops.validate)(&object, None).iter().map(ToString::to_string).collect()
+        (row.ops.validate)(&object, None, crate::validate::Scope::Main)
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
 
     #[test]
@@ -122,7 +122,7 @@ mod tests {
             let again = (r.ops.normalize)(once.clone()).unwrap();
             assert_eq!(again.unknown, Vec::<String>::new(), "{}", r.qualified());
             assert_eq!(again.object, once, "{}", r.qualified());
-            (r.ops.validate)(&once, Some(&once));
+            (r.ops.validate)(&once, Some(&once), crate::validate::Scope::Main);
         }
     }
 }

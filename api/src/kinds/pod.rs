@@ -7,8 +7,10 @@ use k8s_openapi::api::core::v1::{
     PodTemplateSpec, Probe, ResourceRequirements, Volume,
 };
 
-use super::{Kind, or, or_text, pod_validation};
-use crate::field;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Kind, or, or_text};
 use crate::quantity::Quantity;
 
 impl Kind for Pod {
@@ -16,7 +18,16 @@ impl Kind for Pod {
         if let Some(spec) = &mut self.spec {
             default_spec(spec);
             or(&mut spec.enable_service_links, true);
+            let host_network = spec.host_network == Some(true);
             for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+                for port in container
+                    .ports
+                    .iter_mut()
+                    .flatten()
+                    .filter(|p| host_network && p.host_port.unwrap_or(0) == 0)
+                {
+                    port.host_port = Some(port.container_port);
+                }
                 default_requests(&mut container.resources);
                 let resources = container.resources.as_ref();
                 if resources.is_some_and(|r| r.requests.is_some() || r.limits.is_some()) {
@@ -24,10 +35,6 @@ impl Kind for Pod {
                 }
             }
         }
-    }
-
-    fn validate(&self, old: Option<&Self>, errors: &mut Vec<field::Error>) {
-        pod_validation::pod(self, old, errors);
     }
 }
 
@@ -56,12 +63,8 @@ fn default_spec(spec: &mut PodSpec) {
     let account = spec.service_account_name.clone().or_else(|| spec.service_account.clone());
     spec.service_account_name.clone_from(&account);
     spec.service_account = account;
-    let host_network = spec.host_network == Some(true);
     for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
         default_container(container);
-        for port in container.ports.iter_mut().flatten().filter(|_| host_network) {
-            or(&mut port.host_port, port.container_port);
-        }
     }
     for container in spec.ephemeral_containers.iter_mut().flatten() {
         default_ephemeral(container);
@@ -123,10 +126,16 @@ fn default_env(env: Option<&mut Vec<k8s_openapi::api::core::v1::EnvVar>>) {
 }
 
 fn default_probe(probe: &mut Probe) {
-    or(&mut probe.timeout_seconds, 1);
-    or(&mut probe.period_seconds, 10);
-    or(&mut probe.success_threshold, 1);
-    or(&mut probe.failure_threshold, 3);
+    for (slot, default) in [
+        (&mut probe.timeout_seconds, 1),
+        (&mut probe.period_seconds, 10),
+        (&mut probe.success_threshold, 1),
+        (&mut probe.failure_threshold, 3),
+    ] {
+        if slot.unwrap_or(0) == 0 {
+            *slot = Some(default);
+        }
+    }
     if let Some(http) = &mut probe.http_get {
         or_text(&mut http.path, "/");
         or_text(&mut http.scheme, "HTTP");
@@ -228,6 +237,11 @@ impl QosClass {
     }
 }
 
+/// The class of a pod by its spec as JSON.
+pub(crate) fn qos_class_of(spec: &Value) -> QosClass {
+    PodSpec::deserialize(spec).map_or(QosClass::BestEffort, |spec| qos_class(&spec))
+}
+
 /// The class of a pod by the resources of all its containers.
 pub fn qos_class(spec: &PodSpec) -> QosClass {
     let amount = |map: Option<&BTreeMap<String, _>>, name: &str| -> Option<Quantity> {
@@ -255,7 +269,7 @@ pub fn qos_class(spec: &PodSpec) -> QosClass {
 mod tests {
     use super::super::tests::normalized;
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn pod(spec: Value) -> Value {
         normalized(

@@ -2,6 +2,7 @@
 
 use decapod_api::meta;
 use decapod_api::status::Error;
+use decapod_api::validate::Scope;
 use decapod_api::warnings;
 use decapod_storage as storage;
 use rand::Rng;
@@ -116,7 +117,7 @@ impl Registry {
         strategy.prepare_create(&named, &mut object);
         let check = meta::name_check(resource.group, resource.plural);
         let mut errors = meta::validate(&object, resource.namespaced(), check);
-        errors.extend((resource.ops.validate)(&object, None));
+        errors.extend((resource.ops.validate)(&object, None, Scope::Main));
         if !errors.is_empty() {
             return Err(named.invalid(&named.name, errors));
         }

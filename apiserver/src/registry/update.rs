@@ -1,6 +1,7 @@
 //! Update: the one loop by which anything that exists is changed.
 
 use decapod_api::status::Error;
+use decapod_api::validate::Scope;
 use decapod_api::warnings;
 use decapod_api::{field, meta};
 use decapod_storage::{self as storage, Entry, Precondition};
@@ -138,10 +139,7 @@ impl Registry {
         admission::mutate(self, call, Operation::Update, &mut new, Some(old)).await?;
         let check = meta::name_check(resource.group, resource.plural);
         let mut errors = meta::validate(&new, resource.namespaced(), check);
-        if part == Part::Main {
-            errors.extend(strategy.validate_update(&new, old));
-        }
-        errors.extend((resource.ops.validate)(&new, Some(old)));
+        errors.extend((resource.ops.validate)(&new, Some(old), scope(call, part)));
         errors.extend(finalizers_only_go(&new, old));
         if !errors.is_empty() {
             return Err(call.invalid(&call.name, errors).into());
@@ -198,6 +196,17 @@ impl Registry {
             Err(storage::Error::Conflict(_)) => Err(Attempt::Lost),
             Err(error) => Err(reads::failed(error).into()),
         }
+    }
+}
+
+/// What of the object a request changes, as validation has it.
+fn scope(call: &Call, part: Part) -> Scope {
+    match (part, call.subresource.as_str()) {
+        (Part::Main, _) => Scope::Main,
+        (Part::Status, _) => Scope::Status,
+        (Part::Whole, "ephemeralcontainers") => Scope::Ephemeral,
+        (Part::Whole, "resize") => Scope::Resize,
+        (Part::Whole, _) => Scope::Whole,
     }
 }
 

@@ -79,8 +79,11 @@ async fn claims_get_their_class_and_their_finalizer_and_grow_where_it_allows() {
     admin.created(CLAIMS, slow).await;
     let grow = json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}});
     let early = admin.patch(&format!("{CLAIMS}/a"), "merge-patch", grow.clone()).await;
-    assert_eq!(early.0, 403);
-    assert!(message(&early).contains("Only bound persistent volume claims can be expanded"), "{early:?}");
+    assert_eq!(early.0, 422);
+    assert!(
+        message(&early).contains("spec is immutable after creation except resources.requests"),
+        "{early:?}"
+    );
     for name in ["a", "b"] {
         let bound = json!({"status": {"phase": "Bound"}});
         let path = format!("{CLAIMS}/{name}/status");

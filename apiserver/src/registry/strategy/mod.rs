@@ -9,7 +9,6 @@ mod pod;
 pub(crate) mod service;
 
 use async_trait::async_trait;
-use decapod_api::field;
 use decapod_api::resource::Resource;
 use decapod_api::status::Error;
 use serde_json::{Value, json};
@@ -44,11 +43,6 @@ pub(crate) trait Strategy: Send + Sync {
     /// Completes an object of which only the status is to be changed.
     fn prepare_status(&self, resource: &Resource, new: &mut Value, old: &Value) {
         only_status(resource, new, old);
-    }
-
-    /// What an update must not do, besides what the kind's validation says.
-    fn validate_update(&self, _new: &Value, _old: &Value) -> Vec<field::Error> {
-        Vec::new()
     }
 
     /// Takes what a write needs besides its own key. Called last, once all else is valid.

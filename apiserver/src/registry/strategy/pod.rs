@@ -1,6 +1,5 @@
 //! Pods: they start out pending, and are deleted gracefully once they have a node.
 
-use decapod_api::field;
 use decapod_api::kinds::qos_class;
 use k8s_openapi::api::core::v1::PodSpec;
 use serde::Deserialize;
@@ -53,49 +52,6 @@ impl Strategy for Pod {
             new["status"]["qosClass"] = kept.clone();
         }
         keep_observed(&mut new["status"], &old["status"]);
-    }
-
-    fn validate_update(&self, new: &Value, old: &Value) -> Vec<field::Error> {
-        let mut errors = Vec::new();
-        let spec = field::Path::new("spec");
-        if new["spec"]["nodeName"] != old["spec"]["nodeName"] {
-            let why = "pod updates may not change spec.nodeName: it is set by the binding subresource";
-            errors.push(field::Error::forbidden(&spec, why));
-        }
-        if new["spec"]["ephemeralContainers"] != old["spec"]["ephemeralContainers"] {
-            let path = spec.child("ephemeralContainers");
-            errors.push(field::Error::forbidden(
-                &path,
-                "cannot be changed by an update of the pod: use the ephemeralcontainers subresource",
-            ));
-        }
-        let resources = |pod: &Value| -> Vec<Value> {
-            pod["spec"]["containers"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .map(|c| c["resources"].clone())
-                .collect()
-        };
-        if resources(new) != resources(old) {
-            errors.push(field::Error::forbidden(
-                &spec,
-                "pod updates may not change resources: use the resize subresource",
-            ));
-        }
-        let gates = |pod: &Value| -> Vec<String> {
-            let gates = pod["spec"]["schedulingGates"].as_array().into_iter().flatten();
-            gates.filter_map(|g| g["name"].as_str().map(str::to_owned)).collect()
-        };
-        let before = gates(old);
-        if gates(new).iter().any(|gate| !before.contains(gate)) {
-            let path = spec.child("schedulingGates");
-            errors.push(field::Error::forbidden(
-                &path,
-                "only deletion is allowed, but found new scheduling gate",
-            ));
-        }
-        errors
     }
 
     fn grace(&self, object: &Value, asked: Option<i64>) -> i64 {

@@ -69,21 +69,6 @@ impl Strategy for Service {
         complete_addresses(new);
     }
 
-    fn validate_update(&self, new: &Value, old: &Value) -> Vec<field::Error> {
-        if needs_health_port(old) && needs_health_port(new) && health_port(old) != health_port(new) {
-            let path = field::Path::new("spec").child("healthCheckNodePort");
-            let given = new["spec"]["healthCheckNodePort"].clone();
-            return vec![field::Error::invalid(&path, given, "field is immutable")];
-        }
-        let (before, after) = (address(old), address(new));
-        // A Service that keeps needing an address keeps the one it has.
-        if before.is_empty() || before == after || !needs_address(old) || !needs_address(new) {
-            return Vec::new();
-        }
-        let path = field::Path::new("spec").child("clusterIPs").index(0);
-        vec![field::Error::invalid(&path, new["spec"]["clusterIPs"].clone(), "may not change once set")]
-    }
-
     async fn claim(
         &self,
         registry: &Registry,
@@ -207,6 +192,32 @@ fn complete_addresses(service: &mut Value) {
     spec.entry("ipFamilyPolicy").or_insert_with(|| "SingleStack".into());
 }
 
+/// Whether traffic from outside the cluster is led to it.
+fn reached_from_outside(service: &Value) -> bool {
+    let more = service["spec"]["externalIPs"].as_array().is_some_and(|ips| !ips.is_empty());
+    matches!(kind(service), "NodePort" | "LoadBalancer") || (kind(service) == "ClusterIP" && more)
+}
+
+/// Fields that only services of the old form have go, where the user left them as they were.
+fn drop_fields(new: &mut Value, old: &Value) {
+    let balanced = |service: &Value| kind(service) == "LoadBalancer";
+    let rules: [(&str, bool, bool); 4] = [
+        ("externalTrafficPolicy", reached_from_outside(old), reached_from_outside(new)),
+        ("healthCheckNodePort", needs_health_port(old), needs_health_port(new)),
+        ("allocateLoadBalancerNodePorts", balanced(old), balanced(new)),
+        ("loadBalancerClass", balanced(old), balanced(new)),
+    ];
+    for (field, before, after) in rules {
+        if before
+            && !after
+            && new["spec"][field] == old["spec"][field]
+            && let Some(spec) = new["spec"].as_object_mut()
+        {
+            spec.remove(field);
+        }
+    }
+}
+
 /// A change of type drops what the new type has no use for, where the user left it as it was.
 fn drop_unneeded(new: &mut Value, old: &Value) {
     if needs_address(old)
@@ -217,13 +228,7 @@ fn drop_unneeded(new: &mut Value, old: &Value) {
         spec.remove("clusterIP");
         spec.remove("clusterIPs");
     }
-    if needs_health_port(old)
-        && !needs_health_port(new)
-        && health_port(new) == health_port(old)
-        && let Some(spec) = new["spec"].as_object_mut()
-    {
-        spec.remove("healthCheckNodePort");
-    }
+    drop_fields(new, old);
     if kind(old) == "LoadBalancer" && kind(new) != "LoadBalancer" {
         new["status"]["loadBalancer"] = json!({});
     }
@@ -245,6 +250,11 @@ fn carry_over(new: &mut Value, old: &Value) {
         for field in ["clusterIP", "clusterIPs"] {
             new["spec"][field] = old["spec"][field].clone();
         }
+    }
+    // Who changes the one address by its old name means the list too.
+    let renamed = !address(new).is_empty() && address(new) != address(old);
+    if renamed && new["spec"]["clusterIPs"] == old["spec"]["clusterIPs"] {
+        new["spec"]["clusterIPs"] = json!([address(new)]);
     }
     if needs_health_port(new)
         && needs_health_port(old)
@@ -293,9 +303,5 @@ mod tests {
         new["spec"]["type"] = "ExternalName".into();
         Service.prepare_update(&mut new, &old);
         assert_eq!(address(&new), "");
-        assert!(Service.validate_update(&new, &old).is_empty());
-        let mut new = old.clone();
-        new["spec"]["clusterIP"] = "10.96.1.2".into();
-        assert_eq!(Service.validate_update(&new, &old).len(), 1);
     }
 }

@@ -1,0 +1,265 @@
+//! Jobs and CronJobs.
+
+use serde_json::Value;
+
+use super::super::{At, Errors};
+use crate::cron;
+
+/// The most pods of an indexed job at once.
+const MAX_PARALLELISM: i64 = 100_000;
+/// The most indexes of a job that may fail.
+const MAX_FAILED: i64 = 100_000;
+/// Above so many completions limits per index are narrower.
+const MANY_COMPLETIONS: i64 = 100_000;
+const MANY_PARALLELISM: i64 = 10_000;
+const MANY_FAILED: i64 = 10_000;
+
+/// A job's spec, also within a CronJob.
+pub(super) fn job(at: &At<'_>, errors: &mut Errors) {
+    indexed(at, errors);
+    limits_per_index(at, errors);
+    let policy = at.at(&["template", "spec", "restartPolicy"]);
+    let failure = at.get("podFailurePolicy");
+    match policy.text() {
+        "" | "Always" => errors.required(&policy, "valid values: \"OnFailure\", \"Never\""),
+        "OnFailure" if failure.is_set() => {
+            errors.invalid(&policy, "only \"Never\" is supported when podFailurePolicy is specified");
+        }
+        "OnFailure" | "Never" => {}
+        _ => errors.one_of(&policy, &["Never", "OnFailure"]),
+    }
+    let replacement = at.get("podReplacementPolicy");
+    if failure.is_set() && replacement.is_set() && replacement.text() != "Failed" {
+        errors.one_of(&replacement, &["Failed"]);
+    }
+    let selector = at.at(&["selector", "matchLabels"]);
+    let labels = at.at(&["template", "metadata", "labels"]);
+    if selector.entries().any(|(key, value)| &labels.value[key] != value.value) {
+        errors.invalid(&labels, "`selector` does not match template `labels`");
+    }
+    if at.get("manualSelector").yes() && !at.get("selector").is_set() {
+        errors.required(&at.get("selector"), "");
+    }
+    let rules = failure.get("rules");
+    for rule in rules.items() {
+        let container = rule.at(&["onExitCodes", "containerName"]);
+        let known = ["containers", "initContainers"].into_iter().any(|field| {
+            at.at(&["template", "spec", field]).items().any(|c| c.get("name").value == container.value)
+        });
+        if container.is_set() && !known {
+            let why = "must be one of the container or initContainer names in the pod template";
+            errors.invalid(&container, why);
+        }
+        if rule.get("action").text() == "FailIndex" && !at.get("backoffLimitPerIndex").is_set() {
+            errors.invalid(&rule.get("action"), "requires the backoffLimitPerIndex to be set");
+        }
+    }
+}
+
+fn indexed(at: &At<'_>, errors: &mut Errors) {
+    let is_indexed = at.get("completionMode").text() == "Indexed";
+    let (completions, parallelism) = (at.get("completions"), at.get("parallelism"));
+    if is_indexed {
+        if !completions.is_set() {
+            errors.required(&completions, "when completion mode is Indexed");
+        }
+        if parallelism.int().is_some_and(|n| n > MAX_PARALLELISM) {
+            let why =
+                format!("must be less than or equal to {MAX_PARALLELISM} when completion mode is Indexed");
+            errors.invalid(&parallelism, why);
+        }
+    }
+    for field in ["backoffLimitPerIndex", "maxFailedIndexes", "successPolicy"] {
+        if at.get(field).is_set() && !is_indexed {
+            errors.invalid(&at.get(field), "requires indexed completion mode");
+        }
+    }
+    for rule in at.at(&["successPolicy", "rules"]).items() {
+        if rule.present(&["succeededCount", "succeededIndexes"]).is_empty() {
+            let why = "at least one of succeededCount or succeededIndexes must be specified";
+            errors.required(&rule, why);
+        }
+        let (count, total) = (rule.get("succeededCount"), completions.int().unwrap_or(0));
+        if count.int().is_some_and(|n| n > total) {
+            let why = format!("must be less than or equal to {total} (the number of specified completions)");
+            errors.invalid(&count, why);
+        }
+    }
+}
+
+fn limits_per_index(at: &At<'_>, errors: &mut Errors) {
+    let (failed, parallelism) = (at.get("maxFailedIndexes"), at.get("parallelism"));
+    let completions = at.get("completions").int().unwrap_or(0);
+    let per_index = at.get("backoffLimitPerIndex");
+    let Some(most) = failed.int() else {
+        if per_index.is_set() && completions > MANY_COMPLETIONS {
+            let why = format!("must be specified when completions is above {MANY_COMPLETIONS}");
+            errors.required(&failed, &why);
+        }
+        return;
+    };
+    if !per_index.is_set() {
+        errors.required(&per_index, "when maxFailedIndexes is specified");
+    }
+    if most > completions {
+        errors.invalid(&failed, "must be less than or equal to completions");
+    }
+    if most > MAX_FAILED {
+        errors.invalid(&failed, format!("must be less than or equal to {MAX_FAILED}"));
+    }
+    if completions > MANY_COMPLETIONS {
+        for (field, limit) in [(&parallelism, MANY_PARALLELISM), (&failed, MANY_FAILED)] {
+            if field.int().is_some_and(|n| n > limit) {
+                errors.invalid(field, format!("must be less than or equal to {limit} when completions are above {MANY_COMPLETIONS} and used with backoff limit per index"));
+            }
+        }
+    }
+}
+
+/// A rule of how failures of pods count.
+pub(super) fn failure_rule(at: &At<'_>, errors: &mut Errors) {
+    let codes = at.get("onExitCodes");
+    match (codes.is_set(), !at.get("onPodConditions").is_empty()) {
+        (true, true) => {
+            errors.invalid_whole(at, "specifying both OnExitCodes and OnPodConditions is not supported");
+        }
+        (false, false) => {
+            errors.invalid_whole(at, "specifying one of OnExitCodes and OnPodConditions is required");
+        }
+        _ => {}
+    }
+    if !codes.is_set() {
+        return;
+    }
+    let values = codes.get("values");
+    if values.is_empty() {
+        errors.invalid(&values, "at least one value is required");
+    }
+    let numbers: Vec<i64> = values.items().filter_map(|v| v.int()).collect();
+    for (i, value) in values.items().enumerate() {
+        if value.int() == Some(0) && codes.get("operator").text() == "In" {
+            errors.invalid(&value, "must not be 0 for the In operator");
+        }
+        if numbers[..i.min(numbers.len())].iter().any(|n| value.int() == Some(*n)) {
+            errors.duplicate(&value);
+        }
+    }
+    if !numbers.is_sorted() {
+        errors.invalid(&values, "must be ordered");
+    }
+}
+
+/// What of a job can change.
+pub(super) fn job_update(at: &At<'_>, errors: &mut Errors) {
+    let spec = at.get("spec");
+    if spec.old.is_none() {
+        return;
+    }
+    let fixed = ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "successPolicy"];
+    fixed.iter().for_each(|field| errors.immutable(&spec.get(field)));
+    let completions = spec.get("completions");
+    if completions.changed() {
+        let elastic = spec.get("completionMode").text() == "Indexed" && completions.is_set();
+        if !elastic {
+            errors.immutable(&completions);
+        } else if completions.value != spec.get("parallelism").value {
+            errors.invalid(&completions, "can only be modified in tandem with spec.parallelism");
+        }
+    }
+    let template = spec.get("template");
+    if !template.changed() {
+        return;
+    }
+    // A job that never started, or was stopped, may still be told where to run.
+    let status = at.before().get("status");
+    let stopped = spec.before().get("suspend").yes() && !status.get("startTime").is_set();
+    let mut allowed = template.before().value.clone();
+    if stopped {
+        let free: [&[&str]; 6] = [
+            &["spec", "affinity"],
+            &["spec", "nodeSelector"],
+            &["spec", "tolerations"],
+            &["spec", "schedulingGates"],
+            &["metadata", "annotations"],
+            &["metadata", "labels"],
+        ];
+        for [section, field] in free.map(|path| [path[0], path[1]]) {
+            take(&mut allowed, template.value, section, field);
+        }
+        for field in ["containers", "initContainers"] {
+            resources(&mut allowed, &template, field);
+        }
+    }
+    if allowed != *template.value {
+        errors.invalid(&template, "field is immutable");
+    }
+}
+
+fn take(to: &mut Value, from: &Value, section: &str, field: &str) {
+    match &from[section][field] {
+        Value::Null => {
+            if let Some(map) = to.get_mut(section).and_then(Value::as_object_mut) {
+                map.remove(field);
+            }
+        }
+        value => to[section][field] = value.clone(),
+    }
+}
+
+fn resources(to: &mut Value, from: &At<'_>, field: &str) {
+    let new = from.at(&["spec", field]);
+    let containers = to.get_mut("spec").and_then(|s| s.get_mut(field)).and_then(Value::as_array_mut);
+    for (container, new) in containers.into_iter().flatten().zip(new.items()) {
+        container["resources"] = new.value["resources"].clone();
+    }
+}
+
+/// A CronJob: its name leaves room for what its jobs append; its schedule can be read.
+pub(super) fn cron_job(at: &At<'_>, errors: &mut Errors) {
+    const MAX_NAME: usize = 52;
+    let name = at.at(&["metadata", "name"]);
+    if at.old.is_none() && name.text().len() > MAX_NAME {
+        errors.invalid(&name, format!("must be no more than {MAX_NAME} characters"));
+    }
+    let (schedule, zone) = (at.at(&["spec", "schedule"]), at.at(&["spec", "timeZone"]));
+    if !schedule.is_empty() && !schedule.unchanged() {
+        if schedule.text().contains("TZ") {
+            let why = if zone.is_set() {
+                "cannot use both timeZone field and TZ or CRON_TZ in schedule"
+            } else {
+                "cannot use TZ or CRON_TZ in schedule, use timeZone field instead"
+            };
+            errors.invalid(&schedule, why);
+        } else if let Err(why) = cron::check(schedule.text()) {
+            errors.invalid(&schedule, why.to_string());
+        }
+    }
+    if zone.is_set() && !zone.unchanged() {
+        time_zone(&zone, errors);
+    }
+    let job = at.at(&["spec", "jobTemplate", "spec"]);
+    if job.get("selector").is_set() && !job.get("manualSelector").yes() {
+        errors.invalid(&job.get("selector"), "`selector` will be auto-generated");
+    }
+    if job.get("manualSelector").yes() {
+        errors.not_supported_value(&job.get("manualSelector"), "true", &["nil", "false"]);
+    }
+}
+
+fn time_zone(at: &At<'_>, errors: &mut Errors) {
+    let text = at.text();
+    let part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphabetic())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "_+-".contains(c))
+    };
+    if text.is_empty() {
+        errors.invalid(at, "timeZone must be nil or non-empty string");
+    } else if text.eq_ignore_ascii_case("local") {
+        errors.invalid(
+            at,
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+        );
+    } else if !text.split('/').all(part) {
+        errors.invalid(at, format!("unknown time zone {text}"));
+    }
+}
