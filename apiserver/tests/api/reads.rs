@@ -45,7 +45,8 @@ async fn chunks_of_one_state() {
         if seen.is_empty() {
             version = meta["resourceVersion"].clone();
             // What happens between pages is in none of them.
-            admin.created(TEMPLATES, json!({"metadata": {"name": "t-19b"}, "template": {}})).await;
+            let late = json!({"metadata": {"name": "t-19b"}, "template": {"spec": pod("x")["spec"]}});
+            admin.created(TEMPLATES, late).await;
             admin.delete(&format!("{TEMPLATES}/t-18")).await;
         }
         assert_eq!(meta["resourceVersion"], version);
