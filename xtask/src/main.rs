@@ -1,7 +1,8 @@
-//! What developers run: `cargo xtask tidy`, `cargo xtask chaos`.
+//! What developers run: `cargo xtask tidy`, `cargo xtask chaos`, `cargo xtask conformance`.
 
 mod chaos;
 mod clones;
+mod conformance;
 mod graph;
 mod sizes;
 
@@ -12,15 +13,23 @@ fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
     match std::env::args().nth(1).as_deref() {
         Some("tidy") => tidy(root),
-        Some("chaos") => match chaos::run(root, std::env::args().nth(2).as_deref()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("chaos: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Some("chaos") => told("chaos", chaos::run(root, std::env::args().nth(2).as_deref())),
+        Some("conformance") => {
+            let reports: Vec<String> = std::env::args().skip(2).collect();
+            told("conformance", conformance::write(root, &reports))
+        }
         other => {
-            eprintln!("xtask: {}: expected tidy or chaos", other.unwrap_or("no command"));
+            eprintln!("xtask: {}: expected tidy, chaos or conformance", other.unwrap_or("no command"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn told(command: &str, result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{command}: {error:#}");
             ExitCode::FAILURE
         }
     }
