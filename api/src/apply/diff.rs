@@ -19,9 +19,15 @@ pub struct Diff {
 }
 
 impl Diff {
-    /// What the writer set: added or modified.
-    pub fn written(&self) -> FieldSet {
-        self.added.union(&self.modified)
+    /// What the writer set, added or modified, and what it removed.
+    pub(super) fn split(self) -> (FieldSet, FieldSet) {
+        let Self { added, modified, removed } = self;
+        let written = match (added.is_empty(), modified.is_empty()) {
+            (_, true) => added,
+            (true, _) => modified,
+            _ => added.union(&modified),
+        };
+        (written, removed)
     }
 
     /// Takes out paths and all below them.

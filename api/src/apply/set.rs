@@ -19,7 +19,6 @@ pub struct FieldSet(Map<String, Value>);
 enum Combine {
     Union,
     Intersection,
-    Difference,
 }
 
 impl Combine {
@@ -27,7 +26,6 @@ impl Combine {
         match self {
             Self::Union => a || b,
             Self::Intersection => a && b,
-            Self::Difference => a && !b,
         }
     }
 }
@@ -86,8 +84,8 @@ fn children_of(
 
 fn combine(a: Option<&Map<String, Value>>, b: Option<&Map<String, Value>>, how: Combine) -> Node {
     match (a, b, how) {
-        (None, _, Combine::Intersection | Combine::Difference) | (_, None, Combine::Intersection) => None,
-        (Some(a), None, _) => Some(a.clone()),
+        (None, _, Combine::Intersection) | (_, None, Combine::Intersection) => None,
+        (Some(a), None, Combine::Union) => Some(a.clone()),
         (None, b, Combine::Union) => b.cloned(),
         (Some(a), Some(b), _) => {
             node(how.member(is_member(a), is_member(b)), children_of(Some(a), Some(b), how))
@@ -158,19 +156,19 @@ impl FieldSet {
     /// What is in this one only.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
-        Self(children_of(Some(&self.0), Some(&other.0), Combine::Difference))
+        let mut rest = self.clone();
+        rest.subtract(other);
+        rest
+    }
+
+    /// Takes out what is in another one. Costs as much as the other one is large.
+    pub fn subtract(&mut self, other: &Self) {
+        subtract(&mut self.0, &other.0);
     }
 
     /// Takes out a path of fields and all below it.
     pub fn exclude(&mut self, fields: &[&str]) {
         exclude(&mut self.0, fields);
-    }
-
-    /// Takes out a path of fields, but nothing below it.
-    pub(super) fn exclude_member(&mut self, fields: &[&str]) {
-        if !self.0.is_empty() {
-            *self = self.difference(&Self::path(fields));
-        }
     }
 
     /// Whether a path of fields is a member.
@@ -184,6 +182,20 @@ impl FieldSet {
         let mut paths = Vec::new();
         list(&self.0, "", &mut paths);
         paths
+    }
+}
+
+fn subtract(node: &mut Map<String, Value>, other: &Map<String, Value>) {
+    for (element, theirs) in elements(other) {
+        let Some(Value::Object(ours)) = node.get_mut(element) else { continue };
+        let member = is_member(ours) && !is_member(theirs);
+        ours.remove(MEMBER);
+        subtract(ours, theirs);
+        match (ours.is_empty(), member) {
+            (true, false) => drop(node.remove(element)),
+            (false, true) => drop(ours.insert(MEMBER.to_owned(), Value::Object(Map::new()))),
+            _ => {}
+        }
     }
 }
 
@@ -251,6 +263,9 @@ mod tests {
             json!({"f:m": {"f:l": {".": {}, "f:x": {}}}, "f:s": {"f:q": {}, "f:r": {}}})
         );
         assert!(a.difference(&a).is_empty());
+        // A member that loses all its children is still one, and a parent that is none goes with them.
+        let below = set(json!({"f:m": {"f:l": {"f:x": {}}}, "f:s": {"f:r": {}}}));
+        assert_eq!(a.difference(&below).into_value(), json!({"f:m": {"f:l": {}}}));
         let mut c = a.clone();
         c.exclude(&["m"]);
         assert_eq!(c.into_value(), json!({"f:s": {"f:r": {}}}));

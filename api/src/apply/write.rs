@@ -1,6 +1,8 @@
 //! What a write does to the managers of an object: updates take what they change, applies own what
 //! they say.
 
+use std::sync::LazyLock;
+
 use serde_json::Value;
 
 use super::diff::{Diff, diff, same};
@@ -75,12 +77,15 @@ pub trait Versions {
 }
 
 fn strip(fields: &mut FieldSet) {
-    STRIPPED.iter().for_each(|path| fields.exclude_member(path));
+    static ALL: LazyLock<FieldSet> = LazyLock::new(|| {
+        STRIPPED.iter().fold(FieldSet::default(), |all, path| all.union(&FieldSet::path(path)))
+    });
+    fields.subtract(&ALL);
 }
 
 /// The managers of a new object, as its creator sent it and defaults completed it.
 pub fn created(object: &Value, ty: &'static Type, writer: &Writer<'_>) -> Managers {
-    let mut fields = writer.diff(&Value::Object(serde_json::Map::new()), object, ty).written();
+    let (mut fields, _) = writer.diff(&Value::Object(serde_json::Map::new()), object, ty).split();
     strip(&mut fields);
     let mut managers = Managers::default();
     if !fields.is_empty() {
@@ -117,9 +122,8 @@ fn take(
     writer: &Writer<'_>,
     versions: &dyn Versions,
 ) {
-    let diff = writer.diff(old, new, ty);
-    let mut written = diff.written();
-    lose(managers, &diff, |_| false, &(old, new), writer, versions);
+    let (mut written, removed) = writer.diff(old, new, ty).split();
+    lose(managers, (&written, &removed), |_| false, &(old, new), writer, versions);
     strip(&mut written);
     if written.is_empty() {
         return;
@@ -135,22 +139,24 @@ fn take(
 /// Takes from all managers but the writer what a write changed.
 fn lose(
     managers: &mut Managers,
-    diff: &Diff,
+    (written, removed): (&FieldSet, &FieldSet),
     is_writer: impl Fn(&Entry) -> bool,
     states: &(&Value, &Value),
     writer: &Writer<'_>,
     versions: &dyn Versions,
 ) {
-    let written = diff.written();
     managers.0.retain_mut(|entry| {
         if is_writer(entry) {
             return true;
         }
         if entry.api_version == writer.api_version {
-            entry.fields = entry.fields.difference(&written).difference(&diff.removed);
+            entry.fields.subtract(written);
+            entry.fields.subtract(removed);
         } else {
             let Some(other) = converted(states, &entry.api_version, versions) else { return false };
-            entry.fields = entry.fields.difference(&other.written()).difference(&other.removed);
+            let (written, removed) = other.split();
+            entry.fields.subtract(&written);
+            entry.fields.subtract(&removed);
         }
         !entry.fields.is_empty()
     });
@@ -299,14 +305,14 @@ fn once(
         _ => merged,
     };
     let is_writer = |known: &Entry| known.same_as(&entry);
-    let diff = writer.diff(live, &object, ty);
+    let (written, removed) = writer.diff(live, &object, ty).split();
     if !apply.force {
-        let found = conflicts(&managers, &diff, is_writer, &(live, &object), writer, versions);
+        let found = conflicts(&managers, &written, is_writer, &(live, &object), writer, versions);
         if !found.is_empty() {
             return Err(Error::Conflicts(found));
         }
     }
-    lose(&mut managers, &diff, is_writer, &(live, &object), writer, versions);
+    lose(&mut managers, (&written, &removed), is_writer, &(live, &object), writer, versions);
     let changed = !same(live, &object);
     managers.0.retain_mut(|known| {
         if known.same_as(&entry) {
@@ -322,20 +328,19 @@ fn once(
 
 fn conflicts(
     managers: &Managers,
-    diff: &Diff,
+    written: &FieldSet,
     is_writer: impl Fn(&Entry) -> bool,
     states: &(&Value, &Value),
     writer: &Writer<'_>,
     versions: &dyn Versions,
 ) -> Vec<Conflict> {
-    let written = diff.written();
     let mut found = Vec::new();
     for entry in managers.0.iter().filter(|entry| !is_writer(entry)) {
         let contested = if entry.api_version == writer.api_version {
-            entry.fields.intersection(&written)
+            entry.fields.intersection(written)
         } else {
             let other = converted(states, &entry.api_version, versions).unwrap_or_default();
-            entry.fields.intersection(&other.written())
+            entry.fields.intersection(&other.split().0)
         };
         let manager = shown(entry);
         found.extend(contested.paths().into_iter().map(|path| Conflict { manager: manager.clone(), path }));
