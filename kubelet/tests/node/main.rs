@@ -294,7 +294,7 @@ async fn the_node_server_serves_the_api_server_alone() {
     assert!(none.contains(r#"previous terminated container \"c\" in pod \"p\" not found"#), "{none}");
     assert!(get(api, "/containerLogs/default/x/c").await.starts_with("HTTP/1.1 404"));
     assert!(get(api, "/metrics").await.contains("kubelet_running_pods 1"));
-    assert!(get(api, "/exec/default/p/c?command=true").await.contains("WebSocket"));
+    assert!(get(api, "/exec/default/p/c?command=true&stdout=true").await.contains("WebSocket"));
     world.end().await;
 }
 
