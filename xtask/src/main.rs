@@ -1,8 +1,10 @@
-//! What developers run: `cargo xtask tidy`, `cargo xtask chaos`, `cargo xtask conformance`.
+//! What developers run: `cargo xtask tidy`, `cargo xtask chaos`, `cargo xtask conformance`,
+//! `cargo xtask fuzz`.
 
 mod chaos;
 mod clones;
 mod conformance;
+mod fuzz;
 mod graph;
 mod sizes;
 
@@ -18,8 +20,9 @@ fn main() -> ExitCode {
             let reports: Vec<String> = std::env::args().skip(2).collect();
             told("conformance", conformance::write(root, &reports))
         }
+        Some("fuzz") => told("fuzz", fuzz::run(root, std::env::args().skip(2))),
         other => {
-            eprintln!("xtask: {}: expected tidy, chaos or conformance", other.unwrap_or("no command"));
+            eprintln!("xtask: {}: expected tidy, chaos, conformance or fuzz", other.unwrap_or("no command"));
             ExitCode::FAILURE
         }
     }

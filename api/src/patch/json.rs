@@ -8,6 +8,10 @@ use super::Error;
 /// The most operations in one patch, as Kubernetes bounds it.
 const MAX_OPERATIONS: usize = 10_000;
 
+/// How much a patch may make by copying, in bytes: as much as a request may bring. A patch that copies what it
+/// copied doubles it each time.
+const MAX_COPIED: usize = 3 << 20;
+
 /// A JSON patch: its operations, in order.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(transparent)]
@@ -49,14 +53,15 @@ impl JsonPatch {
 /// # Errors
 /// [`Error::Inapplicable`] names the operation and the path that does not fit.
 pub fn apply_json(target: &mut Value, patch: &JsonPatch) -> Result<(), Error> {
-    patch.0.iter().try_for_each(|operation| apply(target, operation))
+    let mut copied = 0;
+    patch.0.iter().try_for_each(|operation| apply(target, operation, &mut copied))
 }
 
 fn missing(op: &str, path: &str) -> Error {
     Error::Inapplicable(format!("{op} operation does not apply: doc is missing path: {path}: missing value"))
 }
 
-fn apply(target: &mut Value, operation: &Operation) -> Result<(), Error> {
+fn apply(target: &mut Value, operation: &Operation, copied: &mut usize) -> Result<(), Error> {
     match operation {
         Operation::Add { path, value } => add(target, path, value.clone(), "add"),
         Operation::Remove { path } => remove(target, path, "remove").map(drop),
@@ -74,7 +79,14 @@ fn apply(target: &mut Value, operation: &Operation) -> Result<(), Error> {
             add(target, path, value, "move")
         }
         Operation::Copy { from, path } => {
-            let value = find(target, from, "copy")?.clone();
+            let source = find(target, from, "copy")?;
+            *copied += source.to_string().len();
+            if *copied > MAX_COPIED {
+                return Err(Error::Inapplicable(format!(
+                    "Unable to complete the copy, the accumulated size increase of copy is {copied}, exceeding the limit {MAX_COPIED}"
+                )));
+            }
+            let value = source.clone();
             add(target, path, value, "copy")
         }
         Operation::Test { path, value } => match find(target, path, "test") {
@@ -176,6 +188,16 @@ mod tests {
         let patch = JsonPatch::parse(patch.to_string().as_bytes())?;
         apply_json(&mut target, &patch)?;
         Ok(target)
+    }
+
+    #[test]
+    fn copies_of_copies_have_a_bound() {
+        let doubling = vec![json!({"op": "copy", "from": "", "path": "/a"}); 40];
+        let patch = JsonPatch::parse(json!(doubling).to_string().as_bytes()).unwrap();
+        let mut target = json!({"b": "text"});
+        let refused = apply_json(&mut target, &patch).unwrap_err();
+        assert!(refused.to_string().starts_with("Unable to complete the copy"), "{refused}");
+        assert!(target.to_string().len() <= 2 * MAX_COPIED);
     }
 
     #[test]

@@ -1,6 +1,12 @@
 //! The figures of this machine: starts, memory, pods, CPU per request. `make bench` runs it on a cluster of
 //! its own. Figures of one run only compare with others of the same run: machines are noisy.
+//!
+//! `bench --kubeconfig FILE --pid PID…` measures any API server instead: what its requests cost the processes
+//! named.
 
+mod api;
+
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,12 +23,27 @@ const WATCHERS: usize = 100;
 const CHANGES: usize = 200;
 
 fn main() -> Result<()> {
+    if let Some((kubeconfig, pids)) = other(std::env::args().skip(1))? {
+        let runtime = tokio::runtime::Runtime::new()?;
+        return runtime.block_on(async { api::Target::new(&kubeconfig, pids).await?.measure().await });
+    }
     images::archive(&images::BUSYBOX)?;
     let cluster = Cluster::prepare()?;
     let measured = measure(&cluster);
     let down = cluster.down();
     measured?;
     down.map(drop)
+}
+
+/// The API server that is to be measured in place of a cluster of our own.
+fn other(mut arguments: impl Iterator<Item = String>) -> Result<Option<(PathBuf, Vec<i64>)>> {
+    let Some(first) = arguments.next() else { return Ok(None) };
+    ensure!(first == "--kubeconfig", "usage: bench [--kubeconfig FILE --pid PID…]");
+    let kubeconfig = arguments.next().context("--kubeconfig wants a file")?;
+    ensure!(arguments.next().as_deref() == Some("--pid"), "--pid names the processes to measure");
+    let pids = arguments.map(|pid| pid.parse()).collect::<Result<Vec<_>, _>>()?;
+    ensure!(!pids.is_empty(), "--pid names the processes to measure");
+    Ok(Some((kubeconfig.into(), pids)))
 }
 
 fn measure(cluster: &Cluster) -> Result<()> {

@@ -1,0 +1,198 @@
+//! What an API server costs by the request and by the watch delivery: any, by its kubeconfig and processes.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use http_body_util::BodyExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use super::{cpu, percentiles, pss};
+
+/// Objects of each measurement.
+const OBJECTS: usize = 2000;
+/// Clients at once where the rate counts, and what they make.
+const CLIENTS: usize = 32;
+const CREATED_AT_ONCE: usize = 4000;
+const LISTS: usize = 20;
+const WATCHERS: [usize; 3] = [100, 500, 1000];
+const CHANGES: usize = 100;
+
+/// An API server and the processes whose work is counted: its own, and its store's.
+pub(crate) struct Target {
+    client: kube::Client,
+    pids: Vec<i64>,
+}
+
+impl Target {
+    pub(crate) async fn new(kubeconfig: &Path, pids: Vec<i64>) -> Result<Self> {
+        let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig)?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
+        Ok(Self { client: kube::Client::try_from(config)?, pids })
+    }
+
+    /// CPU time that the processes have used so far.
+    fn cpu(&self) -> Result<Duration> {
+        self.pids.iter().map(|pid| cpu(*pid)).sum()
+    }
+
+    fn memory(&self, when: &str) -> Result<()> {
+        let all: u64 = self.pids.iter().map(|pid| pss(*pid)).sum::<Result<u64>>()?;
+        println!("{:55} {:>9.1} MiB", format!("memory (PSS), {when}"), all as f64 / 1024.0);
+        Ok(())
+    }
+
+    fn per(&self, what: &str, before: Duration, n: usize) -> Result<()> {
+        let each = (self.cpu()? - before).as_secs_f64() * 1e6 / n as f64;
+        println!("{:55} {each:>9.1} us", format!("CPU per {what}"));
+        Ok(())
+    }
+
+    /// Measures everything.
+    pub(crate) async fn measure(&self) -> Result<()> {
+        self.memory("before")?;
+        self.account().await?;
+        self.requests().await?;
+        self.at_once().await?;
+        for watchers in WATCHERS {
+            self.watches(watchers).await?;
+        }
+        self.memory("after")
+    }
+
+    /// Pods need an account, which nobody may be there to make.
+    async fn account(&self) -> Result<()> {
+        let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> =
+            Api::default_namespaced(self.client.clone());
+        if accounts.get_opt("default").await?.is_none() {
+            let account = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
+            accounts.create(&PostParams::default(), &account).await?;
+        }
+        Ok(())
+    }
+
+    async fn requests(&self) -> Result<()> {
+        let pods: Api<Pod> = Api::default_namespaced(self.client.clone());
+        let before = self.cpu()?;
+        for i in 0..OBJECTS {
+            pods.create(&PostParams::default(), &pod(&format!("listed-{i}"))?).await?;
+        }
+        self.per("create of a pod", before, OBJECTS)?;
+        let before = self.cpu()?;
+        for i in 0..OBJECTS {
+            pods.get(&format!("listed-{i}")).await?;
+        }
+        self.per("get", before, OBJECTS)?;
+        let before = self.cpu()?;
+        for i in 0..OBJECTS {
+            let patch = Patch::Merge(json!({"metadata": {"labels": {"patched": i.to_string()}}}));
+            pods.patch(&format!("listed-{i}"), &PatchParams::default(), &patch).await?;
+        }
+        self.per("merge patch", before, OBJECTS)?;
+        let before = self.cpu()?;
+        for _ in 0..LISTS {
+            let request = http::Request::get("/api/v1/namespaces/default/pods").body(Vec::new())?;
+            let text = self.client.request_text(request).await?;
+            ensure!(text.len() > OBJECTS * 500, "a short list: {} bytes", text.len());
+        }
+        self.per(&format!("list of {OBJECTS} pods"), before, LISTS)?;
+        let before = self.cpu()?;
+        for i in 0..OBJECTS {
+            pods.delete(&format!("listed-{i}"), &DeleteParams::default().grace_period(0)).await?;
+        }
+        self.per("delete", before, OBJECTS)
+    }
+
+    /// As many creates as many clients get done.
+    async fn at_once(&self) -> Result<()> {
+        let maps: Api<ConfigMap> = Api::default_namespaced(self.client.clone());
+        let start = Instant::now();
+        let made = futures::stream::iter(0..CREATED_AT_ONCE).map(|i| {
+            let maps = maps.clone();
+            async move {
+                let map = serde_json::from_value(json!({"metadata": {"name": format!("at-once-{i}"),
+                    "labels": {"bench": "at-once"}}, "data": {"n": i.to_string()}}))?;
+                maps.create(&PostParams::default(), &map).await?;
+                Ok::<_, anyhow::Error>(())
+            }
+        });
+        let made: Vec<_> = made.buffer_unordered(CLIENTS).collect().await;
+        made.into_iter().collect::<Result<Vec<_>>>()?;
+        let rate = CREATED_AT_ONCE as f64 / start.elapsed().as_secs_f64();
+        println!("{:55} {rate:>9.1} /s", format!("creates by {CLIENTS} clients at once"));
+        let selected = kube::api::ListParams::default().labels("bench=at-once");
+        maps.delete_collection(&DeleteParams::default(), &selected).await?;
+        Ok(())
+    }
+
+    /// What a delivery costs the server, and how long after the write it arrives.
+    async fn watches(&self, watchers: usize) -> Result<()> {
+        let maps: Api<ConfigMap> = Api::default_namespaced(self.client.clone());
+        let map = serde_json::from_value(json!({"metadata": {"name": "watched"}, "data": {"n": "0"}}))?;
+        let made = maps.create(&PostParams::default(), &map).await?;
+        let version = made.metadata.resource_version.context("no version")?;
+        let arrivals = Arc::new(Mutex::new(Vec::with_capacity(watchers * CHANGES)));
+        let mut running = Vec::new();
+        for _ in 0..watchers {
+            running.push(tokio::spawn(watch(self.client.clone(), version.clone(), Arc::clone(&arrivals))));
+        }
+        // All of them are there once the server has answered them: a change that each of them sees.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let before = self.cpu()?;
+        let mut written = Vec::new();
+        for i in 1..=CHANGES {
+            written.push(Instant::now());
+            let patch = json!({"data": {"n": i.to_string()}});
+            maps.patch("watched", &PatchParams::default(), &Patch::Merge(patch)).await?;
+            // So many deliveries are more than an instant: they are not to queue up.
+            tokio::time::sleep(Duration::from_millis(watchers as u64 / 5)).await;
+        }
+        for watcher in running {
+            watcher.await??;
+        }
+        self.per(
+            &format!("watch delivery, {watchers} watchers, patches included"),
+            before,
+            watchers * CHANGES,
+        )?;
+        let arrivals = std::mem::take(&mut *arrivals.lock().expect("no watcher panicked"));
+        let took = arrivals.into_iter().map(|(change, at): (usize, Instant)| at - written[change]).collect();
+        percentiles(&format!("delivery to {watchers} watchers"), took);
+        maps.delete("watched", &DeleteParams::default()).await?;
+        Ok(())
+    }
+}
+
+/// Notes when each change arrives, without reading more of it than its end.
+async fn watch(
+    client: kube::Client,
+    version: String,
+    arrivals: Arc<Mutex<Vec<(usize, Instant)>>>,
+) -> Result<()> {
+    let path = format!(
+        "/api/v1/namespaces/default/configmaps?watch=1&fieldSelector=metadata.name%3Dwatched&resourceVersion={version}"
+    );
+    let request = http::Request::get(path).body(kube::client::Body::empty())?;
+    let mut body = client.send(request).await?.into_body();
+    let mut times = Vec::with_capacity(CHANGES);
+    while times.len() < CHANGES {
+        let frame = body.frame().await.context("the watch ended")??;
+        let now = Instant::now();
+        let lines = frame.data_ref().map_or(0, |data| data.iter().filter(|byte| **byte == b'\n').count());
+        times.extend((0..lines).map(|_| now));
+    }
+    let mut arrivals = arrivals.lock().map_err(|_| anyhow::anyhow!("another watcher panicked"))?;
+    arrivals.extend(times.into_iter().take(CHANGES).enumerate());
+    Ok(())
+}
+
+fn pod(name: &str) -> Result<Pod> {
+    // Nobody schedules it: only the API server works.
+    Ok(serde_json::from_value(json!({"metadata": {"name": name, "labels": {"app": "bench"}},
+        "spec": {"schedulerName": "nobody", "containers": [{"name": "c", "image": "busybox:1",
+            "env": [{"name": "A", "value": "b"}]}]}}))?)
+}
