@@ -29,5 +29,5 @@ pub use auth::UserInfo;
 pub use auth::token_file::Error as TokenFileError;
 pub use clock::{Clock, SystemClock};
 pub use registry::allocate::Cidr;
-pub use server::{Handle, InProcess, Options, Server, StartError, TokenError};
+pub use server::{Handle, InProcess, Limits, Options, Server, StartError, TokenError};
 pub use version::git_version;

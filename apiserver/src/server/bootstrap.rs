@@ -49,11 +49,12 @@ pub(super) async fn objects(registry: &Registry, options: &Options, port: u16) -
     let cidr = json!({"spec": {"cidrs": [options.service_cidr.to_string()]}});
     ensure(registry, row("networking.k8s.io", "v1", "servicecidrs"), "", OWN_RANGE, cidr).await?;
     own_range_ready(registry).await?;
+    super::flow::objects(registry).await?;
     policy(registry).await?;
     kubernetes_service(registry, options, port).await
 }
 
-async fn ensure(
+pub(super) async fn ensure(
     registry: &Registry,
     resource: &'static Resource,
     namespace: &str,

@@ -10,17 +10,15 @@ use bytes::Bytes;
 use decapod_api::status::Error;
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
 
-use super::{Core, Peer, health};
+use super::{Core, Peer, health, limits};
 use crate::audit::{self, Exchange};
 use crate::auth::{Decision, UserInfo, forbidden_message, impersonation};
 use crate::http::body::{self, BoxError};
 use crate::http::{Body, RequestInfo, reply};
-use crate::metrics::Labels;
+use crate::metrics::{Labels, Route};
 use crate::{discovery, endpoint, openapi};
-
-/// A request that is not a watch or stream is answered by then, Kubernetes' default.
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The router with its filters.
 #[derive(Clone)]
@@ -42,6 +40,9 @@ impl Service {
             self.0.audit.clone().map(|audit| {
                 Arc::new(Exchange::new(audit, &info.attributes, &request, peer.address, &audit_id))
             });
+        let apply = request.headers().get(http::header::CONTENT_TYPE);
+        let apply = apply.is_some_and(|kind| kind.as_bytes().starts_with(b"application/apply-patch"));
+        let route = Route::of(&info, apply);
         let answer = AssertUnwindSafe(self.answer(&info, request, &peer)).catch_unwind();
         let answer = audit::within(exchange.clone(), answer).await;
         let mut response = answer.unwrap_or_else(|panic| {
@@ -57,8 +58,18 @@ impl Service {
         if method == Method::HEAD {
             *response.body_mut() = body::empty();
         }
-        self.record(&info, &response, started.elapsed());
-        audit::finish(exchange, response, long_running(&info)).await
+        self.record(&info, route.clone(), &response, started.elapsed());
+        let long = long_running(&info);
+        if long && response.status().is_success() {
+            let slot = self.0.metrics.long_running(&route);
+            let counted = move |frame| {
+                // Counted until the last of the answer is sent.
+                let _slot = &slot;
+                frame
+            };
+            response = response.map(|body| body::erase(body.map_frame(counted)));
+        }
+        audit::finish(exchange, response, long).await
     }
 
     async fn answer(&self, info: &RequestInfo, request: Request<Body>, peer: &Peer) -> Response<Body> {
@@ -66,11 +77,15 @@ impl Service {
         if health::is_path(&info.attributes.path) && matches!(*request.method(), Method::GET | Method::HEAD) {
             return core.health.answer(&core.registry, &info.attributes.path, &info.query).await;
         }
+        let long = long_running(info);
+        let timeout = match limits::timeout(&info.query) {
+            Err(error) if !long => return reply::error(&error),
+            other => other.unwrap_or_default(),
+        };
         let user = match self.authenticate(request.headers(), peer).await {
             Ok(user) => user,
             Err(error) => return reply::error(&error),
         };
-        let long = long_running(info);
         let _slot = if long {
             None
         } else {
@@ -89,7 +104,7 @@ impl Service {
         let result = if long {
             work.await
         } else {
-            tokio::time::timeout(TIMEOUT, work).await.unwrap_or_else(|_| {
+            tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
                 Err(Error::Timeout("request did not complete within the allotted timeout".to_owned()))
             })
         };
@@ -103,7 +118,9 @@ impl Service {
             return Ok(user.clone());
         }
         let core = &*self.0;
+        let started = Instant::now();
         let user = core.authenticator.authenticate(headers, certificate, core.clock.now()).await;
+        core.metrics.authentication(user.as_ref().map(|user| user.username.as_str()), started.elapsed());
         let user = user.ok_or(Error::Unauthorized)?;
         audit::authenticated(&user);
         impersonation::resolve(user, headers, &*core.authorizer).await
@@ -117,7 +134,9 @@ impl Service {
     ) -> Result<Response<Body>, Error> {
         let core = &*self.0;
         let a = &info.attributes;
+        let started = Instant::now();
         let decision = core.authorizer.authorize(user, a).await;
+        core.metrics.authorization(decision.allowed(), started.elapsed());
         audit::authorized(&decision);
         if let Decision::NoOpinion(reason) = decision {
             let resource = if a.group.is_empty() || a.resource.is_empty() {
@@ -157,7 +176,7 @@ impl Service {
         match path.trim_end_matches('/') {
             "" => Ok(reply::json(StatusCode::OK, &serde_json::json!({"paths": paths()}))),
             "/version" => Ok(reply::json(StatusCode::OK, &crate::version::info())),
-            "/metrics" => Ok(self.0.metrics.answer()),
+            "/metrics" => Ok(self.0.metrics.answer(&*self.0.registry.store).await),
             "/openid/v1/jwks" => Ok(discovered("application/jwk-set+json", &self.0.tokens.keys().jwks())),
             "/.well-known/openid-configuration" => {
                 Ok(discovered("application/json", &crate::version::openid(self.0.tokens.issuer())))
@@ -166,10 +185,11 @@ impl Service {
         }
     }
 
-    fn record(&self, info: &RequestInfo, response: &Response<Body>, took: Duration) {
+    fn record(&self, info: &RequestInfo, route: Route, response: &Response<Body>, took: Duration) {
         let a = &info.attributes;
         let code = response.status().as_u16();
-        self.0.metrics.request(Labels::of(info, code), took);
+        let size = http_body::Body::size_hint(response.body()).exact();
+        self.0.metrics.request(Labels::new(route, code), took, size);
         let seconds = took.as_secs_f64();
         if code >= 500 {
             tracing::warn!(verb = a.verb, path = a.path, code, seconds, "request failed");

@@ -5,6 +5,7 @@
 
 mod bootstrap;
 mod filter;
+mod flow;
 mod health;
 mod inprocess;
 pub(crate) mod limits;
@@ -30,13 +31,14 @@ use crate::auth::token_file::{self, TokenFile};
 use crate::auth::{Authenticator, Authorizer, Masters, Union, UserInfo};
 use crate::clock::Clock;
 use crate::encryption;
-use crate::metrics::Metrics;
+use crate::metrics::{Measured, Metrics};
 use crate::nodeproxy::Kubelets;
 use crate::pki::{self, CertificateRequest, Pki, Renewing};
 use crate::registry::Registry;
 use crate::registry::allocate::{Cidr, Network};
 pub(crate) use filter::Service;
 pub use inprocess::InProcess;
+pub use limits::Limits;
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -60,6 +62,8 @@ pub struct Options {
     pub encryption: Option<Arc<decapod_storage::encryption::Config>>,
     /// What is recorded of requests, and where; nothing without.
     pub audit: Option<AuditOptions>,
+    /// How many requests are worked on at once.
+    pub limits: Limits,
     /// Whether the `proxy` subresource of pods and Services may connect to this machine's loopback
     /// addresses: only where pods really have them, as in tests. Whoever may write a pod's status
     /// would otherwise reach what listens here for local users only.
@@ -78,6 +82,7 @@ impl Default for Options {
             token_file: None,
             encryption: None,
             audit: None,
+            limits: Limits::default(),
             proxy_to_loopback: false,
         }
     }
@@ -209,6 +214,8 @@ fn make_core(
     stopping: CancellationToken,
 ) -> Result<Core, StartError> {
     let network = Network { services: options.service_cidr, node_ports: options.node_ports.clone() };
+    let store = Arc::new(Measured::new(store));
+    let metrics = Metrics::new(&options.limits, &store);
     let rbac = Rbac::default();
     let registry = Arc::new(Registry::new(store, clock.clone(), network, rbac.clone()));
     let issuer = format!("https://kubernetes.default.svc.{}", options.cluster_domain);
@@ -227,7 +234,7 @@ fn make_core(
         authorizer: Arc::new(Union(authorizers)),
         health: health::Health::default(),
         audit,
-        metrics: Metrics::default(),
+        metrics,
         registry,
         clock,
         rbac,

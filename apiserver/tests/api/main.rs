@@ -12,6 +12,7 @@ mod certificates;
 mod deletion;
 mod harness;
 mod objects;
+mod operations;
 mod pods;
 mod proxy;
 mod reads;
