@@ -55,7 +55,7 @@ configmap/kube-root-ca.crt
 configmap/one
 $ kubectl get cm --field-selector data.key=1
 ? 1
-Error from server (BadRequest): Unable to find "/v1, Resource=configmaps" that match label selector "", field selector "data.key=1": [..]field label not supported: data.key
+Error from server (BadRequest): Unable to find "/v1, Resource=configmaps" that match label selector "", field selector "data.key=1": "data.key" is not a known field selector: only "metadata.name", "metadata.namespace"
 $ kubectl get cm one -o jsonpath='{.data.key} {.metadata.labels.app}'
 1 a
 $ kubectl get cm -l app -o jsonpath='{range .items[*]}{.metadata.name}={.data.key}{"\n"}{end}'

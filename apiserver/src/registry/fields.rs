@@ -45,11 +45,26 @@ pub(crate) fn of(resource: &Resource) -> &'static [&'static str] {
         ("", "secrets") => &["type"],
         ("", "namespaces") => &["status.phase"],
         ("", "services") => &["spec.clusterIP", "spec.type"],
-        ("", "replicationcontrollers") | ("apps", "replicasets") => &["status.replicas"],
+        ("", "replicationcontrollers") => &["status.replicas"],
         ("batch", "jobs") => &["status.successful"],
         ("certificates.k8s.io", "certificatesigningrequests") => &["spec.signerName"],
         ("resource.k8s.io", "resourceslices") => &["spec.nodeName", "spec.driver"],
         _ => &[],
+    }
+}
+
+/// What a client is told that selects by a field that its kind has no selector for.
+pub(crate) fn refusal(resource: &Resource, field: &str) -> String {
+    match (resource.group, resource.plural) {
+        ("batch", "jobs") => format!("field label {field:?} not supported for Job"),
+        ("resource.k8s.io", "resourceslices") => format!(
+            "field label not supported for resource.k8s.io/{}, Kind=ResourceSlice: {field}",
+            resource.version
+        ),
+        _ if of(resource).is_empty() => {
+            format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+        }
+        _ => format!("field label not supported: {field}"),
     }
 }
 
@@ -68,5 +83,28 @@ pub(crate) fn default(field: &str) -> &'static str {
         "spec.unschedulable" | "spec.hostNetwork" => "false",
         "status.replicas" | "status.successful" => "0",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::{core, row};
+
+    #[test]
+    fn a_refusal_says_which_fields_there_are() {
+        assert_eq!(refusal(core("pods"), "spec.x"), "field label not supported: spec.x");
+        assert_eq!(
+            refusal(core("configmaps"), "data.key"),
+            "\"data.key\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+        );
+        assert_eq!(
+            refusal(row("batch", "v1", "jobs"), "spec.x"),
+            "field label \"spec.x\" not supported for Job"
+        );
+        assert_eq!(
+            refusal(row("resource.k8s.io", "v1", "resourceslices"), "spec.x"),
+            "field label not supported for resource.k8s.io/v1, Kind=ResourceSlice: spec.x"
+        );
     }
 }

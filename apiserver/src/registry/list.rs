@@ -70,7 +70,7 @@ pub(crate) fn filter(call: &Call, options: &ListOptions) -> Result<Filter, Error
     for term in options.fields.terms() {
         let field = term.field.as_str();
         if !known.contains(&field) && !matches!(field, "metadata.name" | "metadata.namespace") {
-            return Err(Error::BadRequest(format!("field label not supported: {field}")));
+            return Err(Error::BadRequest(fields::refusal(call.resource, field)));
         }
     }
     let mut filter = Filter { labels: options.labels.clone(), fields: options.fields.clone() };

@@ -3,6 +3,8 @@
 //! The columns are facts of Kubernetes, embedded as text; a kind's cells are made by its printer,
 //! or by the column's name where a field says it directly.
 
+mod autoscaler;
+mod classes;
 mod columns;
 mod duration;
 mod node;

@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::duration::{human, since};
-use super::{node, pod, storage, workload};
+use super::{autoscaler, classes, node, pod, storage, workload};
+use crate::registry::convert;
 
 /// What is shown for nothing.
 pub(super) const NONE: &str = "<none>";
@@ -57,6 +58,22 @@ pub(super) fn cells(resource: &Resource, object: &Value, now: Timestamp) -> Opti
         ("networking.k8s.io", "networkpolicies") => {
             vec![name(object), selector(&object["spec"]["podSelector"]), age(object, now)]
         }
+        ("networking.k8s.io", "ingressclasses") => classes::ingress_class(object, now),
+        ("autoscaling", "horizontalpodautoscalers") => {
+            autoscaler::cells(&convert::stored(resource, object), now)
+        }
+        ("", "podtemplates") => classes::pod_template(object),
+        ("storage.k8s.io", "csidrivers") => classes::csi_driver(object, now),
+        ("storage.k8s.io", "csistoragecapacities") => classes::csi_capacity(object),
+        ("storage.k8s.io", "volumeattributesclasses") => {
+            vec![name(object), text(&object["driverName"]), age(object, now)]
+        }
+        ("flowcontrol.apiserver.k8s.io", "flowschemas") => classes::flow_schema(object, now),
+        ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => {
+            classes::priority_level(object, now)
+        }
+        ("resource.k8s.io", "resourceclaims") => classes::resource_claim(object, now),
+        ("resource.k8s.io", "resourceslices") => classes::resource_slice(object, now),
         ("scheduling.k8s.io", "priorityclasses") => vec![
             name(object),
             object["value"].clone(),
@@ -106,7 +123,7 @@ pub(super) fn common(column: &str, object: &Value, now: Timestamp) -> Value {
         "Created At" => text(&object["metadata"]["creationTimestamp"]),
         "Class" => or_text(&spec["ingressClassName"], NONE),
         "Handler" => text(&object["handler"]),
-        "SignerName" => text(&spec["signerName"]),
+        "SignerName" => or_text(&spec["signerName"], NONE),
         "Requestor" => text(&spec["username"]),
         "RequestedDuration" => match spec["expirationSeconds"].as_i64() {
             Some(seconds) => human(seconds).into(),
@@ -114,30 +131,11 @@ pub(super) fn common(column: &str, object: &Value, now: Timestamp) -> Value {
         },
         "Condition" => conditions(object).into(),
         "Provisioner" => text(&object["provisioner"]),
-        "DriverName" | "Driver" => text(&spec["driver"]),
         "Attacher" => text(&spec["attacher"]),
         "PV" => text(&spec["source"]["persistentVolumeName"]),
         "Node" => text(&spec["nodeName"]),
         "Attached" => object["status"]["attached"].as_bool().unwrap_or(false).into(),
         "Drivers" => spec["drivers"].as_array().map_or(0, Vec::len).into(),
-        "AttachRequired" => spec["attachRequired"].as_bool().unwrap_or(true).into(),
-        "PodInfoOnMount" => spec["podInfoOnMount"].as_bool().unwrap_or(false).into(),
-        "StorageCapacity" => spec["storageCapacity"].as_bool().unwrap_or(false).into(),
-        "Controller" => text(&spec["controller"]),
-        "Reference" => {
-            format!("{}/{}", plain(&spec["scaleTargetRef"]["kind"]), plain(&spec["scaleTargetRef"]["name"]))
-                .into()
-        }
-        "MinPods" => or_text(&spec["minReplicas"], "<unset>"),
-        "MaxPods" => or_text(&spec["maxReplicas"], "0"),
-        "Replicas" => or_text(&object["status"]["currentReplicas"], "0"),
-        "State" => {
-            if object["status"]["allocation"].is_object() {
-                "allocated".into()
-            } else {
-                "pending".into()
-            }
-        }
         _ => NONE.into(),
     }
 }
@@ -172,8 +170,13 @@ pub(super) fn join(list: &Value, separator: &str) -> Value {
     list.as_array().into_iter().flatten().map(plain).collect::<Vec<_>>().join(separator).into()
 }
 
+/// The items of a list; none if it is not there.
+pub(super) fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
 fn count(maps: &[&Value]) -> Value {
-    maps.iter().map(|map| map.as_object().map_or(0, serde_json::Map::len)).sum::<usize>().to_string().into()
+    maps.iter().map(|map| map.as_object().map_or(0, serde_json::Map::len)).sum::<usize>().into()
 }
 
 /// A label selector as text.
@@ -291,8 +294,11 @@ fn event(event: &Value, object: &Value, source: &Value, message: &str, now: Time
     let pick = |times: &[&Value]| times.iter().find(|t| t.is_string()).map(|t| since(t, now));
     let first = pick(&first).unwrap_or_else(|| "<unknown>".to_owned());
     let last = pick(&last).unwrap_or_else(|| first.clone());
-    let target = format!("{}/{}", plain(&object["kind"]).to_lowercase(), plain(&object["name"]));
-    let component = [&event["reportingComponent"], &event["reportingController"], &source["component"]];
+    let mut target = plain(&object["kind"]).to_lowercase();
+    if !plain(&object["name"]).is_empty() {
+        target = format!("{target}/{}", plain(&object["name"]));
+    }
+    let component = [&source["component"], &event["reportingComponent"], &event["reportingController"]];
     let component = component.iter().map(|c| plain(c)).find(|c| !c.is_empty()).unwrap_or_default();
     let host = [plain(&source["host"]), plain(&event["reportingInstance"])];
     let host = host.iter().find(|h| !h.is_empty()).cloned().unwrap_or_default();
@@ -308,7 +314,7 @@ fn event(event: &Value, object: &Value, source: &Value, message: &str, now: Time
         source.into(),
         plain(&event[message]).trim().into(),
         first.into(),
-        count.to_string().into(),
+        count.into(),
         name(event),
     ]
 }
@@ -386,6 +392,15 @@ pub(super) fn shown(resource: &Resource, object: &Value) -> Vec<String> {
     table["rows"][0]["cells"].as_array().unwrap().iter().map(plain).collect()
 }
 
+/// The row of an object that is a minute old, its cells apart by ` | `.
+#[cfg(test)]
+pub(super) fn line(group: &str, version: &str, plural: &str, name: &str, rest: Value) -> String {
+    let created = "2027-01-15T07:59:00Z";
+    let mut object = serde_json::json!({"metadata": {"name": name, "creationTimestamp": created}});
+    object.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+    shown(crate::registry::row(group, version, plural), &object).join(" | ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,6 +417,7 @@ mod tests {
         let issued = json!({"conditions": [{"type": "Approved"}], "certificate": "eA=="});
         assert_eq!(cells(issued)[4..], ["24h", "Approved,Issued"]);
         assert_eq!(cells(json!({}))[5], "Pending");
+        assert_eq!(cells(json!({"conditions": [{"type": "Denied"}]}))[5], "Denied");
         assert_eq!(
             cells(json!({"conditions": [{"type": "Approved"}, {"type": "Failed"}]}))[5],
             "Approved,Failed"

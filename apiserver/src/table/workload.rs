@@ -11,7 +11,7 @@ fn number(value: &Value) -> i64 {
 }
 
 /// The names and images of a template's containers.
-fn containers(template: &Value) -> [Value; 2] {
+pub(super) fn containers(template: &Value) -> [Value; 2] {
     let column = |field: &str| -> Value {
         let containers = template["spec"]["containers"].as_array().into_iter().flatten();
         containers.map(|c| plain(&c[field])).collect::<Vec<_>>().join(",").into()
@@ -25,8 +25,8 @@ pub(super) fn deployment(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![
         name(object),
         format!("{}/{}", number(&status["readyReplicas"]), number(&spec["replicas"])).into(),
-        number(&status["updatedReplicas"]).to_string().into(),
-        number(&status["availableReplicas"]).to_string().into(),
+        number(&status["updatedReplicas"]).into(),
+        number(&status["availableReplicas"]).into(),
         age(object, now),
         names,
         images,

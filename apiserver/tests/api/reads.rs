@@ -178,7 +178,7 @@ async fn what_cannot_be_listed_is_said_with_its_field() {
             "\"exact\" is forbidden for resourceVersion \"0\"",
         ),
         ("resourceVersion=x", 400, "resourceVersion: Invalid value: \"x\""),
-        ("fieldSelector=spec.x%3D1", 400, "field label not supported: spec.x"),
+        ("fieldSelector=spec.x%3D1", 400, "\"spec.x\" is not a known field selector"),
         ("labelSelector=a%3D%3D%3Db", 400, ""),
         ("resourceVersion=99999999999", 504, "Too large resource version"),
     ] {
