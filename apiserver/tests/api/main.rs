@@ -11,6 +11,7 @@ mod authorization;
 mod certificates;
 mod deletion;
 mod harness;
+mod node_identity;
 mod objects;
 mod operations;
 mod pods;
