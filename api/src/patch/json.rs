@@ -192,9 +192,9 @@ mod tests {
 
     #[test]
     fn copies_of_copies_have_a_bound() {
-        let doubling = vec![json!({"op": "copy", "from": "", "path": "/a"}); 40];
+        let doubling = vec![json!({"op": "copy", "from": "/a", "path": "/a/-"}); 40];
         let patch = JsonPatch::parse(json!(doubling).to_string().as_bytes()).unwrap();
-        let mut target = json!({"b": "text"});
+        let mut target = json!({"a": ["text"]});
         let refused = apply_json(&mut target, &patch).unwrap_err();
         assert!(refused.to_string().starts_with("Unable to complete the copy"), "{refused}");
         assert!(target.to_string().len() <= 2 * MAX_COPIED);
