@@ -42,7 +42,10 @@ impl Namespace {
             mount(own, &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         });
         made.join().unwrap().expect("tests run as root");
-        Self { path }
+        let namespace = Self { path };
+        // A namespace begins with what the machine has, and a cluster on it may forward.
+        namespace.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "0")).expect("tests run as root");
+        namespace
     }
 
     pub(crate) fn path(&self) -> &Path {
