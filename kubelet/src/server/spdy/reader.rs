@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, OwnedPermit};
 
 use super::frame::{self, CONTROL, FIN, HEAD};
 use super::headers::{self, Deflater, Headers, Inflater};
@@ -37,6 +37,11 @@ pub(in crate::server) enum Event {
     Data { stream: StreamId, bytes: Bytes, fin: bool },
     /// Gives a stream up.
     Reset { stream: StreamId },
+}
+
+/// Nobody sends any more.
+fn gone() -> Error {
+    std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()
 }
 
 /// The rest of a data frame.
@@ -76,7 +81,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         self.last
     }
 
-    /// The next event; `None` once the client has ended the connection. May be dropped while it waits for the client.
+    /// The next event; `None` once the client has ended the connection. May be dropped while it waits, for the client
+    /// or for room to answer: nothing is taken out of the buffer before both are there.
     pub(in crate::server) async fn next(&mut self) -> Result<Option<Event>, Error> {
         loop {
             if let Some(rest) = self.rest {
@@ -101,6 +107,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             if !self.fill(HEAD + length).await? {
                 return Ok(None);
             }
+            // A new stream that was taken out and then dropped would never be served.
+            let room = self.out.clone().reserve_owned().await.map_err(|_| gone())?;
             self.buffer.advance(HEAD);
             let payload = self.buffer.split_to(length).freeze();
             let version = u16::try_from(first >> 16 & 0x7fff).expect("15 bits");
@@ -108,7 +116,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 return Err(Error::Version(version));
             }
             let kind = u16::try_from(first & 0xffff).expect("16 bits");
-            if let Some(event) = self.control(kind, flags, payload).await? {
+            if let Some(event) = self.control(kind, flags, payload, room)? {
                 return Ok(event);
             }
         }
@@ -126,12 +134,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Ok(Some(Event::Data { stream: rest.stream, bytes, fin: rest.fin && left == 0 }))
     }
 
-    /// What a control frame means: `Some(None)` is the end of the connection.
-    async fn control(
+    /// What a control frame means, with room for an answer: `Some(None)` is the end of the connection.
+    fn control(
         &mut self,
         kind: u16,
         flags: u8,
         mut payload: Bytes,
+        room: OwnedPermit<Frame>,
     ) -> Result<Option<Option<Event>>, Error> {
         let short = Error::Short(kind);
         match kind {
@@ -141,8 +150,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 payload = payload.split_off(payload.len().min(6));
                 let headers = self.inflater.read(&payload)?;
                 self.last = self.last.max(stream);
-                let reply = frame::reply(stream, &mut self.deflater);
-                self.answer(reply).await?;
+                room.send(frame::reply(stream, &mut self.deflater));
                 Ok(Some(Some(Event::Open { stream, headers, fin: flags & FIN != 0 })))
             }
             frame::RST_STREAM => {
@@ -157,18 +165,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             }
             frame::PING => {
                 let id = payload.get(..4).ok_or(short)?;
-                self.answer(frame::pong(id)).await?;
+                room.send(frame::pong(id));
                 Ok(None)
             }
             frame::GOAWAY => Ok(Some(None)),
             // Settings and windows, which peers of this kind do not keep to.
             _ => Ok(None),
         }
-    }
-
-    async fn answer(&mut self, frame: Frame) -> Result<(), Error> {
-        let sent = self.out.send(frame).await;
-        sent.map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe).into())
     }
 
     /// Reads until so many bytes are there; false at the end of the connection.
@@ -250,6 +253,18 @@ pub(super) mod tests {
         // Both streams are accepted, and the ping comes back as it was.
         assert_eq!(answers.len(), 3);
         assert_eq!(&answers[1][..], ping);
+    }
+
+    #[tokio::test]
+    async fn no_stream_is_lost_when_there_is_no_room_to_answer() {
+        let (out, mut answers) = mpsc::channel(1);
+        out.send(Bytes::new()).await.unwrap();
+        let bytes = open(1, &[("port", "80")]);
+        let mut reader = Reader::new(&bytes[..], out);
+        assert!(futures::poll!(std::pin::pin!(reader.next())).is_pending());
+        answers.recv().await.unwrap();
+        assert!(matches!(reader.next().await, Ok(Some(Event::Open { stream: 1, .. }))));
+        assert!(!answers.recv().await.unwrap().is_empty());
     }
 
     #[tokio::test]
