@@ -2,7 +2,7 @@
 
 $ helm create chart
 Creating chart
-$ sed -i 's|repository: nginx|repository: docker.io/library/nginx|; s|tag: ""|tag: "1"|' chart/values.yaml; sed -i 's|image: busybox|image: busybox:1|' chart/templates/tests/*.yaml; helm lint chart | tail -1
+$ sed -i 's|tag: ""|tag: "1"|' chart/values.yaml; sed -i 's|image: busybox|image: busybox:1|' chart/templates/tests/*.yaml; helm lint chart | tail -1
 1 chart(s) linted, 0 chart(s) failed
 $ helm install rel chart --wait --timeout=90s | grep -E '^(NAME|STATUS|REVISION)'
 NAME: rel
