@@ -61,6 +61,14 @@ $ kubectl create rolebinding rb --role=r --user=a
 rolebinding.rbac.authorization.k8s.io/rb created
 $ kubectl set subject rolebinding/rb --user=b
 rolebinding.rbac.authorization.k8s.io/rb subjects updated
+$ kubectl run p --image=nginx:1
+pod/p created
+$ kubectl set image pod/p p=nginx:2
+pod/p image updated
+$ kubectl patch pod p -p '{"spec":{"hostname":"other"}}'
+? 1
+The Pod "p" is invalid: spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,[..]
+...
 $ kubectl label deployment web a=1 b=2
 deployment.apps/web labeled
 $ kubectl label deployment web a=2

@@ -81,7 +81,9 @@ fn updated(spec: &At<'_>, errors: &mut Errors) {
     let mut allowed = old.value.clone();
     for role in [Role::Main, Role::Init] {
         let images: Vec<Value> = spec.get(role.field()).items().map(|c| c.value["image"].clone()).collect();
-        for (container, image) in allowed[role.field()].as_array_mut().into_iter().flatten().zip(images) {
+        // Not by index, which would put a null where there is no list.
+        let containers = allowed.get_mut(role.field()).and_then(Value::as_array_mut);
+        for (container, image) in containers.into_iter().flatten().zip(images) {
             container["image"] = image;
         }
     }
