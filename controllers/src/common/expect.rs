@@ -12,6 +12,7 @@ use decapod_client::ObjectKey;
 use decapod_client::clock::{self, Clock};
 use decapod_client::informer::Informer;
 use kube::Resource;
+use kube::core::PartialObjectMeta;
 
 use super::{Error, Result};
 
@@ -73,13 +74,21 @@ impl Expectations {
         self.lock().get(key).is_some_and(|pending| pending.doubted)
     }
 
-    /// Ends the doubt: whatever became of the writes is to be seen at `revision`.
-    pub(crate) fn known_at(&self, key: &ObjectKey, revision: &str) {
+    /// Ends the doubt by what exists `now`, which was listed after the cache had `shown` this: the cache
+    /// gets to the newest of what exists by itself, and what it showed and is no more was deleted. The
+    /// revision of the list as a whole would not do: a cache learns of that only by a bookmark, a minute
+    /// later.
+    pub(crate) fn found<K: Resource>(&self, key: &ObjectKey, shown: &[Arc<K>], now: &[PartialObjectMeta<K>]) {
+        let newest = now.iter().filter_map(|object| object.metadata.resource_version.as_deref());
+        let newest = newest.max_by_key(|revision| number(revision)).unwrap_or_default();
+        let exist: HashSet<&str> = now.iter().filter_map(|object| object.metadata.uid.as_deref()).collect();
+        let shown = shown.iter().filter_map(|object| object.meta().uid.as_deref());
         let mut pending = self.lock();
         let pending = pending.entry(key.clone()).or_default();
         pending.doubted = false;
-        if number(revision) >= number(&pending.revision) {
-            revision.clone_into(&mut pending.revision);
+        pending.gone.extend(shown.filter(|uid| !exist.contains(uid)).map(str::to_owned));
+        if number(newest) >= number(&pending.revision) {
+            newest.clone_into(&mut pending.revision);
         }
     }
 
@@ -157,5 +166,23 @@ mod tests {
         let left = expectations.without_deleted(&key, vec![Arc::new(deleting), pod("2")]);
         assert_eq!(left.len(), 2, "shown as being deleted: the view is true again");
         assert!(expectations.lock()[&key].gone.is_empty());
+    }
+
+    #[test]
+    fn a_doubt_ends_with_what_exists() {
+        let (expectations, key) = (Expectations::default(), ObjectKey::new("ns", "set"));
+        expectations.failed(&key, &kube::Error::TlsRequired);
+        assert!(expectations.is_in_doubt(&key));
+        let exists = |uid: &str, revision: &str| {
+            let mut object = PartialObjectMeta::<Pod>::default();
+            object.metadata.uid = Some(uid.into());
+            object.metadata.resource_version = Some(revision.into());
+            object
+        };
+        expectations.found(&key, &[pod("1"), pod("2")], &[exists("2", "10"), exists("3", "9")]);
+        assert!(!expectations.is_in_doubt(&key));
+        assert_eq!(expectations.lock()[&key].revision, "10", "an object's, which the cache will see");
+        let left = expectations.without_deleted(&key, vec![pod("1"), pod("2")]);
+        assert_eq!(left.iter().map(|pod| pod.metadata.uid.clone().unwrap()).collect::<Vec<_>>(), ["2"]);
     }
 }

@@ -62,10 +62,10 @@ impl<O: Owner, K: Namespaced> Family<O, K> {
             return Ok(None);
         };
         if self.written.is_in_doubt(key) {
+            let shown = self.owned.owned_by(owner.meta().uid.as_deref().unwrap_or_default());
             let api: Api<K> = Api::namespaced(self.context.client.clone(), &key.namespace);
-            let now = api.list_metadata(&ListParams::default().limit(1)).await;
-            let now = now.says("find out what became of a write")?;
-            self.written.known_at(key, now.metadata.resource_version.as_deref().unwrap_or_default());
+            let now = api.list_metadata(&ListParams::default()).await;
+            self.written.found(key, &shown, &now.says("find out what became of a write")?.items);
         }
         self.written.settled(key, &self.owned, &*self.context.clock).await?;
         Ok(Some(owner))

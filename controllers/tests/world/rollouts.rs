@@ -80,6 +80,26 @@ async fn a_replication_controller_and_the_endpoints_of_its_pods_come_out_exact()
     world.end(controllers).await;
 }
 
+/// Every other answer is lost, and nothing else happens from which a cache would learn how late it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_doubt_ends_without_a_bookmark() {
+    let world = World::start().await;
+    let controllers = world.controllers(&Faults::new(3, Rates { lost: 500, ..Rates::default() }, None));
+    let controller = json!({"metadata": {"name": "web"}, "spec": {
+        "replicas": 8, "selector": {"app": "web"}, "template": template("v1")}});
+    world.create::<ReplicationController>(controller).await;
+    for replicas in [8, 2] {
+        world.patch::<ReplicationController>("web", json!({"spec": {"replicas": replicas}})).await;
+        world
+            .until("so many pods", async || {
+                let pods = world.list::<Pod>().await.len();
+                if pods == replicas { Ok(()) } else { Err(format!("{pods} pods")) }
+            })
+            .await;
+    }
+    world.end(controllers).await;
+}
+
 /// Pods, the status of their ReplicationController, slices and Endpoints all say the same.
 async fn exact(world: &World, replicas: usize) -> Result<(), String> {
     let pods: Vec<Pod> = world.list().await;
