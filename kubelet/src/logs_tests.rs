@@ -71,14 +71,14 @@ async fn following_sees_what_is_written_and_ends_with_the_container() {
     let task = tokio::spawn(async move {
         send(&follower, options, alive(false), Arc::new(SystemClock::new()), sink).await
     });
-    let first = tokio::time::timeout(Duration::from_secs(10), source.recv()).await.unwrap();
+    let first = tokio::time::timeout(Duration::from_secs(60), source.recv()).await.unwrap();
     assert_eq!(first.as_deref(), Some(&b"ee\n"[..]));
     let mut file = tokio::fs::OpenOptions::new().append(true).open(&path).await.unwrap();
     file.write_all(b"2026-01-02T03:04:09Z stdout F late\n").await.unwrap();
     file.flush().await.unwrap();
-    let first = tokio::time::timeout(Duration::from_secs(10), source.recv()).await.unwrap();
+    let first = tokio::time::timeout(Duration::from_secs(60), source.recv()).await.unwrap();
     assert_eq!(first.as_deref(), Some(&b"late\n"[..]));
-    let end = tokio::time::timeout(Duration::from_secs(10), source.recv()).await.unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(60), source.recv()).await.unwrap();
     assert_eq!(end, None, "the container has ended");
     task.await.unwrap().unwrap();
 }

@@ -159,7 +159,7 @@ impl Cluster {
     /// # Errors
     /// The pod's last state.
     pub fn ready(&self, namespace: &str, pod: &str) -> Result<Value> {
-        poll::until(&format!("pod {pod} to be ready"), Duration::from_secs(30), || {
+        poll::until(&format!("pod {pod} to be ready"), Duration::from_secs(90), || {
             let object = self.get(&["pod", pod, "-n", namespace])?;
             let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
             let ready = conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True");

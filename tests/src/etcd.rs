@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::poll;
 
 /// How long a member may take to listen.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(90);
 /// A port that was free when we looked may be taken a moment later: then all start anew, on others.
 const ATTEMPTS: usize = 5;
 

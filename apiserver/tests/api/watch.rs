@@ -17,7 +17,7 @@ async fn lines(client: &Client, query: &str) -> Vec<Value> {
         http::Request::get(format!("{MAPS}?watch=1&{query}")).body(kube::client::Body::empty()).unwrap();
     let body = client.0.send(request).await.unwrap().into_body();
     let bytes =
-        tokio::time::timeout(Duration::from_secs(20), body.collect()).await.unwrap().unwrap().to_bytes();
+        tokio::time::timeout(Duration::from_secs(60), body.collect()).await.unwrap().unwrap().to_bytes();
     bytes
         .split(|b| *b == b'\n')
         .filter(|l| !l.is_empty())
@@ -78,7 +78,7 @@ async fn a_typed_client_watches_live() {
     let mut events = api.watch(&WatchParams::default(), &version).await.unwrap().boxed();
     admin.created(MAPS, json!({"metadata": {"name": "live"}})).await;
     let event =
-        tokio::time::timeout(Duration::from_secs(10), events.try_next()).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), events.try_next()).await.unwrap().unwrap().unwrap();
     assert!(matches!(event, WatchEvent::Added(map) if map.metadata.name.as_deref() == Some("live")));
     // The server's end is the watch's end.
     let (stopped, rest) = tokio::join!(cluster.handle.shutdown(), events.try_next());

@@ -182,7 +182,7 @@ async fn an_informer_lists_all_pages_and_follows() {
     assert!(informer.list().iter().all(|map| map.metadata.managed_fields.is_none()));
     server.write("ADDED", "f");
     server.write("DELETED", "a");
-    tokio::time::timeout(Duration::from_secs(5), informer.reached("7")).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), informer.reached("7")).await.unwrap();
     assert!(has(&informer, "f") && !has(&informer, "a"));
     supervisor.shutdown(Duration::from_secs(5)).await;
 }
@@ -264,7 +264,7 @@ async fn the_frames_of_a_watch_may_be_split_anywhere() {
     let client = crate::transport::in_process(service, ());
     let informers = Informers::new(client, supervisor.clone(), Arc::new(SystemClock::new()));
     let informer = informers.of::<ConfigMap>();
-    tokio::time::timeout(Duration::from_secs(5), informer.reached("1")).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), informer.reached("1")).await.unwrap();
     assert!(has(&informer, "a"));
     supervisor.shutdown(Duration::from_secs(5)).await;
 }

@@ -112,7 +112,7 @@ impl World {
     /// Ends the agent; containers run on.
     async fn stop(&mut self) {
         let (supervisor, runtime) = self.agent.take().unwrap();
-        supervisor.shutdown(Duration::from_secs(5)).await;
+        supervisor.shutdown(PATIENCE).await;
         runtime.close().await;
     }
 

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// How long a client waits for an answer that must come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a client waits for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 /// How often servers look whether they are to stop.

@@ -6,7 +6,7 @@ use decapod_proto::cri;
 use decapod_runtime::{Error, Runtime};
 use futures::StreamExt;
 
-use super::support::{World, command, context, eventually, resources, script};
+use super::support::{PATIENCE, World, command, context, eventually, resources, script};
 
 pub(crate) async fn exit_codes_and_logs() {
     let world = World::new("exits").await;
@@ -73,12 +73,17 @@ pub(crate) async fn stopping_asks_first() {
     let world = World::new("stop").await;
     let pod = world.pod("stop").await;
     let polite = world
-        .start(&pod, &script("polite", "trap 'echo bye; exit 3' TERM; while :; do sleep 0.05; done"))
+        .start(&pod, &script("polite", "trap 'echo bye; exit 3' TERM; >/up; while :; do sleep 0.05; done"))
         .await;
-    let rude = world.start(&pod, &script("rude", "trap '' TERM; while :; do sleep 0.05; done")).await;
+    let rude = world.start(&pod, &script("rude", "trap '' TERM; >/up; while :; do sleep 0.05; done")).await;
     // Until the handler is there the first process of a namespace ignores the signal.
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    world.runtime.container_stop(&polite, Duration::from_secs(20)).await.unwrap();
+    for id in [&polite, &rude] {
+        eventually("the handler to be there", || async {
+            (world.exec(id, &["sh", "-c", "test -e /up"]).await.exit_code == 0).then_some(())
+        })
+        .await;
+    }
+    world.runtime.container_stop(&polite, Duration::from_secs(60)).await.unwrap();
     assert_eq!(world.runtime.container_status(&polite).await.unwrap().exit_code, 3);
     world.runtime.container_stop(&rude, Duration::from_millis(200)).await.unwrap();
     assert_eq!(world.runtime.container_status(&rude).await.unwrap().exit_code, 137);
@@ -217,7 +222,7 @@ pub(crate) async fn events_tell_what_happens() {
     world.runtime.sandbox_remove(&pod).await.unwrap();
     let mut kinds = Vec::new();
     loop {
-        let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await.unwrap().unwrap();
+        let event = tokio::time::timeout(PATIENCE, events.next()).await.unwrap().unwrap();
         kinds.push((event.container_id == pod, event.container_event_type()));
         if event.container_id == status.id
             && event.container_event_type() == cri::ContainerEventType::ContainerStoppedEvent

@@ -6,7 +6,7 @@ use decapod_proto::cri;
 use decapod_runtime::{Error, Runtime, TerminalSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::support::{World, command, eventually, script};
+use super::support::{PATIENCE, World, command, eventually, script};
 
 fn exec(id: &str, command: &[&str], tty: bool, stdin: bool) -> cri::ExecRequest {
     let cmd = command.iter().map(|word| (*word).to_owned()).collect();
@@ -38,7 +38,7 @@ pub(crate) async fn commands_run_inside() {
     let started = std::time::Instant::now();
     let answer = world.exec(&id, &["sh", "-c", "sleep 100 & echo done"]).await;
     assert_eq!(answer.stdout, b"done\n");
-    assert!(started.elapsed() < Duration::from_secs(8));
+    assert!(started.elapsed() < PATIENCE);
     world.end().await;
 }
 
@@ -69,7 +69,7 @@ pub(crate) async fn terminals_work() {
     // The size arrives beside the stream: ask until it is there.
     while !seen.contains("33 111") {
         stdin.write_all(b"stty size\n").await.unwrap();
-        let read = tokio::time::timeout(Duration::from_secs(10), stdout.read(&mut chunk)).await;
+        let read = tokio::time::timeout(PATIENCE, stdout.read(&mut chunk)).await;
         seen.push_str(&String::from_utf8_lossy(&chunk[..read.unwrap().unwrap()]));
         assert!(seen.len() < 100_000, "{seen}");
     }

@@ -13,7 +13,7 @@ use decapod_runtime::{Attachment, Embedded, Network, Options, Runtime, Source};
 use super::archive::{BUSYBOX, busybox};
 
 /// Longest wait for something that takes milliseconds on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A network that notes what it is asked for.
 #[derive(Default)]
@@ -135,7 +135,7 @@ impl World {
 
     pub(crate) async fn exec(&self, id: &str, command: &[&str]) -> cri::ExecSyncResponse {
         let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
-        self.runtime.exec_sync(id, &command, Duration::from_secs(10)).await.unwrap()
+        self.runtime.exec_sync(id, &command, PATIENCE).await.unwrap()
     }
 
     /// Removes everything and looks whether something is left.

@@ -41,14 +41,29 @@ pub(crate) fn sample(cluster: &Cluster, namespace: &str) -> Result<()> {
             .filter(|e| e["conditions"]["ready"] == true)
             .count();
         Ok(if ready == 3 { Ok(()) } else { Err(slices.to_string()) })
+    })?;
+    let (cluster_ip, _) = service(cluster, namespace)?;
+    reaches_all(&cluster_ip)
+}
+
+/// Waits until all three pods of the sample answer at an address.
+fn reaches_all(address: &str) -> Result<()> {
+    poll::until(&format!("{address} to reach three pods"), PATIENCE, || {
+        let seen: BTreeSet<String> = (0..30).map_while(|_| http_get(address, "/").ok()).collect();
+        Ok(if seen.len() == 3 { Ok(()) } else { Err(format!("{seen:?}")) })
     })
+}
+
+/// The body of `GET path`, or what went wrong: for polls, which go on.
+pub(crate) fn http_try(address: &str, path: &str) -> Result<String> {
+    Ok(http_get(address, path).unwrap_or_else(|error| format!("{error:#}")))
 }
 
 /// The body of `GET path` at an address, over a connection of its own.
 pub(crate) fn http_get(address: &str, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address.parse()?, Duration::from_secs(3))
+    let mut stream = TcpStream::connect_timeout(&address.parse()?, Duration::from_secs(10))
         .with_context(|| format!("connecting to {address}"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -89,14 +104,8 @@ pub(crate) fn rolls_out_and_answers(cluster: &Cluster) -> Result<()> {
             "{conf}"
         );
         let (cluster_ip, node_port) = service(cluster, ns)?;
-        for address in [&cluster_ip, &node_port] {
-            let mut seen = BTreeSet::new();
-            for _ in 0..30 {
-                seen.insert(http_get(address, "/")?);
-            }
-            ensure!(seen.len() == 3, "from the host, {address} reached only {seen:?}");
-        }
-        Ok(())
+        reaches_all(&cluster_ip)?;
+        reaches_all(&node_port)
     })
 }
 
@@ -193,7 +202,7 @@ pub(crate) fn set_image_loses_no_request(cluster: &Cluster) -> Result<()> {
             Ok(n) => ensure!(n > 10, "only {n} requests were made"),
             Err(error) => ensure!(!format!("{error:#}").contains("refused"), "{error:#}"),
         }
-        poll::text("the new version", PATIENCE, || http_get(&cluster_ip, "/version"), |v| v == "2\n")?;
+        poll::text("the new version", PATIENCE, || http_try(&cluster_ip, "/version"), |v| v == "2\n")?;
         let history = cluster.k(&["rollout", "history", "deployment/web", "-n", ns])?;
         ensure!(history.contains("\n1 ") && history.contains("\n2 "), "{history}");
         Ok(())
@@ -220,7 +229,7 @@ pub(crate) fn scale_and_undo(cluster: &Cluster) -> Result<()> {
         poll::text(
             "the first version again",
             PATIENCE,
-            || http_get(&cluster_ip, "/version"),
+            || http_try(&cluster_ip, "/version"),
             |v| v == "1\n",
         )?;
         Ok(())

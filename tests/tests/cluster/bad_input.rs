@@ -7,7 +7,7 @@ use decapod_tests::cluster::Cluster;
 use decapod_tests::poll;
 use decapod_tests::tools::fails;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 fn refused(cluster: &Cluster, manifest: &str, wanted: &[&str]) -> Result<()> {
     let file = tempfile::NamedTempFile::new_in(cluster.scratch())?;

@@ -30,7 +30,7 @@ fn containers(cluster: &Cluster) -> Result<BTreeMap<i64, String>> {
 fn kill_server(cluster: &Cluster) -> Result<()> {
     let server = *processes(cluster, "server")?.first().context("no server runs")?;
     kill(Pid::from_raw(i32::try_from(server)?), Signal::SIGKILL)?;
-    poll::until("the server to be gone", Duration::from_secs(5), || {
+    poll::until("the server to be gone", Duration::from_secs(60), || {
         Ok(if std::path::Path::new(&format!("/proc/{server}/cmdline")).exists() {
             Err("alive".to_owned())
         } else {

@@ -102,7 +102,7 @@ fn nothing_is_left(before: &Inventory, cluster: Cluster) -> Result<()> {
     println!("{}", cluster.down()?);
     ensure!(!cluster.data().exists(), "{} is still there", cluster.data().display());
     // The kernel takes namespaces and cgroups down a moment after their last process.
-    poll::until("the machine to be as it was", std::time::Duration::from_secs(10), || {
+    poll::until("the machine to be as it was", std::time::Duration::from_secs(60), || {
         let left = Inventory::take()?.since(before);
         Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) })
     })

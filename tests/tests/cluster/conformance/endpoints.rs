@@ -7,7 +7,7 @@ use decapod_tests::suite::Test;
 use serde_json::{Value, json};
 
 use super::{PATIENCE, Scene, pod, scene};
-use crate::application::http_get;
+use crate::application::http_try;
 
 pub(super) const TESTS: &[Test<Cluster>] = &[
     (
@@ -150,7 +150,7 @@ fn by_hand(cluster: &Cluster) -> Result<()> {
             poll::text(
                 &format!("{address} to answer"),
                 PATIENCE,
-                || Ok(http_get(&address, "/version").unwrap_or_else(|error| format!("{error:#}"))),
+                || http_try(&address, "/version"),
                 |text| text == "1\n",
             )?;
         }

@@ -7,7 +7,7 @@ use decapod_tests::suite::Test;
 use serde_json::{Value, json};
 
 use super::{PATIENCE, Scene, owners, pod, scene, template};
-use crate::application::http_get;
+use crate::application::http_try;
 
 pub(super) const TESTS: &[Test<Cluster>] = &[
     ("[sig-apps] ReplicaSet Replace and Patch tests", replace_and_patch),
@@ -211,7 +211,7 @@ fn serve(cluster: &Cluster, kind: &Kind) -> Result<()> {
             poll::text(
                 &format!("{address} to answer"),
                 PATIENCE,
-                || Ok(http_get(&address, "/version").unwrap_or_else(|error| format!("{error:#}"))),
+                || http_try(&address, "/version"),
                 |text| text == "1\n",
             )?;
         }
