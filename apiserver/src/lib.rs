@@ -24,7 +24,8 @@ mod version;
 pub mod pki;
 
 pub use self::http::Body;
-pub use audit::{AuditError, AuditOptions, LogOptions, PolicyError};
+pub use admission::AdmissionError;
+pub use audit::{AuditError, AuditOptions, LogOptions, PolicyError, WebhookError, WebhookOptions};
 pub use auth::UserInfo;
 pub use auth::token_file::Error as TokenFileError;
 pub use clock::{Clock, SystemClock};

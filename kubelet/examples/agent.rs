@@ -17,7 +17,7 @@ use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
 use decapod_client::transport;
-use decapod_kubelet::{Dependencies, Kubelet, NoServices, Options, ServerOptions, teardown};
+use decapod_kubelet::{Dependencies, Kubelet, NoServices, Options, ServerOptions, fixed, teardown};
 use decapod_runtime::{Attachment, Embedded, ImageConfig, ImageFile, Network, Source, shim};
 use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair};
 use rustls_pki_types::pem::PemObject;
@@ -144,8 +144,10 @@ fn server(pki: &Path, port: u16) -> Result<ServerOptions, Error> {
     let certificate = params.signed_by(&own, &issuer)?;
     Ok(ServerOptions {
         listen: ([127, 0, 0, 1], port).into(),
-        certificate: vec![certificate.der().clone()],
-        key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.serialize_der())),
+        certificate: fixed(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.serialize_der())),
+        )?,
         client_ca: CertificateDer::from_pem_slice(ca.as_bytes())?,
         allowed_users: vec!["kube-apiserver-kubelet-client".to_owned()],
     })

@@ -25,6 +25,6 @@ mod wake;
 mod worker;
 
 pub use kubelet::{Dependencies, Error, Kubelet, teardown};
-pub use options::{Options, ServerOptions};
+pub use options::{Options, ServerOptions, fixed};
 pub use server::Error as ServerError;
 pub use traffic::{NoServices, Traffic};

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
+use rustls::server::ResolvesServerCert;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// Settings of one node agent. [`Options::new`] has Kubernetes' defaults.
@@ -46,14 +49,25 @@ pub struct Options {
 pub struct ServerOptions {
     /// Where it listens, port 10250 by default.
     pub listen: SocketAddr,
-    /// Its certificate, and those up to the CA.
-    pub certificate: Vec<CertificateDer<'static>>,
-    /// The key of the certificate.
-    pub key: PrivateKeyDer<'static>,
+    /// Its certificate and key: asked for at each handshake, so that whoever holds them can renew them while
+    /// the server runs. [`fixed`] takes one that never changes.
+    pub certificate: Arc<dyn ResolvesServerCert>,
     /// The cluster's CA: clients must have a certificate of it.
     pub client_ca: CertificateDer<'static>,
     /// Who may use it beside the group `system:masters`: the API server's identities, by common name.
     pub allowed_users: Vec<String>,
+}
+
+/// A node server's certificate (with those up to the CA) that is never renewed.
+///
+/// # Errors
+/// If the key is of no known kind, or another one than the certificate's.
+pub fn fixed(
+    certificate: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<dyn ResolvesServerCert>, rustls::Error> {
+    let provider = rustls::crypto::ring::default_provider();
+    Ok(Arc::new(SingleCertAndKey::from(CertifiedKey::from_der(certificate, key, &provider)?)))
 }
 
 impl Options {

@@ -5,6 +5,7 @@
 //! one generic path. **Invariant**: a plugin that cannot decide refuses.
 
 mod certificates;
+mod config;
 mod escalation;
 mod ingress;
 mod lifecycle;
@@ -26,6 +27,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::registry::{Call, Registry};
+pub use config::AdmissionError;
+pub(crate) use config::Config;
 
 /// Which write is admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

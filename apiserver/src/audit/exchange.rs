@@ -34,6 +34,8 @@ struct State {
     verdict: Option<Verdict>,
     user: UserInfo,
     impersonated: Option<UserInfo>,
+    /// The right of constrained impersonation by which it is.
+    constraint: Option<&'static str>,
     annotations: BTreeMap<String, String>,
     request: Option<Value>,
     identity: Map<String, Value>,
@@ -73,14 +75,17 @@ impl Exchange {
     /// Who asks is known, and so is what is to be recorded.
     pub(super) fn authenticated(&self, user: &UserInfo) {
         let verdict = self.audit.policy.verdict(user, &self.attributes);
+        self.audit.counts.level(verdict.level.as_str());
         let mut state = self.lock();
         state.user = user.clone();
         state.verdict = Some(verdict);
         self.emit(&state, Stage::RequestReceived, Map::new());
     }
 
-    pub(super) fn impersonated(&self, user: &UserInfo) {
-        self.lock().impersonated = Some(user.clone());
+    pub(super) fn impersonated(&self, user: &UserInfo, constraint: Option<&'static str>) {
+        let mut state = self.lock();
+        state.impersonated = Some(user.clone());
+        state.constraint = constraint;
     }
 
     pub(super) fn annotate(&self, key: &str, value: String) {
@@ -181,6 +186,9 @@ impl Exchange {
         if let Some(user) = &state.impersonated {
             add("impersonatedUser", json!(user));
         }
+        if let Some(constraint) = state.constraint {
+            add("authenticationMetadata", json!({"impersonationConstraint": constraint}));
+        }
         if !self.head.sources.is_empty() {
             add("sourceIPs", json!(self.head.sources));
         }
@@ -198,7 +206,7 @@ impl Exchange {
             add("annotations", json!(state.annotations));
         }
         outcome.into_iter().for_each(|(field, value)| add(&field, value));
-        self.audit.log.put(event.to_string());
+        self.audit.put(event.to_string());
     }
 
     fn reference(&self, state: &State) -> Value {

@@ -8,11 +8,11 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::counts::Counts;
 use crate::clock::Clock;
 
 /// Events that wait for the disk: Kubernetes' buffer, some 10 MiB of metadata.
@@ -36,24 +36,24 @@ pub struct LogOptions {
 /// The end of the log at which events are put in.
 pub(crate) struct Log {
     queue: SyncSender<String>,
-    dropped: AtomicU64,
+    counts: Counts,
 }
 
 impl Log {
     /// Opens the log and starts the thread that writes it.
-    pub(crate) fn open(options: LogOptions, clock: Arc<dyn Clock>) -> io::Result<Self> {
+    pub(crate) fn open(options: LogOptions, counts: Counts, clock: Arc<dyn Clock>) -> io::Result<Self> {
         let (queue, events) = sync_channel(QUEUE);
         let mut output = Output::open(options, clock)?;
         std::thread::Builder::new()
             .name("audit-log".to_owned())
             .spawn(move || write(&mut output, &events))?;
-        Ok(Self { queue, dropped: AtomicU64::new(0) })
+        Ok(Self { queue, counts })
     }
 
     /// Puts an event in. Never waits: if the disk cannot keep up, the event is lost.
     pub(crate) fn put(&self, event: String) {
         let Err(refused) = self.queue.try_send(event) else { return };
-        let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
+        let dropped = self.counts.lost("log", 1);
         // The first tells that it began, and then the powers of two how bad it is.
         if dropped.is_power_of_two() {
             let why = match refused {

@@ -4,24 +4,31 @@
 //! answers; without a policy, and outside of a request, they do nothing. **Invariant**: no request waits
 //! for the log.
 
+mod counts;
 mod exchange;
 mod log;
 mod policy;
+mod webhook;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::auth::{Decision, UserInfo};
 use crate::clock::Clock;
 use crate::http::Body;
+pub(crate) use counts::Counts;
 pub(crate) use exchange::Exchange;
 use log::Log;
 pub use log::LogOptions;
 use policy::Policy;
 pub use policy::PolicyError;
+use webhook::Webhook;
+pub use webhook::{WebhookError, WebhookOptions};
 
 tokio::task_local! {
     static CURRENT: Option<Arc<Exchange>>;
@@ -32,8 +39,10 @@ tokio::task_local! {
 pub struct AuditOptions {
     /// The file with the policy (`audit.k8s.io/v1`).
     pub policy_file: PathBuf,
-    /// Where events go.
-    pub log: LogOptions,
+    /// The file that events go to, if any.
+    pub log: Option<LogOptions>,
+    /// The server elsewhere that events go to, if any.
+    pub webhook: Option<WebhookOptions>,
 }
 
 /// Why there is no audit log.
@@ -42,6 +51,9 @@ pub enum AuditError {
     /// The policy is of no use.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The webhook cannot be used.
+    #[error("cannot use the audit webhook")]
+    Webhook(#[from] WebhookError),
     /// The log cannot be written.
     #[error("cannot write the audit log {path}")]
     Log {
@@ -56,16 +68,47 @@ pub enum AuditError {
 /// The audit log of a server.
 pub(crate) struct Audit {
     policy: Policy,
-    log: Log,
+    log: Option<Log>,
+    webhook: Option<Webhook>,
+    counts: Counts,
     clock: Arc<dyn Clock>,
 }
 
 impl Audit {
-    pub(crate) fn open(options: &AuditOptions, clock: Arc<dyn Clock>) -> Result<Arc<Self>, AuditError> {
+    /// Starts to record. What is sent elsewhere is sent by one of `tasks`, until `stop`.
+    pub(crate) fn open(
+        options: &AuditOptions,
+        counts: Counts,
+        clock: Arc<dyn Clock>,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Arc<Self>, AuditError> {
         let policy = read(&options.policy_file)?;
-        let failed = |source| AuditError::Log { path: options.log.path.clone(), source };
-        let log = Log::open(options.log.clone(), clock.clone()).map_err(failed)?;
-        Ok(Arc::new(Self { policy, log, clock }))
+        let log = options.log.clone().map(|log| {
+            let failed = |source| AuditError::Log { path: log.path.clone(), source };
+            Log::open(log.clone(), counts.clone(), clock.clone()).map_err(failed)
+        });
+        let mut webhook = None;
+        if let Some(options) = &options.webhook {
+            let (put, worker) = webhook::open(options, &counts)?;
+            tasks.spawn(worker.run(stop.clone()));
+            webhook = Some(put);
+        }
+        Ok(Arc::new(Self { policy, log: log.transpose()?, webhook, counts, clock }))
+    }
+
+    /// Records an event, a JSON object.
+    fn put(&self, event: String) {
+        self.counts.event();
+        match (&self.log, &self.webhook) {
+            (Some(log), Some(webhook)) => {
+                log.put(event.clone());
+                webhook.put(event);
+            }
+            (Some(log), None) => log.put(event),
+            (None, Some(webhook)) => webhook.put(event),
+            (None, None) => {}
+        }
     }
 }
 
@@ -93,9 +136,9 @@ pub(crate) fn authenticated(user: &UserInfo) {
     with(|exchange| exchange.authenticated(user));
 }
 
-/// As whom the request is made, where that is another.
-pub(crate) fn impersonated(user: &UserInfo) {
-    with(|exchange| exchange.impersonated(user));
+/// As whom the request is made, where that is another, and by which constrained right.
+pub(crate) fn impersonated(user: &UserInfo, constraint: Option<&'static str>) {
+    with(|exchange| exchange.impersonated(user, constraint));
 }
 
 /// What the authorizer said.

@@ -15,9 +15,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use decapod_api::status::Error;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::pki::MASTERS;
 pub(crate) use bearer::Authenticator;
 
 /// Members of this group are every request that was authenticated.
@@ -71,14 +73,32 @@ impl UserInfo {
         let subject = certificate.subject();
         let text = |a: &x509_parser::x509::AttributeTypeAndValue<'_>| a.as_str().ok().map(str::to_owned);
         let username = subject.iter_common_name().next().and_then(text)?;
+        // One that cannot be read, or another, makes the certificate nobody's.
+        let uid = match subject.iter_by_oid(&UID).map(text).collect::<Option<Vec<_>>>()?.as_slice() {
+            [] => String::new(),
+            [uid] if !uid.is_empty() => uid.clone(),
+            _ => return None,
+        };
         let mut user = Self {
             username,
+            uid,
             groups: subject.iter_organization().filter_map(text).collect(),
-            ..Self::default()
+            extra: BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![fingerprint(der)])]),
         };
         user.mark_authenticated();
         Some(user)
     }
+}
+
+/// The part of a certificate's subject that holds the user's unique id (Kubernetes' own number).
+const UID: x509_parser::der_parser::Oid<'static> = x509_parser::der_parser::oid!(1.3.6.1.4.1.57683.2);
+/// By which credential a user came, for the audit log.
+const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+
+fn fingerprint(der: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, der);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("X509SHA256={hex}")
 }
 
 /// What is asked to be done, as authorizers see it.
@@ -180,12 +200,23 @@ pub(crate) struct Masters;
 #[async_trait]
 impl Authorizer for Masters {
     async fn authorize(&self, user: &UserInfo, _: &Attributes) -> Decision {
-        if user.in_group(crate::pki::MASTERS) {
+        if user.in_group(MASTERS) {
             Decision::Allow("member of system:masters".to_owned())
         } else {
             Decision::NoOpinion(String::new())
         }
     }
+}
+
+/// The refusal of what `attributes` ask for.
+pub(crate) fn forbidden(user: &UserInfo, attributes: &Attributes, reason: &str) -> Error {
+    let a = attributes;
+    let resource = if a.group.is_empty() || a.resource.is_empty() {
+        a.resource.clone()
+    } else {
+        format!("{}.{}", a.resource, a.group)
+    };
+    Error::Forbidden { resource, name: a.name.clone(), why: forbidden_message(user, a, reason) }
 }
 
 /// What the API server answers to a request that is not allowed, in Kubernetes' words.

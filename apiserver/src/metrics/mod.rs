@@ -131,6 +131,11 @@ impl Metrics {
         Self { registry, ..metrics }
     }
 
+    /// Shows what the audit log counts.
+    pub(crate) fn audit(&mut self, counts: &crate::audit::Counts) {
+        counts.register(&mut self.registry);
+    }
+
     /// The text format appends `_total` to counters.
     fn register(&self, registry: &mut Registry) {
         registry.register(

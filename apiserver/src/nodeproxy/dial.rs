@@ -26,8 +26,6 @@ use crate::pki::{self, CertificateRequest, MASTERS, Pki};
 const USER: &str = "kube-apiserver-kubelet-client";
 /// A kubelet that does not answer the handshake by then is given up.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The client certificate is renewed once less than this is left.
-const RENEW_BEFORE_SECONDS: i64 = 30 * 24 * 60 * 60;
 
 /// Connects to kubelets.
 pub(crate) struct Kubelets {
@@ -46,7 +44,7 @@ impl Kubelets {
     fn config(&self) -> Result<Arc<ClientConfig>, pki::Error> {
         let now = self.clock.now();
         let mut current = self.config.lock().unwrap_or_else(|e| e.into_inner());
-        if current.1.as_second() - now.as_second() < RENEW_BEFORE_SECONDS {
+        if now >= current.1 {
             *current = config(&self.pki, now)?;
         }
         Ok(current.0.clone())
@@ -102,6 +100,7 @@ where
     Ok(sender.send_request(request).await?)
 }
 
+/// How to meet kubelets, and when to renew that.
 fn config(pki: &Pki, now: Timestamp) -> Result<(Arc<ClientConfig>, Timestamp), pki::Error> {
     let pair = pki.issue(&CertificateRequest::client(USER, &[MASTERS]), now)?;
     let chain =
@@ -116,7 +115,7 @@ fn config(pki: &Pki, now: Timestamp) -> Result<(Arc<ClientConfig>, Timestamp), p
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)?;
-    Ok((Arc::new(config), pair.not_after))
+    Ok((Arc::new(config), pair.renew_at))
 }
 
 #[cfg(test)]

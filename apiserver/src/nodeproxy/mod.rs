@@ -6,7 +6,7 @@
 
 mod dial;
 mod headers;
-mod insecure;
+pub(crate) mod insecure;
 mod log;
 mod rewrite;
 mod service;

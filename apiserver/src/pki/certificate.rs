@@ -57,6 +57,11 @@ impl Authority {
         })
     }
 
+    /// When its time is over.
+    pub(super) fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
     /// Signs a certificate (PEM). It ends when the authority does, at the latest.
     pub(super) fn sign(&self, draft: &Draft<'_>) -> Result<String, Error> {
         let algorithm = algorithm(&self.key)?;
@@ -160,7 +165,14 @@ pub(super) fn earlier(at: Timestamp, by: Duration) -> Timestamp {
     at.checked_sub(by).unwrap_or(Timestamp::MIN)
 }
 
-fn pem(bytes: &[u8]) -> String {
+/// When a certificate is to be replaced: once three quarters of its time are over.
+pub(super) fn renewal(issued: Timestamp, not_after: Timestamp) -> Timestamp {
+    let seconds = not_after.as_second().saturating_sub(issued.as_second());
+    Timestamp::from_second(issued.as_second().saturating_add(seconds / 4 * 3)).unwrap_or(Timestamp::MAX)
+}
+
+/// A certificate in PEM.
+pub(super) fn pem(bytes: &[u8]) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(bytes);
     let mut out = String::from("-----BEGIN CERTIFICATE-----\n");

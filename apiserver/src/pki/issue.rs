@@ -59,8 +59,10 @@ pub struct Pair {
     pub certificate_pem: String,
     /// The private key (PKCS #8): a secret.
     pub key_pem: String,
-    /// When the certificate ends.
+    /// When the certificate ends: with its authority, at the latest.
     pub not_after: Timestamp,
+    /// When the next one is to be issued: a quarter of the time is left then.
+    pub renew_at: Timestamp,
 }
 
 impl std::fmt::Debug for Pair {
@@ -93,7 +95,7 @@ pub(super) fn leaf(
     }
     let key = KeyPair::generate()?;
     let names = certificate::alternative_names(&request.hosts);
-    let not_after = certificate::later(now, lifetime);
+    let not_after = certificate::later(now, lifetime).min(authority.not_after());
     let certificate_pem = authority.sign(&Draft {
         subject: &der::name(&request.common_name, &request.organizations),
         public_key: &key.subject_public_key_info(),
@@ -102,7 +104,8 @@ pub(super) fn leaf(
         not_before: certificate::earlier(now, BACKDATED),
         not_after,
     })?;
-    Ok(Pair { certificate_pem, key_pem: key.serialize_pem(), not_after })
+    let renew_at = certificate::renewal(now, not_after);
+    Ok(Pair { certificate_pem, key_pem: key.serialize_pem(), not_after, renew_at })
 }
 
 /// Certificates of requests are dated back by this much: Kubernetes' choice.

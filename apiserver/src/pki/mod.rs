@@ -10,14 +10,17 @@
 
 mod certificate;
 mod der;
+mod discover;
 mod issue;
 mod renew;
 mod request;
 pub(crate) mod usage;
 
+pub use discover::{DiscoveryError, discover, pin};
 pub use issue::{CertificateRequest, Pair};
-pub(crate) use renew::Renewing;
-pub use request::{RequestError, SigningRequest};
+pub(crate) use renew::Hands;
+pub use renew::Renewing;
+pub use request::{Application, RequestError, SigningRequest};
 
 use std::fs;
 use std::io::Write;
@@ -27,6 +30,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rcgen::KeyPair;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 
 use certificate::Authority;
 
@@ -139,6 +144,11 @@ impl Pki {
         &self.certificate_pem
     }
 
+    /// When the authority ends, and with it every certificate: long before, a new one must be brought in.
+    pub fn authority_ends(&self) -> Timestamp {
+        self.authority.not_after()
+    }
+
     /// Issues a certificate with a new key.
     ///
     /// # Errors
@@ -189,6 +199,29 @@ fn former_token_keys(dir: &Path) -> Result<Vec<Vec<u8>>, Error> {
     paths.iter().map(|path| Ok(KeyPair::from_pem(&read(path)?)?.public_key_raw().to_vec())).collect()
 }
 
+/// When the first certificate in a PEM text is to be replaced: a quarter of its time is left then. `None` if
+/// there is none.
+pub fn renew_at(pem: &str) -> Option<Timestamp> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
+    let validity = certificate.validity();
+    let from = Timestamp::from_second(validity.not_before.timestamp()).ok()?;
+    let until = Timestamp::from_second(validity.not_after.timestamp()).ok()?;
+    Some(certificate::renewal(from, until))
+}
+
+/// When the first certificate in a PEM text ends; `None` if there is none.
+pub fn expiry(pem: &str) -> Option<Timestamp> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    ends(&der)
+}
+
+/// When a certificate in DER ends.
+pub(crate) fn ends(der: &[u8]) -> Option<Timestamp> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
+}
+
 fn read(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })
 }
@@ -227,8 +260,7 @@ mod tests {
         let now = Timestamp::now();
         let pki = Pki::open(dir.path(), now).unwrap();
         let pair = pki.issue(&CertificateRequest::client("jane", &["dev", "ops"]), now).unwrap();
-        use rustls_pki_types::pem::PemObject;
-        let der = rustls_pki_types::CertificateDer::from_pem_slice(pair.certificate_pem.as_bytes()).unwrap();
+        let der = CertificateDer::from_pem_slice(pair.certificate_pem.as_bytes()).unwrap();
         let user = crate::auth::UserInfo::from_certificate(&der).unwrap();
         assert_eq!(
             (user.username.as_str(), user.groups),
@@ -251,10 +283,9 @@ mod tests {
         assert_eq!((request.common_name.as_str(), request.dns_names.len()), ("jane", 1));
         let usages = ["client auth", "key encipherment"].map(str::to_owned);
         let signed = pki.sign(&request, &usages, Duration::from_secs(3600), now).unwrap();
-        use rustls_pki_types::pem::PemObject;
-        let der = rustls_pki_types::CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
+        let der = CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
         let (_, certificate) = x509_parser::prelude::X509Certificate::from_der(&der).unwrap();
-        let authority = rustls_pki_types::CertificateDer::from_pem_slice(pki.ca_pem().as_bytes()).unwrap();
+        let authority = CertificateDer::from_pem_slice(pki.ca_pem().as_bytes()).unwrap();
         let (_, authority) = x509_parser::prelude::X509Certificate::from_der(&authority).unwrap();
         certificate.verify_signature(Some(authority.public_key())).unwrap();
         assert_eq!(certificate.validity().not_after.timestamp(), 1_800_003_600);

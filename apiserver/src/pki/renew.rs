@@ -1,4 +1,7 @@
 //! A server certificate that is renewed while the process runs.
+//!
+//! **Invariant**: a handshake is answered with a certificate that has at least a quarter of its time left,
+//! as long as the authority can sign. Connections that stand are not touched.
 
 use std::sync::{Arc, RwLock};
 
@@ -6,21 +9,26 @@ use jiff::Timestamp;
 use rustls::crypto::ring::sign::any_ecdsa_type;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
 use super::{CertificateRequest, Error, Pair, Pki};
 use crate::clock::Clock;
 
-/// A certificate is replaced once less than this share of a year is left.
-const RENEW_BEFORE_SECONDS: i64 = 90 * 24 * 60 * 60;
-
-/// Hands rustls the server's certificate, and issues the next one in time.
-pub(crate) struct Renewing {
+/// Hands rustls the certificate of a server of this process (the API server, the node), and issues the
+/// next one in time.
+pub struct Renewing {
     pki: Arc<Pki>,
     request: CertificateRequest,
     clock: Arc<dyn Clock>,
-    current: RwLock<(Arc<CertifiedKey>, Timestamp)>,
+    current: RwLock<Current>,
+}
+
+#[derive(Clone)]
+struct Current {
+    key: Arc<CertifiedKey>,
+    renew_at: Timestamp,
 }
 
 impl std::fmt::Debug for Renewing {
@@ -30,44 +38,128 @@ impl std::fmt::Debug for Renewing {
 }
 
 impl Renewing {
-    pub(crate) fn new(
-        pki: Arc<Pki>,
-        request: CertificateRequest,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, Error> {
-        let pair = pki.issue(&request, clock.now())?;
-        let current = RwLock::new((Arc::new(certified(&pair)?), pair.not_after));
+    /// Issues the first certificate.
+    ///
+    /// # Errors
+    /// If the request names what cannot be in a certificate, or the authority has expired.
+    pub fn new(pki: Arc<Pki>, request: CertificateRequest, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+        let current = RwLock::new(current(&pki, &request, clock.now())?);
         Ok(Self { pki, request, clock, current })
     }
 
-    fn renewed(&self) -> Result<Arc<CertifiedKey>, Error> {
-        let pair = self.pki.issue(&self.request, self.clock.now())?;
-        let key = Arc::new(certified(&pair)?);
-        *self.current.write().unwrap_or_else(|e| e.into_inner()) = (key.clone(), pair.not_after);
-        tracing::info!(not_after = %pair.not_after, "server certificate renewed");
-        Ok(key)
-    }
-}
-
-impl ResolvesServerCert for Renewing {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let (key, not_after) = self.current.read().unwrap_or_else(|e| e.into_inner()).clone();
-        if not_after.as_second() - self.clock.now().as_second() > RENEW_BEFORE_SECONDS {
-            return Some(key);
+    /// The certificate for a handshake now.
+    fn now(&self) -> Arc<CertifiedKey> {
+        let now = self.clock.now();
+        let held = self.current.read().unwrap_or_else(|e| e.into_inner()).clone();
+        if now < held.renew_at {
+            return held.key;
         }
-        match self.renewed() {
-            Ok(key) => Some(key),
+        match current(&self.pki, &self.request, now) {
+            Ok(next) => {
+                tracing::info!(name = self.request.common_name, "server certificate renewed");
+                *self.current.write().unwrap_or_else(|e| e.into_inner()) = next.clone();
+                next.key
+            }
             Err(error) => {
-                tracing::error!(%error, "cannot renew the server certificate");
-                Some(key)
+                tracing::error!(%error, name = self.request.common_name, "cannot renew the server certificate");
+                held.key
             }
         }
     }
 }
 
-fn certified(pair: &Pair) -> Result<CertifiedKey, Error> {
+impl ResolvesServerCert for Renewing {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.now())
+    }
+}
+
+fn current(pki: &Pki, request: &CertificateRequest, now: Timestamp) -> Result<Current, Error> {
+    let pair = pki.issue(request, now)?;
+    Ok(Current { key: Arc::new(certified(&pair, pki.ca_pem())?), renew_at: pair.renew_at })
+}
+
+/// The authority is shown too, for those who know only its hash as yet ([`super::discover`]).
+fn certified(pair: &Pair, authority: &str) -> Result<CertifiedKey, Error> {
+    let own = CertificateDer::pem_slice_iter(pair.certificate_pem.as_bytes());
     let chain =
-        CertificateDer::pem_slice_iter(pair.certificate_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+        own.chain(CertificateDer::pem_slice_iter(authority.as_bytes())).collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes())?;
     Ok(CertifiedKey::new(chain, any_ecdsa_type(&key)?))
+}
+
+/// Lets rustls judge certificates by the injected clock.
+pub(crate) struct Hands(pub(crate) Arc<dyn Clock>);
+
+impl std::fmt::Debug for Hands {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hands")
+    }
+}
+
+impl TimeProvider for Hands {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.0.now().as_second()).ok()?;
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::pki::expiry;
+
+    struct Manual(Mutex<Timestamp>);
+
+    impl Manual {
+        fn advance(&self, days: i64) {
+            *self.0.lock().unwrap() += SignedDuration::from_hours(24 * days);
+        }
+    }
+
+    impl Clock for Manual {
+        fn now(&self) -> Timestamp {
+            *self.0.lock().unwrap()
+        }
+    }
+
+    #[test]
+    fn a_walk_over_the_years_finds_no_certificate_expired() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(Manual(Mutex::new("2026-01-01T00:00:00Z".parse().unwrap())));
+        let pki = Arc::new(Pki::open(dir.path(), clock.now()).unwrap());
+        let authority_ends = pki.authority_ends();
+        let request = CertificateRequest::server("x", vec!["x".to_owned()]);
+        let renewing = Renewing::new(pki, request, clock.clone()).unwrap();
+        let mut met = Vec::new();
+        while clock.now() < authority_ends {
+            let key = renewing.now();
+            let (_, leaf) = x509_parser::parse_x509_certificate(&key.cert[0]).unwrap();
+            let ends = leaf.validity().not_after.timestamp();
+            assert!(ends > clock.now().as_second(), "on {}", clock.now());
+            assert!(ends <= authority_ends.as_second());
+            met.push(ends);
+            clock.advance(10);
+        }
+        met.dedup();
+        assert!(met.len() >= 13, "ten years of certificates of one year: {}", met.len());
+        // The authority's time is over: the last certificate is all there is.
+        assert_eq!(renewing.now().cert[0], renewing.now().cert[0]);
+    }
+
+    #[test]
+    fn a_pair_says_truly_when_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let pki = Pki::open(dir.path(), start).unwrap();
+        let late = pki.authority_ends() - SignedDuration::from_hours(24 * 8);
+        let pair = pki.issue(&CertificateRequest::client("x", &[]), late).unwrap();
+        assert_eq!(pair.not_after, pki.authority_ends());
+        assert_eq!(expiry(&pair.certificate_pem).unwrap(), pair.not_after);
+        assert_eq!(pair.renew_at, late + SignedDuration::from_hours(24 * 6));
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -22,6 +23,37 @@ pub enum RequestError {
     /// Whoever made it does not hold the key.
     #[error("x509: the signature of the certificate request does not verify")]
     Signature,
+}
+
+/// A certificate signing request and the key that it was made with, both PEM.
+#[derive(Clone)]
+pub struct Application {
+    /// The request, for whoever signs.
+    pub request_pem: String,
+    /// The private key (PKCS #8): a secret.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Application {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Application").finish_non_exhaustive()
+    }
+}
+
+impl Application {
+    /// Asks for a certificate for this common name, member of this organization, with these alternative
+    /// names (host names and addresses), with a new key.
+    ///
+    /// # Errors
+    /// If a name cannot be put in a certificate.
+    pub fn new(common_name: &str, organization: &str, hosts: &[String]) -> Result<Self, super::Error> {
+        let mut params = CertificateParams::new(hosts.to_vec())?;
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, organization);
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        let key = KeyPair::generate()?;
+        Ok(Self { request_pem: params.serialize_request(&key)?.pem()?, key_pem: key.serialize_pem() })
+    }
 }
 
 /// What a certificate signing request asks for. Its signature was verified.

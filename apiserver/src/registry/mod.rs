@@ -31,6 +31,7 @@ use decapod_api::status::Error;
 use decapod_storage::{Entry, Store};
 use serde_json::Value;
 
+use crate::admission;
 use crate::auth::UserInfo;
 use crate::auth::rbac::Rbac;
 use crate::clock::Clock;
@@ -126,6 +127,8 @@ pub(crate) struct Registry {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) network: allocate::Network,
     pub(crate) policy: Rbac,
+    /// What the plugins of admission were told.
+    pub(crate) admission: admission::Config,
 }
 
 impl Registry {
@@ -134,8 +137,9 @@ impl Registry {
         clock: Arc<dyn Clock>,
         network: allocate::Network,
         policy: Rbac,
+        admission: admission::Config,
     ) -> Self {
-        Self { reads: Reads::new(store.clone()), store, clock, network, policy }
+        Self { reads: Reads::new(store.clone()), store, clock, network, policy, admission }
     }
 
     /// The object in its kind's version, with the revision filled in.

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Core, Options};
 use crate::auth::bootstrap as rbac;
-use crate::auth::service_account::Lookup;
+use crate::auth::service_account::{Lookup, Reference};
 use crate::clock::rfc3339;
 use crate::registry::allocate::OWN_RANGE;
 use crate::registry::update::Part;
@@ -22,6 +22,9 @@ use crate::registry::{Call, Registry, core, row};
 
 /// How often leaked addresses and ports, and old events, are looked for.
 const TIDY_INTERVAL: Duration = Duration::from_secs(10 * 60);
+
+/// Says since when the use of tokens of Secrets is noted on them.
+const TRACKING: &str = "kube-apiserver-legacy-service-account-token-tracking";
 
 /// Roles and bindings that are written at once.
 const AT_ONCE: usize = 32;
@@ -49,6 +52,8 @@ pub(super) async fn objects(registry: &Registry, options: &Options, port: u16) -
     let cidr = json!({"spec": {"cidrs": [options.service_cidr.to_string()]}});
     ensure(registry, row("networking.k8s.io", "v1", "servicecidrs"), "", OWN_RANGE, cidr).await?;
     own_range_ready(registry).await?;
+    let since = json!({"data": {"since": registry.clock.now().strftime("%Y-%m-%d").to_string()}});
+    ensure(registry, core("configmaps"), "kube-system", TRACKING, since).await?;
     super::flow::objects(registry).await?;
     policy(registry).await?;
     kubernetes_service(registry, options, port).await
@@ -179,6 +184,20 @@ impl Lookup for Registry {
                 tracing::warn!(%error, "cannot look up what a token is bound to: the token is refused");
                 None
             }
+        }
+    }
+
+    async fn label(&self, secret: &Reference, namespace: &str, key: &str, value: &str) {
+        let call = Call::own(core("secrets"), namespace, &secret.name);
+        let change = |old: &Value| {
+            let mut new = old.clone();
+            if meta::uid(old) == secret.uid {
+                new["metadata"]["labels"][key] = value.into();
+            }
+            Ok(new)
+        };
+        if let Err(error) = self.modify(&call, Part::Main, change).await {
+            tracing::warn!(%error, namespace, secret = secret.name, "cannot label a service account token");
         }
     }
 }

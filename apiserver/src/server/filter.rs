@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 
 use super::{Core, Peer, health, limits};
 use crate::audit::{self, Exchange};
-use crate::auth::{Decision, UserInfo, forbidden_message, impersonation};
+use crate::auth::{Decision, UserInfo, forbidden, impersonation};
 use crate::http::body::{self, BoxError};
 use crate::http::{Body, RequestInfo, reply};
 use crate::metrics::{Labels, Route};
@@ -82,7 +82,7 @@ impl Service {
             Err(error) if !long => return reply::error(&error),
             other => other.unwrap_or_default(),
         };
-        let user = match self.authenticate(request.headers(), peer).await {
+        let user = match self.authenticate(info, request.headers(), peer).await {
             Ok(user) => user,
             Err(error) => return reply::error(&error),
         };
@@ -111,19 +111,27 @@ impl Service {
         result.unwrap_or_else(|error| reply::error(&error))
     }
 
-    async fn authenticate(&self, headers: &HeaderMap, peer: &Peer) -> Result<UserInfo, Error> {
+    async fn authenticate(
+        &self,
+        info: &RequestInfo,
+        headers: &HeaderMap,
+        peer: &Peer,
+    ) -> Result<UserInfo, Error> {
         let certificate = peer.user.as_deref();
         if let (true, Some(user)) = (peer.trusted, certificate) {
             audit::authenticated(user);
             return Ok(user.clone());
         }
         let core = &*self.0;
-        let started = Instant::now();
-        let user = core.authenticator.authenticate(headers, certificate, core.clock.now()).await;
+        let (started, now) = (Instant::now(), core.clock.now());
+        if peer.ends.is_some_and(|ends| ends < now) {
+            return Err(Error::Unauthorized);
+        }
+        let user = core.authenticator.authenticate(headers, certificate, now).await;
         core.metrics.authentication(user.as_ref().map(|user| user.username.as_str()), started.elapsed());
         let user = user.ok_or(Error::Unauthorized)?;
         audit::authenticated(&user);
-        impersonation::resolve(user, headers, &*core.authorizer).await
+        impersonation::resolve(user, headers, &info.attributes, &*core.authorizer).await
     }
 
     async fn authorized(
@@ -139,13 +147,7 @@ impl Service {
         core.metrics.authorization(decision.allowed(), started.elapsed());
         audit::authorized(&decision);
         if let Decision::NoOpinion(reason) = decision {
-            let resource = if a.group.is_empty() || a.resource.is_empty() {
-                a.resource.clone()
-            } else {
-                format!("{}.{}", a.resource, a.group)
-            };
-            let why = forbidden_message(user, a, &reason);
-            return Err(Error::Forbidden { resource, name: a.name.clone(), why });
+            return Err(forbidden(user, a, &reason));
         }
         if a.is_resource() {
             return endpoint::resource(core, info, user, request).await;

@@ -48,7 +48,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let service = self.service.clone();
-        let peer = Peer { user: Some(self.user.clone()), trusted: true, address: None };
+        let peer = Peer { user: Some(self.user.clone()), ends: None, trusted: true, address: None };
         Box::pin(async move { Ok(service.handle(request, peer).await) })
     }
 }

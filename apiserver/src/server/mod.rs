@@ -18,11 +18,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use decapod_storage::Store;
+use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::audit::{Audit, AuditError, AuditOptions};
+use crate::admission::{self, AdmissionError};
+use crate::audit::{self, Audit, AuditError, AuditOptions};
 use crate::auth::bootstrap_token::BootstrapTokens;
 use crate::auth::node::NodeAuthorizer;
 use crate::auth::rbac::Rbac;
@@ -62,6 +64,8 @@ pub struct Options {
     pub encryption: Option<Arc<decapod_storage::encryption::Config>>,
     /// What is recorded of requests, and where; nothing without.
     pub audit: Option<AuditOptions>,
+    /// A file that configures plugins of admission (`AdmissionConfiguration`).
+    pub admission_config: Option<PathBuf>,
     /// How many requests are worked on at once.
     pub limits: Limits,
     /// Whether the `proxy` subresource of pods and Services may connect to this machine's loopback
@@ -82,6 +86,7 @@ impl Default for Options {
             token_file: None,
             encryption: None,
             audit: None,
+            admission_config: None,
             limits: Limits::default(),
             proxy_to_loopback: false,
         }
@@ -106,6 +111,9 @@ pub enum StartError {
     /// The token file is of no use.
     #[error("cannot use the token file")]
     Tokens(#[from] token_file::Error),
+    /// Admission cannot be configured as asked.
+    #[error("cannot configure admission")]
+    Admission(#[from] AdmissionError),
     /// Requests cannot be recorded as asked.
     #[error("cannot set up the audit log")]
     Audit(#[from] AuditError),
@@ -139,6 +147,8 @@ pub(crate) struct Core {
 pub(crate) struct Peer {
     /// The user of the client certificate.
     pub(crate) user: Option<Arc<UserInfo>>,
+    /// When that certificate ends: the connection may live longer.
+    pub(crate) ends: Option<Timestamp>,
     /// The request comes from this very process, as `user`.
     pub(crate) trusted: bool,
     /// The other end of the connection; none where the request comes from this process.
@@ -183,7 +193,7 @@ impl Server {
         let address =
             listener.local_addr().map_err(|source| StartError::Listen { address: options.listen, source })?;
         let certificate = Renewing::new(pki.clone(), serving_request(&options), clock.clone())?;
-        let tls = tls::config(&pki, Arc::new(certificate))?;
+        let tls = tls::config(&pki, Arc::new(certificate), clock.clone())?;
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let store = match &options.encryption {
@@ -194,7 +204,7 @@ impl Server {
                 store
             }
         };
-        let core = Arc::new(make_core(&options, store, &pki, clock, stop.clone())?);
+        let core = Arc::new(make_core(&options, store, &pki, clock, stop.clone(), &tasks)?);
         bootstrap::objects(&core.registry, &options, address.port()).await.map_err(StartError::Bootstrap)?;
         mirror::policy(&core, &tasks).await.map_err(StartError::Bootstrap)?;
         bootstrap::keep(&core, &tasks);
@@ -212,15 +222,23 @@ fn make_core(
     pki: &Arc<Pki>,
     clock: Arc<dyn Clock>,
     stopping: CancellationToken,
+    tasks: &TaskTracker,
 ) -> Result<Core, StartError> {
     let network = Network { services: options.service_cidr, node_ports: options.node_ports.clone() };
     let store = Arc::new(Measured::new(store));
-    let metrics = Metrics::new(&options.limits, &store);
+    let mut metrics = Metrics::new(&options.limits, &store);
     let rbac = Rbac::default();
-    let registry = Arc::new(Registry::new(store, clock.clone(), network, rbac.clone()));
+    let admission = options.admission_config.as_deref().map(admission::Config::read).transpose()?;
+    let admission = admission.unwrap_or_default();
+    let registry = Arc::new(Registry::new(store, clock.clone(), network, rbac.clone(), admission));
     let issuer = format!("https://kubernetes.default.svc.{}", options.cluster_domain);
     let tokens = Arc::new(Tokens::new(pki, issuer, registry.clone()));
-    let audit = options.audit.as_ref().map(|audit| Audit::open(audit, clock.clone())).transpose()?;
+    let counts = audit::Counts::default();
+    metrics.audit(&counts);
+    let audit = match &options.audit {
+        Some(audit) => Some(Audit::open(audit, counts, clock.clone(), tasks, &stopping)?),
+        None => None,
+    };
     let file = options.token_file.as_deref().map(TokenFile::read).transpose()?.unwrap_or_default();
     let authorizers: Vec<Arc<dyn Authorizer>> =
         vec![Arc::new(Masters), Arc::new(NodeAuthorizer::new(registry.clone())), Arc::new(rbac.clone())];

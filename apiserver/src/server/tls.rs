@@ -19,7 +19,8 @@ use tokio_util::task::TaskTracker;
 
 use super::{Peer, Service};
 use crate::auth::UserInfo;
-use crate::pki::{self, Pki, Renewing};
+use crate::clock::Clock;
+use crate::pki::{self, Hands, Pki, Renewing};
 
 /// A peer that has not finished the handshake by then is cut off: it holds a connection slot.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,7 +37,11 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// What rustls needs to serve with the cluster's certificate and to ask clients for theirs.
-pub(super) fn config(pki: &Pki, certificate: Arc<Renewing>) -> Result<Arc<ServerConfig>, pki::Error> {
+pub(super) fn config(
+    pki: &Pki,
+    certificate: Arc<Renewing>,
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<ServerConfig>, pki::Error> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pki.ca_pem().as_bytes()) {
         roots.add(certificate?)?;
@@ -46,7 +51,7 @@ pub(super) fn config(pki: &Pki, certificate: Arc<Renewing>) -> Result<Arc<Server
         .allow_unauthenticated()
         .build()
         .map_err(|error| rustls::Error::General(error.to_string()))?;
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_details(provider, Arc::new(Hands(clock)))
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
@@ -118,7 +123,8 @@ async fn connection(
     let (_, session) = stream.get_ref();
     let certificate = session.peer_certificates().and_then(|chain| chain.first());
     let user = certificate.and_then(|der| UserInfo::from_certificate(der)).map(Arc::new);
-    let peer = Peer { user, trusted: false, address: Some(address) };
+    let ends = certificate.and_then(|der| pki::ends(der));
+    let peer = Peer { user, ends, trusted: false, address: Some(address) };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder

@@ -200,5 +200,5 @@ async fn acting_as_another() {
     assert_eq!(admin.send(as_jane("/version")).await.0, 200);
     let (status, _, body) = certificate("joe", &[]).send(as_jane("/version")).await;
     assert_eq!(status, 403);
-    assert!(String::from_utf8_lossy(&body).contains("cannot impersonate resource"));
+    assert!(String::from_utf8_lossy(&body).contains("cannot impersonate-on:user-info:get path"));
 }

@@ -299,3 +299,43 @@ async fn a_namespace_enforces_and_warns_of_pod_security() {
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[1].ends_with("root: privileged\""), "{warnings:?}");
 }
+
+/// What a file says holds where namespaces say nothing, except for those whom it exempts.
+#[tokio::test]
+async fn pod_security_has_configured_defaults_and_exemptions() {
+    let cluster = Cluster::start_with(|options, dir| {
+        let file = dir.join("admission.yaml");
+        let config = "
+apiVersion: apiserver.config.k8s.io/v1
+kind: AdmissionConfiguration
+plugins:
+- name: PodSecurity
+  configuration:
+    apiVersion: pod-security.admission.config.k8s.io/v1
+    kind: PodSecurityConfiguration
+    defaults: {enforce: baseline, warn: restricted}
+    exemptions: {usernames: [builder], runtimeClasses: [], namespaces: [infra]}
+";
+        std::fs::write(&file, config).unwrap();
+        options.admission_config = Some(file);
+    })
+    .await;
+    let admin = cluster.admin();
+    for namespace in ["web", "infra"] {
+        admin.namespace(namespace).await;
+    }
+    let mut privileged = pod("p");
+    privileged["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
+    let refused = admin.create("/api/v1/namespaces/web/pods", privileged.clone()).await;
+    assert_eq!(refused.0, 403);
+    assert!(message(&refused).contains("violates PodSecurity \"baseline:latest\""), "{refused:?}");
+    admin.created("/api/v1/namespaces/infra/pods", privileged.clone()).await;
+    let builder = cluster.as_user("builder", &["system:masters"]);
+    builder.created("/api/v1/namespaces/web/pods", privileged.clone()).await;
+    // A namespace's own word counts more.
+    let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}});
+    let (code, answer) = admin.patch("/api/v1/namespaces/web", "merge-patch", labels).await;
+    assert_eq!(code, 200, "{answer}");
+    privileged["metadata"]["name"] = "q".into();
+    admin.created("/api/v1/namespaces/web/pods", privileged).await;
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use decapod_apiserver::pki::CertificateRequest;
-use decapod_apiserver::{AuditOptions, LogOptions};
+use decapod_apiserver::{AuditOptions, LogOptions, WebhookOptions};
 use http::Request;
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ async fn audited() -> (Cluster, std::path::PathBuf) {
         std::fs::write(&policy_file, POLICY).unwrap();
         log = dir.join("logs/audit.log");
         let log = LogOptions { path: log.clone(), max_size: 1, max_age: 0, max_backups: 0 };
-        options.audit = Some(AuditOptions { policy_file, log });
+        options.audit = Some(AuditOptions { policy_file, log: Some(log), webhook: None });
     });
     (cluster.await, log)
 }
@@ -117,8 +117,111 @@ async fn refusals_impersonation_and_watches_are_recorded() {
         (&event["user"]["username"], &event["impersonatedUser"]["username"]),
         (&json!("root"), &json!("jane"))
     );
+    let constraint = &event["authenticationMetadata"]["impersonationConstraint"];
+    assert_eq!(constraint, "impersonate:user-info");
     root.send(request("GET", "/api/v1/pods?watch=1&timeoutSeconds=1", "watch", &Value::Null)).await;
     let stages: Vec<Value> =
         events(&log, "watch", 2).await.iter().map(|event| event["stage"].clone()).collect();
     assert_eq!(stages, ["ResponseStarted", "ResponseComplete"]);
+}
+
+/// A webhook in small: refuses as many batches as told, then keeps what it gets.
+#[derive(Clone, Default)]
+struct Receiver {
+    refusals: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+    events: std::sync::Arc<std::sync::Mutex<Vec<Value>>>,
+}
+
+impl Receiver {
+    /// Listens; returns its address.
+    async fn serve(&self) -> std::net::SocketAddr {
+        let receiver = self.clone();
+        let take = move |axum::Json(list): axum::Json<Value>| {
+            let receiver = receiver.clone();
+            async move { receiver.take(&list) }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = axum::Router::new().route("/events", axum::routing::post(take));
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        address
+    }
+
+    fn take(&self, list: &Value) -> http::StatusCode {
+        use std::sync::atomic::Ordering;
+        assert_eq!((&list["kind"], &list["apiVersion"]), (&json!("EventList"), &json!("audit.k8s.io/v1")));
+        let left = self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if left.is_ok() {
+            return http::StatusCode::SERVICE_UNAVAILABLE;
+        }
+        self.events.lock().unwrap().extend(list["items"].as_array().unwrap().iter().cloned());
+        http::StatusCode::OK
+    }
+
+    /// The events of a request, once there is one.
+    async fn of(&self, id: &str) -> Vec<Value> {
+        for _ in 0..3000 {
+            let all = self.events.lock().unwrap().clone();
+            let found: Vec<Value> = all.into_iter().filter(|event| event["auditID"] == id).collect();
+            if !found.is_empty() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("no event of {id} came");
+    }
+}
+
+async fn hooked(address: std::net::SocketAddr) -> Cluster {
+    Cluster::start_with(|options, dir| {
+        let (policy_file, config_file) = (dir.join("policy.yaml"), dir.join("webhook.yaml"));
+        std::fs::write(&policy_file, POLICY).unwrap();
+        let config = format!("clusters: [{{name: audit, cluster: {{server: 'http://{address}/events'}}}}]");
+        std::fs::write(&config_file, config).unwrap();
+        let webhook = WebhookOptions {
+            batch_max_wait: Duration::from_millis(50),
+            initial_backoff: Duration::from_millis(10),
+            ..WebhookOptions::new(config_file)
+        };
+        options.audit = Some(AuditOptions { policy_file, log: None, webhook: Some(webhook) });
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_webhook_gets_events_once_also_where_it_refuses_at_first() {
+    let receiver = Receiver::default();
+    receiver.refusals.store(2, std::sync::atomic::Ordering::SeqCst);
+    let cluster = hooked(receiver.serve().await).await;
+    let admin = cluster.admin();
+    admin.send(request("GET", "/api/v1/namespaces/default/pods", "first", &Value::Null)).await;
+    let first = receiver.of("first").await;
+    assert_eq!(first.len(), 1);
+    assert_eq!((&first[0]["stage"], &first[0]["level"]), (&json!("ResponseComplete"), &json!("Metadata")));
+    admin.send(request("GET", "/api/v1/nodes", "second", &Value::Null)).await;
+    assert_eq!(receiver.of("second").await.len(), 1);
+    // What waits is sent when the server stops.
+    admin.send(request("GET", "/api/v1/nodes", "last", &Value::Null)).await;
+    cluster.handle.shutdown().await;
+    assert_eq!(receiver.of("last").await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_webhook_never_takes_is_counted() {
+    let receiver = Receiver::default();
+    receiver.refusals.store(usize::MAX, std::sync::atomic::Ordering::SeqCst);
+    let cluster = hooked(receiver.serve().await).await;
+    let admin = cluster.admin();
+    admin.send(request("GET", "/api/v1/nodes", "lost", &Value::Null)).await;
+    let mut metrics = String::new();
+    for _ in 0..3000 {
+        let (_, _, bytes) = admin.send(Request::get("/metrics").body(Vec::new()).unwrap()).await;
+        metrics = String::from_utf8(bytes).unwrap();
+        if metrics.contains("apiserver_audit_error_total{plugin=\"webhook\"}") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(metrics.contains("apiserver_audit_error_total{plugin=\"webhook\"}"), "{metrics}");
+    assert!(metrics.contains("apiserver_audit_event_total"), "{metrics}");
 }

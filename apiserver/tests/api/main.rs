@@ -17,6 +17,7 @@ mod operations;
 mod pods;
 mod proxy;
 mod reads;
+mod renewal;
 mod reviews;
 mod routes;
 mod services;

@@ -149,12 +149,12 @@ async fn impersonation_needs_each_right() {
         (
             "impersonate-user",
             "root",
-            "User \"jane\" cannot impersonate resource \"users\" in API group \"\" at the cluster scope",
+            "User \"jane\" cannot impersonate-on:user-info:create resource \"selfsubjectreviews\"",
         ),
         (
             "impersonate-user",
             "system:serviceaccount:default:x",
-            "User \"jane\" cannot impersonate resource \"serviceaccounts\" in API group \"\" in the namespace \"default\"",
+            "User \"jane\" cannot impersonate-on:serviceaccount:create resource \"selfsubjectreviews\"",
         ),
     ] {
         let refused = ask(vec![(header, value)]).await;

@@ -119,6 +119,17 @@ async fn a_secret_may_hold_a_token_that_does_not_expire() {
     assert_eq!(status["user"]["username"], "system:serviceaccount:default:bot");
     let bot = cluster.over_tls(None, Some(&token));
     assert_eq!(bot.get("/version").await.0, 200);
+    let (_, used) = admin.get(&format!("{secrets}/bot-token")).await;
+    let day = used["metadata"]["labels"]["kubernetes.io/legacy-token-last-used"].as_str().unwrap();
+    assert_eq!(day.len(), "2026-01-01".len());
+    let label =
+        |value: Value| json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": value}}});
+    let given_up = label("2026-01-01".into());
+    admin.patch(&format!("{secrets}/bot-token"), "merge-patch", given_up).await;
+    let status = reviewed(&admin, &token).await;
+    assert!(status["error"].as_str().unwrap().contains("has been marked invalid"), "{status}");
+    admin.patch(&format!("{secrets}/bot-token"), "merge-patch", label(Value::Null)).await;
+    assert!(reviewed(&admin, &token).await["error"].is_null());
     let other = json!({"data": {"token": encode("other")}});
     admin.patch(&format!("{secrets}/bot-token"), "merge-patch", other).await;
     let status = reviewed(&admin, &token).await;

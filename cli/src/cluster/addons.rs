@@ -7,7 +7,8 @@ use super::settings::Settings;
 use crate::failure::Failure;
 
 const DNS: &str = include_str!("../../../deploy/dns.yaml");
-const NODES: &str = include_str!("../../../deploy/nodes.yaml");
+/// What nodes, and those who become nodes, may do.
+pub(super) const NODES: &str = include_str!("../../../deploy/nodes.yaml");
 /// The reference of the image that is made of this binary.
 pub(super) const SELF_IMAGE: &str = "decapod.internal/decapod:self";
 
@@ -39,7 +40,8 @@ pub(super) fn cluster_info(server: &str, ca_pem: &str) -> Value {
         "metadata": {"name": "cluster-info", "namespace": "kube-public"}})
 }
 
-async fn one(client: &Client, object: &Value) -> Result<(), Failure> {
+/// Creates an object, or brings it to what this version wants.
+pub(super) async fn one(client: &Client, object: &Value) -> Result<(), Failure> {
     let api_version = object["apiVersion"].as_str().unwrap_or_default();
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     let kind = object["kind"].as_str().unwrap_or_default();

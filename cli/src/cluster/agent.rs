@@ -19,11 +19,13 @@ use decapod_proto::cri;
 use decapod_runtime::{Attachment, Embedded, ImageConfig, ImageFile, Network, Runtime, Source};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
+use rustls::server::ResolvesServerCert;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::addons::SELF_IMAGE;
 use super::control;
+use super::join::{self, Cluster, Held, Member};
 use super::lock::Lock;
 use super::settings::{Place, Settings, Which};
 use crate::failure::{Failure, chain};
@@ -41,13 +43,17 @@ pub(crate) struct Agent {
     /// The API server, https://HOST:6443.
     #[arg(long)]
     server: String,
-    /// The token by which this node authenticates as system:node:NAME in the group system:nodes.
+    /// A bootstrap token (`decapod token create`), by which this node gets its certificate at the first start;
+    /// or a token by which it authenticates as system:node:NAME in the group system:nodes.
     #[arg(long, env = "DECAPOD_TOKEN", hide_env_values = true)]
-    token: String,
+    token: Option<String>,
     /// The certificate of the cluster's authority.
+    #[arg(long, conflicts_with = "ca_cert_hash")]
+    ca_file: Option<PathBuf>,
+    /// The hash of its public key, sha256:HEX, by which it is recognized.
     #[arg(long)]
-    ca_file: PathBuf,
-    /// The certificate of the node's server, signed by the authority; without it there are no logs and no exec.
+    ca_cert_hash: Option<String>,
+    /// The certificate of the node's server, signed by the authority; without it the node asks for one.
     #[arg(long, requires = "tls_private_key_file")]
     tls_cert_file: Option<PathBuf>,
     /// Its private key.
@@ -65,43 +71,58 @@ impl Agent {
         place.save(&self.settings)?;
         let supervisor = Supervisor::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let client = self.client()?;
+        let (file, hash) = (self.ca_file.as_deref(), self.ca_cert_hash.as_deref());
+        let cluster = Cluster::find(&self.server, file, hash, &place).await?;
+        let node = self.settings.node()?;
+        let token = self.token.as_deref();
+        let client = match token.filter(|token| !join::is_bootstrap(token)) {
+            Some(token) => cluster.with_token(token)?,
+            None => {
+                let member = Member::join(cluster.clone(), token, &node, &place, clock.clone()).await?;
+                let client = member.client();
+                supervisor.spawn_until_shutdown("node-certificate", member.keep());
+                client
+            }
+        };
+        let (server, held) = self.node_server(&cluster)?;
         let parts = Parts {
-            node: self.settings.node()?,
+            node: node.clone(),
             settings: self.settings.clone(),
             services: Informers::new(client.clone(), supervisor.clone(), clock.clone()),
-            client,
-            server: self.node_server()?,
+            client: client.clone(),
+            server: Some(server),
             supervisor: supervisor.clone(),
-            clock,
+            clock: clock.clone(),
             place,
         };
         start(parts).await?;
+        if let Some(held) = held {
+            let serving = join::keep_serving(client, held, node, self.settings.address(), clock);
+            supervisor.spawn_until_shutdown("serving-certificate", serving);
+        }
         super::run_until_told(&supervisor).await
     }
 
-    fn client(&self) -> Result<kube::Client, Failure> {
-        let url = self.server.parse().map_err(|e| {
-            Failure::new(format!("--server {}: {e}", self.server)).hint("write https://HOST:6443")
-        })?;
-        let mut config = kube::Config::new(url);
-        config.root_cert = Some(vec![read_certificate(&self.ca_file)?.to_vec()]);
-        config.auth_info.token = Some(self.token.clone().into());
-        Ok(kube::Client::try_from(config)?)
-    }
-
-    fn node_server(&self) -> Result<Option<ServerOptions>, Failure> {
-        let (Some(certificate), Some(key)) = (&self.tls_cert_file, &self.tls_private_key_file) else {
-            return Ok(None);
+    /// The node's server, and where its certificate is to be put if none was given.
+    fn node_server(&self, cluster: &Cluster) -> Result<(ServerOptions, Option<Arc<Held>>), Failure> {
+        let mut held = None;
+        let certificate: Arc<dyn ResolvesServerCert> = match (&self.tls_cert_file, &self.tls_private_key_file)
+        {
+            (Some(certificate), Some(key)) => {
+                let unusable = |e| Failure::new(format!("{} holds no private key: {e}", key.display()));
+                let key_der = PrivateKeyDer::from_pem_file(key).map_err(unusable)?;
+                decapod_kubelet::fixed(vec![read_certificate(certificate)?], key_der)
+                    .map_err(|e| Failure::new(format!("{}: {}", key.display(), chain(&e))))?
+            }
+            _ => held.insert(Arc::<Held>::default()).clone(),
         };
-        let unusable = |e| Failure::new(format!("{} holds no private key: {e}", key.display()));
-        Ok(Some(ServerOptions {
+        let options = ServerOptions {
             listen: ([0, 0, 0, 0], self.settings.kubelet_port).into(),
-            certificate: vec![read_certificate(certificate)?],
-            key: PrivateKeyDer::from_pem_file(key).map_err(unusable)?,
-            client_ca: read_certificate(&self.ca_file)?,
+            certificate,
+            client_ca: cluster.authority.clone(),
             allowed_users: vec![KUBELET_CLIENT.to_owned()],
-        }))
+        };
+        Ok((options, held))
     }
 }
 

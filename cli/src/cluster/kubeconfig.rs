@@ -20,6 +20,12 @@ pub(crate) fn make(name: &str, server: &str, ca_pem: &str, certificate_pem: &str
     })
 }
 
+/// The certificate of the authority that a kubeconfig made here trusts.
+pub(crate) fn authority(kubeconfig: &Value) -> Option<String> {
+    let encoded = kubeconfig["clusters"][0]["cluster"]["certificate-authority-data"].as_str()?;
+    String::from_utf8(STANDARD.decode(encoded).ok()?).ok()
+}
+
 /// Writes a kubeconfig, readable by its owner only.
 pub(crate) fn write(file: &Path, kubeconfig: &Value) -> Result<(), Failure> {
     if let Some(folder) = file.parent() {

@@ -6,18 +6,18 @@
 use std::sync::Arc;
 
 use clap::Args;
-use decapod_apiserver::pki::{CertificateRequest, Pki};
+use decapod_apiserver::pki::{CertificateRequest, Pki, Renewing};
 use decapod_apiserver::{Handle, UserInfo};
 use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
 use decapod_kubelet::ServerOptions;
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::authority::Keys;
-use super::kubeconfig;
 use super::lock::Lock;
+use super::renewal::{self, Admin};
 use super::settings::{Place, Settings, Which};
 use super::{addons, agent};
 use crate::failure::{Failure, chain};
@@ -52,6 +52,9 @@ impl Server {
         let supervisor = Supervisor::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let api = self.api(&place).await?;
+        let admin = Admin::new(&place, &api);
+        let pair = admin.write(clock.now())?;
+        supervisor.spawn_until_shutdown("admin-kubeconfig", admin.keep(pair, clock.clone()));
         let started = self.components(&place, &api, &supervisor, &clock).await;
         let result = match started {
             Ok(()) => super::run_until_told(&supervisor).await,
@@ -77,7 +80,8 @@ impl Server {
                 .map_err(|_| Failure::new("the service range is no range"))?,
             cluster_domain: settings.cluster_domain.clone(),
             token_file: settings.token_file.clone(),
-            audit: settings.audit.options(),
+            audit: settings.audit.options()?,
+            admission_config: settings.admission_control_config_file.clone(),
             encryption: Some(Arc::new(encryption)),
             ..Default::default()
         };
@@ -85,20 +89,7 @@ impl Server {
         let api = decapod_apiserver::Server::start(options, store, Arc::new(pki), clock)
             .await
             .map_err(|e| Failure::new(chain(&e)))?;
-        self.write_kubeconfig(place, &api)?;
         Ok(api)
-    }
-
-    fn write_kubeconfig(&self, place: &Place, api: &Handle) -> Result<(), Failure> {
-        let admin = CertificateRequest::client("system:admin", &["system:masters"]);
-        let pair = api.pki().issue(&admin, jiff::Timestamp::now()).map_err(|e| Failure::new(chain(&e)))?;
-        let address = api.address();
-        let host =
-            if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
-        let url = format!("https://{host}:{}", address.port());
-        let made =
-            kubeconfig::make(place.name(), &url, api.pki().ca_pem(), &pair.certificate_pem, &pair.key_pem);
-        kubeconfig::write(&place.kubeconfig(), &made)
     }
 
     async fn components(
@@ -126,7 +117,13 @@ impl Server {
             }),
             ..Default::default()
         };
-        decapod_controllers::run(&controllers, manager, informers.clone(), supervisor.clone(), clock.clone());
+        decapod_controllers::run(
+            &controllers,
+            manager.clone(),
+            informers.clone(),
+            supervisor.clone(),
+            clock.clone(),
+        );
         let scheduler = client("system:kube-scheduler", &[]);
         decapod_scheduler::run(
             decapod_scheduler::Options::default(),
@@ -135,6 +132,9 @@ impl Server {
             supervisor,
             clock.clone(),
         );
+        let watch =
+            renewal::authority(api.pki().authority_ends(), manager.clone(), supervisor, clock.clone());
+        supervisor.spawn_until_shutdown("authority-watch", watch);
         let addons_client = client("system:decapod:addons", &["system:masters"]);
         let reached = std::net::SocketAddr::new(settings.address(), api.address().port());
         let info = addons::cluster_info(&format!("https://{reached}"), api.pki().ca_pem());
@@ -158,20 +158,18 @@ impl Server {
 }
 
 /// The node server's certificate, and who may speak to it.
-fn node_server(settings: &Settings, pki: &Pki, node: &str) -> Result<ServerOptions, Failure> {
+fn node_server(settings: &Settings, pki: &Arc<Pki>, node: &str) -> Result<ServerOptions, Failure> {
     let bad = |e: &(dyn std::error::Error + 'static)| {
         Failure::new(format!("the node's certificate cannot be made: {}", chain(e)))
     };
     let hosts =
         vec![node.to_owned(), "localhost".to_owned(), "127.0.0.1".to_owned(), settings.address().to_string()];
     let request = CertificateRequest::server(format!("system:node:{node}"), hosts);
-    let pair = pki.issue(&request, jiff::Timestamp::now()).map_err(|e| bad(&e))?;
+    let clock = Arc::new(decapod_apiserver::SystemClock);
+    let certificate = Renewing::new(pki.clone(), request, clock).map_err(|e| bad(&e))?;
     Ok(ServerOptions {
         listen: ([0, 0, 0, 0], settings.kubelet_port).into(),
-        certificate: vec![
-            CertificateDer::from_pem_slice(pair.certificate_pem.as_bytes()).map_err(|e| bad(&e))?,
-        ],
-        key: PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).map_err(|e| bad(&e))?,
+        certificate: Arc::new(certificate),
         client_ca: CertificateDer::from_pem_slice(pki.ca_pem().as_bytes()).map_err(|e| bad(&e))?,
         allowed_users: vec![agent::KUBELET_CLIENT.to_owned()],
     })

@@ -43,6 +43,23 @@ pub(crate) struct Audit {
     /// This many replaced audit logs are kept; 0 keeps all.
     #[arg(long, default_value_t = 0)]
     pub(crate) audit_log_maxbackup: usize,
+    /// Requests are told to the server that this file (in the format of a kubeconfig) names.
+    #[arg(long, requires = "audit_policy_file")]
+    pub(crate) audit_webhook_config_file: Option<PathBuf>,
+    /// The most events that the webhook gets at once (default: 400).
+    #[arg(long)]
+    pub(crate) audit_webhook_batch_max_size: Option<usize>,
+    /// How long an event waits for others to go to the webhook with it (default: 30s).
+    #[arg(long, value_parser = duration)]
+    pub(crate) audit_webhook_batch_max_wait: Option<String>,
+    /// The pause before events that the webhook did not take are sent again (default: 10s).
+    #[arg(long, value_parser = duration)]
+    pub(crate) audit_webhook_initial_backoff: Option<String>,
+}
+
+/// A duration, kept as it was written.
+fn duration(text: &str) -> Result<String, String> {
+    crate::duration::parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 impl Audit {
@@ -61,20 +78,47 @@ impl Audit {
             let log = if log == Path::new("-") { log.clone() } else { absolute(log) };
             flags.push(format!("--audit-log-path={}", log.display()));
         }
+        if let Some(file) = &self.audit_webhook_config_file {
+            flags.push(format!("--audit-webhook-config-file={}", absolute(file).display()));
+        }
+        let more = [
+            ("batch-max-size", self.audit_webhook_batch_max_size.map(|size| size.to_string())),
+            ("batch-max-wait", self.audit_webhook_batch_max_wait.clone()),
+            ("initial-backoff", self.audit_webhook_initial_backoff.clone()),
+        ];
+        let given = more.into_iter().filter_map(|(flag, value)| Some((flag, value?)));
+        flags.extend(given.map(|(flag, value)| format!("--audit-webhook-{flag}={value}")));
         flags
     }
 
     /// What the API server is told; requests are recorded only with a policy and a place.
-    pub(crate) fn options(&self) -> Option<decapod_apiserver::AuditOptions> {
-        Some(decapod_apiserver::AuditOptions {
-            policy_file: self.audit_policy_file.clone()?,
-            log: decapod_apiserver::LogOptions {
-                path: self.audit_log_path.clone()?,
-                max_size: self.audit_log_maxsize,
-                max_age: self.audit_log_maxage,
-                max_backups: self.audit_log_maxbackup,
-            },
-        })
+    pub(crate) fn options(&self) -> Result<Option<decapod_apiserver::AuditOptions>, Failure> {
+        let Some(policy_file) = self.audit_policy_file.clone() else { return Ok(None) };
+        let log = self.audit_log_path.clone().map(|path| decapod_apiserver::LogOptions {
+            path,
+            max_size: self.audit_log_maxsize,
+            max_age: self.audit_log_maxage,
+            max_backups: self.audit_log_maxbackup,
+        });
+        let webhook = self.audit_webhook_config_file.clone().map(|file| self.webhook(file)).transpose()?;
+        if log.is_none() && webhook.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(decapod_apiserver::AuditOptions { policy_file, log, webhook }))
+    }
+
+    fn webhook(&self, file: PathBuf) -> Result<decapod_apiserver::WebhookOptions, Failure> {
+        let mut options = decapod_apiserver::WebhookOptions::new(file);
+        if let Some(size) = self.audit_webhook_batch_max_size {
+            options.batch_max_size = size.max(1);
+        }
+        if let Some(wait) = &self.audit_webhook_batch_max_wait {
+            options.batch_max_wait = crate::duration::parse(wait)?;
+        }
+        if let Some(pause) = &self.audit_webhook_initial_backoff {
+            options.initial_backoff = crate::duration::parse(pause)?;
+        }
+        Ok(options)
     }
 }
 
@@ -105,6 +149,9 @@ pub(crate) struct Settings {
     /// A file of static bearer tokens, as Kubernetes' --token-auth-file.
     #[arg(long)]
     pub(crate) token_file: Option<PathBuf>,
+    /// A file that configures plugins of admission (an AdmissionConfiguration; PodSecurity can be configured).
+    #[arg(long)]
+    pub(crate) admission_control_config_file: Option<PathBuf>,
     #[command(flatten)]
     #[serde(default)]
     pub(crate) audit: Audit,

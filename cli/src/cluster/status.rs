@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ use super::dns_probe;
 use super::image::size;
 use super::lock::Lock;
 use super::settings::{Place, Which};
+use super::{kubeconfig, renewal};
 use crate::failure::{Failure, chain};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -59,8 +61,15 @@ async fn report(place: &Place) -> Result<Value, Failure> {
     Ok(json!({
         "name": place.name(), "dataDir": place.data(), "kubeconfig": place.kubeconfig(), "ready": ready,
         "api": api, "dns": if dns { "answers" } else { "does not answer" },
+        "authorityEnds": authority_ends(place)?.map(|ends| ends.to_string()),
         "nodes": nodes, "pods": pods, "processes": processes, "memoryBytes": memory,
     }))
+}
+
+/// When the certificate authority that the kubeconfig names ends; `None` where there is none yet.
+fn authority_ends(place: &Place) -> Result<Option<Timestamp>, Failure> {
+    let Some(config) = kubeconfig::read(&place.kubeconfig())? else { return Ok(None) };
+    Ok(kubeconfig::authority(&config).and_then(|pem| decapod_apiserver::pki::expiry(&pem)))
 }
 
 async fn cluster(place: &Place) -> Result<(Vec<Value>, usize), String> {
@@ -109,6 +118,11 @@ fn print(report: &Value) {
     println!("{:12} {} (data in {})", "cluster", text("name"), text("dataDir"));
     println!("{:12} {}", "api", text("api"));
     println!("{:12} {}", "dns", text("dns"));
+    if let Ok(ends) = text("authorityEnds").parse::<Timestamp>() {
+        let warning = renewal::warning(ends, Timestamp::now());
+        let line = warning.unwrap_or_else(|| format!("ends on {}", ends.strftime("%Y-%m-%d")));
+        println!("{:12} {line}", "authority");
+    }
     for node in report["nodes"].as_array().into_iter().flatten() {
         let state = if node["ready"] == true { "Ready" } else { "NotReady" };
         println!(

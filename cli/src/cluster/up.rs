@@ -103,6 +103,8 @@ impl Up {
         command.args(s.node_name.iter().map(|n| format!("--node-name={n}")));
         command.args(s.node_ip.iter().map(|ip| format!("--node-ip={ip}")));
         command.args(s.token_file.iter().map(|f| format!("--token-file={}", f.display())));
+        let file = s.admission_control_config_file.as_ref().map(std::path::absolute).transpose()?;
+        command.args(file.map(|f| format!("--admission-control-config-file={}", f.display())));
         command.args(s.store.flags());
         command.args(s.audit.flags());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");

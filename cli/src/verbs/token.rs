@@ -9,6 +9,8 @@ use super::session::{Session, with_query};
 use crate::failure::Failure;
 
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
+/// Where the cluster is, for whoever joins.
+const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
 const TYPE: &str = "bootstrap.kubernetes.io/token";
 const NAME_PREFIX: &str = "bootstrap-token-";
 const USAGE_PREFIX: &str = "usage-bootstrap-";
@@ -26,6 +28,7 @@ pub(crate) enum Token {
     /// Show the tokens.
     List(List),
     /// Make tokens invalid.
+    #[command(alias = "delete")]
     Revoke(Revoke),
 }
 
@@ -36,6 +39,9 @@ pub(crate) struct Create {
     /// How long it is good; 0s for ever.
     #[arg(long, default_value = "24h")]
     ttl: String,
+    /// Print the command with which a node joins instead of the token alone.
+    #[arg(long)]
+    print_join_command: bool,
     /// What it is for, in words.
     #[arg(long, default_value = "")]
     description: String,
@@ -99,7 +105,14 @@ impl Create {
         let object = json!({"apiVersion": "v1", "kind": "Secret", "type": TYPE, "stringData": data,
             "metadata": {"name": format!("{NAME_PREFIX}{id}"), "namespace": "kube-system"}});
         session.create(SECRETS, &object).await?;
-        println!("{token}");
+        if self.print_join_command {
+            let info = session.get(CLUSTER_INFO).await?;
+            let (server, hash) = cluster(&info)
+                .ok_or_else(|| Failure::new("kube-public/cluster-info does not say where the cluster is"))?;
+            println!("decapod agent --server {server} --token {token} --ca-cert-hash {hash}");
+        } else {
+            println!("{token}");
+        }
         Ok(())
     }
 }
@@ -137,6 +150,15 @@ impl Revoke {
         }
         Ok(())
     }
+}
+
+/// Where the cluster is, and the hash of its authority's key, as its public ConfigMap says.
+fn cluster(info: &Value) -> Option<(String, String)> {
+    let kubeconfig: Value = serde_saphyr::from_str(info["data"]["kubeconfig"].as_str()?).ok()?;
+    let cluster = &kubeconfig["clusters"][0]["cluster"];
+    let pem = STANDARD.decode(cluster["certificate-authority-data"].as_str()?).ok()?;
+    let hash = decapod_apiserver::pki::pin(&String::from_utf8(pem).ok()?)?;
+    Some((cluster["server"].as_str()?.to_owned(), hash))
 }
 
 /// What is shown of a token. Who may read its Secret may see it whole.

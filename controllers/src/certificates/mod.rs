@@ -4,6 +4,7 @@
 //! The certificate authority is not the controllers': it is given to them as an [`Authority`].
 
 mod plan;
+mod serving;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
 };
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 
@@ -26,6 +29,8 @@ use crate::common::{Context, Error, Result, Says};
 use plan::{Step, plan};
 
 const NAME: &str = "certificate-controller";
+/// A node that has just registered, or got another address, may not be seen yet.
+const SERVING_AGAIN: Duration = Duration::from_secs(10);
 
 /// What a certificate signing request asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,6 +91,8 @@ pub trait Authority: std::fmt::Debug + Send + Sync + 'static {
 struct Controller {
     context: Context,
     requests: Informer<CertificateSigningRequest>,
+    nodes: Informer<Node>,
+    slices: Informer<EndpointSlice>,
     authority: Arc<dyn Authority>,
 }
 
@@ -95,7 +102,9 @@ pub(crate) fn start(context: &Context, authority: Arc<dyn Authority>, workers: u
     let requests = context.informers.of::<CertificateSigningRequest>();
     let supervisor = &context.supervisor;
     reconcile::feed(supervisor, NAME, requests.subscribe(), &queue, |change| [change.key.clone()]);
-    let controller = Arc::new(Controller { context: context.clone(), requests, authority });
+    let nodes = context.informers.of::<Node>();
+    let slices = context.informers.of::<EndpointSlice>();
+    let controller = Arc::new(Controller { context: context.clone(), requests, nodes, slices, authority });
     reconcile::run(supervisor, NAME, &queue, workers, move |key: ObjectKey| {
         let controller = controller.clone();
         async move { controller.reconcile(&key).await }
@@ -115,6 +124,11 @@ impl Controller {
         match step {
             Step::Nothing => {}
             Step::Review(permissions) => self.review(&request, &permissions).await?,
+            Step::ReviewServing => {
+                if !self.review_serving(&request, subject.ok().as_ref()).await? {
+                    return Ok(Some(SERVING_AGAIN));
+                }
+            }
             Step::Sign { lifetime } => self.sign(&request, lifetime, now).await?,
             Step::Fail(why) => self.fail(&request, why).await?,
             Step::Remove => self.remove(&request).await?,
@@ -132,15 +146,40 @@ impl Controller {
             if !self.allowed(request, permission.subresource).await? {
                 continue;
             }
-            let mut approved = request.clone();
-            let condition = condition("Approved", "AutoApproved", permission.message.to_owned());
-            conditions(&mut approved).push(condition);
-            let name = request.name_any();
-            let written =
-                self.api().replace_subresource("approval", &name, &PostParams::default(), &approved).await;
-            return written.map(drop).says("approve a certificate signing request");
+            return self.approve(request, permission.message).await;
         }
         Ok(())
+    }
+
+    async fn approve(&self, request: &CertificateSigningRequest, message: &str) -> Result<()> {
+        let mut approved = request.clone();
+        conditions(&mut approved).push(condition("Approved", "AutoApproved", message.to_owned()));
+        let name = request.name_any();
+        let written =
+            self.api().replace_subresource("approval", &name, &PostParams::default(), &approved).await;
+        written.map(drop).says("approve a certificate signing request")
+    }
+
+    /// Approves the certificate of a node's server if it is for the node alone; otherwise it is left to
+    /// people. Whether it was approved.
+    async fn review_serving(
+        &self,
+        request: &CertificateSigningRequest,
+        subject: Option<&Subject>,
+    ) -> Result<bool> {
+        let Some(subject) = subject else { return Ok(false) };
+        let servers = serving::servers(&self.slices.list());
+        match serving::is_own(subject, &self.nodes.list(), &servers) {
+            Ok(()) => {
+                self.approve(request, "Auto approving kubelet serving certificate: it names the node alone.")
+                    .await?;
+                Ok(true)
+            }
+            Err(why) => {
+                tracing::info!(request = request.name_any(), why, "a serving certificate is left to people");
+                Ok(false)
+            }
+        }
     }
 
     async fn allowed(&self, request: &CertificateSigningRequest, subresource: &str) -> Result<bool> {

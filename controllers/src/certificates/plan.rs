@@ -50,6 +50,8 @@ pub(super) enum Step {
     Nothing,
     /// Approve it if who made it has one of these rights.
     Review(Vec<Permission>),
+    /// Approve it if its names and addresses are those of the node that asks.
+    ReviewServing,
     /// Sign it.
     Sign {
         /// For how long.
@@ -83,10 +85,13 @@ fn step(request: &CertificateSigningRequest, subject: Option<&Subject>) -> Step 
         return Step::Nothing;
     }
     if find(request, "Approved").is_none() {
+        let own = spec.username.as_deref() == Some(subject.common_name.as_str());
+        if spec.signer_name == KUBELET_SERVING && own && kubelet_serving(subject, &usages).is_ok() {
+            return Step::ReviewServing;
+        }
         if spec.signer_name != KUBELET_CLIENT || kubelet_client(subject, &usages).is_err() {
             return Step::Nothing;
         }
-        let own = spec.username.as_deref() == Some(subject.common_name.as_str());
         return Step::Review(if own { vec![SELF_NODE, NODE] } else { vec![NODE] });
     }
     let checked = match spec.signer_name.as_str() {

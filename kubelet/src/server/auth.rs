@@ -43,7 +43,7 @@ pub(super) fn acceptor(
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(options.certificate.clone(), options.key.clone_key())?;
+        .with_cert_resolver(options.certificate.clone());
     // WebSockets are upgrades of HTTP/1.1.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))

@@ -41,8 +41,7 @@ impl Ca {
         let (certificate, key) = self.issue("system:node:dcp-node", "system:nodes");
         ServerOptions {
             listen,
-            certificate: vec![certificate],
-            key,
+            certificate: decapod_kubelet::fixed(vec![certificate], key).unwrap(),
             client_ca: self.certificate.clone(),
             allowed_users: vec!["api".to_owned()],
         }

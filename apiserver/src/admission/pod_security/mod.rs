@@ -5,6 +5,7 @@
 
 mod baseline;
 mod checks;
+mod config;
 mod policy;
 mod restricted;
 
@@ -16,6 +17,7 @@ use decapod_api::status::Error;
 use serde_json::Value;
 
 use self::checks::{detail, violations};
+pub(crate) use self::config::Config;
 use self::policy::{Level, Policies, Policy};
 use super::{Attributes, Operation, Plugin};
 use crate::registry::core;
@@ -27,6 +29,8 @@ const MAX_PODS: usize = 3000;
 /// What the audit log is told: under which policy a pod was admitted, and what it would violate.
 const ENFORCED: &str = "pod-security.kubernetes.io/enforce-policy";
 const VIOLATIONS: &str = "pod-security.kubernetes.io/audit-violations";
+/// Why nothing was looked at.
+const EXEMPT: &str = "pod-security.kubernetes.io/exempt";
 
 pub(super) struct PodSecurity;
 
@@ -58,11 +62,25 @@ impl Plugin for PodSecurity {
         if is_pod && write.old.is_some_and(|old| !is_significant(old, object)) {
             return Ok(());
         }
+        let config = &write.registry.admission.pod_security;
+        for (exempt, why) in [
+            (config.exempts_namespace(&call.namespace), "namespace"),
+            (config.exempts_user(&call.user.username), "user"),
+        ] {
+            if exempt {
+                crate::audit::annotate(EXEMPT, why);
+                return Ok(());
+            }
+        }
         let Some(namespace) = write.registry.find(core("namespaces"), "", &call.namespace).await? else {
             return Err(Error::Internal(format!("failed to lookup namespace \"{}\"", call.namespace)));
         };
-        let (policies, _) = Policies::of(&meta::labels(&namespace));
-        if policies.all_privileged() {
+        let (policies, _) = Policies::of(&meta::labels(&namespace), config.defaults);
+        let (group, plural) = (call.resource.group, call.resource.plural);
+        let pod = if is_pod { Some(object) } else { template_of(group, plural, object) };
+        let Some(pod) = pod.filter(|_| !policies.all_privileged()) else { return Ok(()) };
+        if config.exempts_runtime(&pod["spec"]) {
+            crate::audit::annotate(EXEMPT, "runtimeClass");
             return Ok(());
         }
         if is_pod {
@@ -71,10 +89,8 @@ impl Plugin for PodSecurity {
             if let Some(why) = found {
                 return Err(call.forbidden(format!("violates PodSecurity \"{}\": {why}", policies.enforce)));
             }
-            note(write, policies, object);
-        } else if let Some(template) = template_of(call.resource.group, call.resource.plural, object) {
-            note(write, policies, template);
         }
+        note(write, policies, pod);
         Ok(())
     }
 }
@@ -125,14 +141,25 @@ fn is_significant(old: &Value, new: &Value) -> bool {
 
 /// Labels must make sense; where they enforce more than before, the client learns what is there.
 async fn namespace(write: &Attributes<'_>, object: &Value) -> Result<(), Error> {
-    let (new, errors) = Policies::of(&meta::labels(object));
-    let before = write.old.map(|old| Policies::of(&meta::labels(old)));
+    let config = &write.registry.admission.pod_security;
+    let (new, errors) = Policies::of(&meta::labels(object), config.defaults);
+    let before = write.old.map(|old| Policies::of(&meta::labels(old), config.defaults));
     if !errors.is_empty() && before.as_ref().is_none_or(|(_, before)| *before != errors) {
         return Err(write.call.invalid(&write.call.name, errors));
     }
-    let Some((old, _)) = before else { return Ok(()) };
+    let exempt = config.exempts_namespace(&write.call.name);
+    let Some((old, _)) = before else {
+        if exempt {
+            ignored(write, new, object);
+        }
+        return Ok(());
+    };
     let relaxed = new.enforce.minor == old.enforce.minor && new.enforce.level <= old.enforce.level;
     if new.enforce == old.enforce || new.enforce.level == Level::Privileged || relaxed {
+        return Ok(());
+    }
+    if exempt {
+        ignored(write, new, object);
         return Ok(());
     }
     let pods = write.registry.all(core("pods"), &write.call.name).await?;
@@ -140,6 +167,27 @@ async fn namespace(write: &Attributes<'_>, object: &Value) -> Result<(), Error> 
         write.call.warn(warning);
     }
     Ok(())
+}
+
+/// Warns that the labels of an exempt namespace have no effect.
+fn ignored(write: &Attributes<'_>, policies: Policies, object: &Value) {
+    if policies.all_privileged() || policies == write.registry.admission.pod_security.defaults {
+        return;
+    }
+    let labels = meta::labels(object);
+    let said = [("enforce", policies.enforce), ("audit", policies.audit), ("warn", policies.warn)]
+        .into_iter()
+        .filter(|(mode, policy)| {
+            let keys = ["", "-version"].map(|end| format!("pod-security.kubernetes.io/{mode}{end}"));
+            policy.level != Level::Privileged && keys.iter().any(|key| labels.contains_key(key.as_str()))
+        })
+        .map(|(mode, policy)| format!("{mode}={policy}"))
+        .collect::<Vec<_>>();
+    write.call.warn(format!(
+        "namespace {:?} is exempt from Pod Security, and the policy ({}) will be ignored",
+        write.call.name,
+        said.join(", ")
+    ));
 }
 
 /// What the pods of a namespace violate of what it is to enforce from now on.

@@ -15,7 +15,7 @@ pub(super) enum Level {
 }
 
 impl Level {
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         match text {
             "privileged" => Some(Self::Privileged),
             "baseline" => Some(Self::Baseline),
@@ -59,13 +59,13 @@ impl Policies {
         [self.enforce, self.audit, self.warn].iter().all(|policy| policy.level == Level::Privileged)
     }
 
-    /// What labels ask for, and what is wrong with them. A broken label enforces the strictest; it
+    /// What labels ask for, with the defaults for what they do not name, and what is wrong with them. A broken label enforces the strictest; it
     /// notes and warns of nothing.
-    pub(super) fn of(labels: &BTreeMap<&str, &str>) -> (Self, Vec<field::Error>) {
+    pub(super) fn of(labels: &BTreeMap<&str, &str>, defaults: Self) -> (Self, Vec<field::Error>) {
         let mut errors = Vec::new();
-        let (enforce, said) = mode(labels, "enforce", Level::Restricted, &mut errors);
-        let (audit, _) = mode(labels, "audit", Level::Privileged, &mut errors);
-        let (mut warn, _) = mode(labels, "warn", Level::Privileged, &mut errors);
+        let (enforce, said) = mode(labels, "enforce", (defaults.enforce, Level::Restricted), &mut errors);
+        let (audit, _) = mode(labels, "audit", (defaults.audit, Level::Privileged), &mut errors);
+        let (mut warn, _) = mode(labels, "warn", (defaults.warn, Level::Privileged), &mut errors);
         // What is refused is warned of, too, where nothing else was said.
         let silent = !labels.contains_key("pod-security.kubernetes.io/warn");
         if silent && said && enforce.level > warn.level {
@@ -78,15 +78,15 @@ impl Policies {
     }
 }
 
-/// One mode's policy, and whether its level was said well.
+/// One mode's policy, which is the default where nothing is said, and whether its level was said well.
 fn mode(
     labels: &BTreeMap<&str, &str>,
     mode: &str,
-    broken: Level,
+    (default, broken): (Policy, Level),
     errors: &mut Vec<field::Error>,
 ) -> (Policy, bool) {
     let path = field::Path::new("metadata").child("labels");
-    let mut policy = Policy { level: Level::Privileged, minor: None };
+    let mut policy = default;
     let mut said = false;
     let key = format!("{PREFIX}{mode}");
     if let Some(text) = labels.get(key.as_str()) {
@@ -110,7 +110,8 @@ fn mode(
     (policy, said)
 }
 
-fn version(text: &str) -> Option<Option<u32>> {
+/// A version's minor; `Some(None)` is the latest.
+pub(super) fn version(text: &str) -> Option<Option<u32>> {
     if text == "latest" {
         return Some(None);
     }
@@ -126,7 +127,8 @@ mod tests {
 
     fn of(labels: &[(&'static str, &'static str)]) -> (Policies, Vec<field::Error>) {
         let full: Vec<(String, &str)> = labels.iter().map(|(k, v)| (format!("{PREFIX}{k}"), *v)).collect();
-        Policies::of(&full.iter().map(|(k, v)| (k.as_str(), *v)).collect())
+        let defaults = super::super::Config::default().defaults;
+        Policies::of(&full.iter().map(|(k, v)| (k.as_str(), *v)).collect(), defaults)
     }
 
     #[test]

@@ -99,6 +99,9 @@ pub(crate) struct Signed {
 pub(crate) trait Lookup: Send + Sync + 'static {
     /// An object of the core group (`resource` is the plural), if it exists.
     async fn object(&self, resource: &str, namespace: &str, name: &str) -> Option<Value>;
+
+    /// Labels a Secret, if it still is the one with this uid. What fails is logged: nobody waits for it.
+    async fn label(&self, secret: &Reference, namespace: &str, key: &str, value: &str);
 }
 
 /// Why a bearer token is not a good service account token. The words are Kubernetes'.
@@ -126,6 +129,10 @@ pub(crate) enum Error {
     Subject,
     #[error("Token has been invalidated")]
     SecretGone,
+    #[error(
+        "the token in secret {0}/{1} for service account {0}/{2} has been marked invalid. Use tokens from the TokenRequest API or manually created secret-based tokens, or remove the 'kubernetes.io/legacy-token-invalid-since' label from the secret to temporarily allow use of this token"
+    )]
+    Invalidated(String, String, String),
     #[error("Token does not match server's copy")]
     NotTheSecrets,
 }
@@ -207,7 +214,7 @@ impl Tokens {
         if legacy::is_issuer(&issuer) {
             // Tokens of Secrets name no audience: they are the API server's.
             let matched = matched(&own, wanted)?;
-            return Ok((self.authenticate_legacy(token).await?, matched));
+            return Ok((self.authenticate_legacy(token, now).await?, matched));
         }
         if issuer != self.issuer {
             return Err(Error::Foreign);
@@ -248,7 +255,8 @@ impl Tokens {
         Ok(())
     }
 
-    async fn check_account(&self, namespace: &str, account: &Reference) -> Result<(), Error> {
+    /// The account, which must be there and be the same.
+    async fn check_account(&self, namespace: &str, account: &Reference) -> Result<Value, Error> {
         let found = self.lookup.object("serviceaccounts", namespace, &account.name).await;
         let found = found.ok_or_else(|| Error::AccountGone(account.name.clone()))?;
         if meta::uid(&found) != account.uid {
@@ -258,7 +266,7 @@ impl Tokens {
         if meta::deleting(&found) {
             return Err(Error::AccountDeleted(namespace.to_owned(), account.name.clone()));
         }
-        Ok(())
+        Ok(found)
     }
 
     async fn check_bound(

@@ -16,6 +16,8 @@ impl Lookup for Known {
         let found = self.0.iter().find(|k| k.0 == resource && k.1 == name)?;
         Some(json!({"metadata": {"name": found.1, "uid": found.2}}))
     }
+
+    async fn label(&self, _: &Reference, _: &str, _: &str, _: &str) {}
 }
 
 fn grant() -> Grant {

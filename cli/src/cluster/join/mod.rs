@@ -1,0 +1,304 @@
+//! How a node elsewhere comes in and stays: a bootstrap token buys its first certificate, with which it
+//! renews that and the one of its server, for as long as it runs.
+//!
+//! **Invariant**: nothing secret is sent to a server that the cluster's authority has not vouched for. The
+//! authority is known by its certificate, or found by the hash of its key.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use decapod_apiserver::pki::{self, Application};
+use decapod_client::clock::Clock;
+use decapod_client::transport::Replaceable;
+use jiff::Timestamp;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+use kube::api::{Api, PostParams};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::settings::{Place, write_whole};
+use crate::failure::{Failure, chain};
+
+const CLIENT: (&str, &str) = ("kubernetes.io/kube-apiserver-client-kubelet", "client auth");
+const SERVING: (&str, &str) = ("kubernetes.io/kubelet-serving", "server auth");
+/// How often a request is looked at, and a certificate's age. A request is decided in a moment, mostly.
+const LOOK: Duration = Duration::from_secs(1);
+const AGE: Duration = Duration::from_secs(60 * 60);
+/// How long the first certificate is waited for: a person may have to approve it.
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// After a failure it is tried again after this long.
+const REST: Duration = Duration::from_secs(30);
+
+/// Whether a token is one for bootstrapping, by its form.
+pub(super) fn is_bootstrap(token: &str) -> bool {
+    let is = |part: &str, length: usize| {
+        part.len() == length && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    token.split_once('.').is_some_and(|(id, secret)| is(id, 6) && is(secret, 16))
+}
+
+/// A certificate and its key, both PEM.
+#[derive(Clone)]
+struct Credentials {
+    certificate: String,
+    key: String,
+}
+
+impl Credentials {
+    /// Those in a file, if they are good for a while.
+    fn read(file: &Path, now: Timestamp) -> Option<Self> {
+        // What cannot be read is asked for anew.
+        let text = std::fs::read_to_string(file).ok()?;
+        let at = text.find("-----BEGIN PRIVATE KEY-----")?;
+        let (certificate, key) = text.split_at(at);
+        let good = pki::expiry(certificate).is_some_and(|ends| ends > now);
+        good.then(|| Self { certificate: certificate.to_owned(), key: key.to_owned() })
+    }
+
+    fn write(&self, file: &Path) -> Result<(), Failure> {
+        if let Some(folder) = file.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        write_whole(file, format!("{}{}", self.certificate, self.key).as_bytes(), 0o600)
+    }
+
+    fn is_due(&self, now: Timestamp) -> bool {
+        pki::renew_at(&self.certificate).is_none_or(|at| at <= now)
+    }
+
+    fn certified(&self) -> Result<CertifiedKey, Failure> {
+        let bad = |e: &(dyn std::error::Error + 'static)| {
+            Failure::new(format!("the certificate of the node's server cannot be used: {}", chain(e)))
+        };
+        let certificates = CertificateDer::pem_slice_iter(self.certificate.as_bytes());
+        let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(|e| bad(&e))?;
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|e| bad(&e))?;
+        let provider = rustls::crypto::ring::default_provider();
+        CertifiedKey::from_der(certificates, key, &provider).map_err(|e| bad(&e))
+    }
+}
+
+/// The certificate of the node's server; until the first is there no handshake succeeds.
+#[derive(Debug, Default)]
+pub(super) struct Held(RwLock<Option<Arc<CertifiedKey>>>);
+
+impl Held {
+    fn put(&self, key: CertifiedKey) {
+        *self.0.write().unwrap_or_else(|e| e.into_inner()) = Some(Arc::new(key));
+    }
+}
+
+impl ResolvesServerCert for Held {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+}
+
+/// Where the cluster is, and which authority it is trusted by.
+#[derive(Clone)]
+pub(super) struct Cluster {
+    pub(super) url: http::Uri,
+    pub(super) authority: CertificateDer<'static>,
+}
+
+impl Cluster {
+    /// By the file with the authority's certificate, or by the hash of its key; a node that has joined
+    /// knows it already.
+    pub(super) async fn find(
+        server: &str,
+        file: Option<&Path>,
+        hash: Option<&str>,
+        place: &Place,
+    ) -> Result<Self, Failure> {
+        let url: http::Uri = server
+            .parse()
+            .map_err(|e| Failure::new(format!("--server {server}: {e}")).hint("write https://HOST:6443"))?;
+        let known = place.data().join("pki/cluster-ca.crt");
+        let pem = match (file, hash) {
+            (Some(file), _) => std::fs::read_to_string(file)
+                .map_err(|e| Failure::new(format!("{} cannot be read: {e}", file.display())))?,
+            (None, Some(hash)) => {
+                let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+                let found = pki::discover(host, url.port_u16().unwrap_or(443), hash).await;
+                let pem = found.map_err(|e| Failure::new(chain(&e)))?;
+                std::fs::create_dir_all(place.data().join("pki"))?;
+                write_whole(&known, pem.as_bytes(), 0o644)?;
+                pem
+            }
+            (None, None) => std::fs::read_to_string(&known).map_err(|_| {
+                Failure::new("the cluster's authority is not known")
+                    .hint("--ca-cert-hash sha256:… or --ca-file says which it is; `decapod token create --print-join-command` prints the whole command")
+            })?,
+        };
+        let authority = CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(|e| Failure::new(format!("the cluster's authority is no certificate: {e}")))?;
+        Ok(Self { url, authority })
+    }
+
+    /// A client with a token.
+    pub(super) fn with_token(&self, token: &str) -> Result<kube::Client, Failure> {
+        let mut config = kube::Config::new(self.url.clone());
+        config.root_cert = Some(vec![self.authority.to_vec()]);
+        config.auth_info.token = Some(token.to_owned().into());
+        Ok(kube::Client::try_from(config)?)
+    }
+
+    fn with(&self, credentials: &Credentials) -> Result<kube::Client, Failure> {
+        let mut config = kube::Config::new(self.url.clone());
+        config.root_cert = Some(vec![self.authority.to_vec()]);
+        config.auth_info.client_certificate_data = Some(STANDARD.encode(&credentials.certificate));
+        config.auth_info.client_key_data = Some(STANDARD.encode(&credentials.key).into());
+        Ok(kube::Client::try_from(config)?)
+    }
+}
+
+/// A node that has come in.
+pub(super) struct Member {
+    cluster: Cluster,
+    file: PathBuf,
+    node: String,
+    credentials: Credentials,
+    connection: Replaceable,
+    clock: Arc<dyn Clock>,
+}
+
+impl Member {
+    /// Comes in with the certificate of an earlier time, or by the token.
+    pub(super) async fn join(
+        cluster: Cluster,
+        token: Option<&str>,
+        node: &str,
+        place: &Place,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Failure> {
+        let file = place.data().join("pki/node-client.pem");
+        let credentials = match (Credentials::read(&file, clock.now()), token) {
+            (Some(credentials), _) => credentials,
+            (None, None) => {
+                return Err(Failure::new("this node has no certificate (any more), and no token to get one")
+                    .hint("`decapod token create` on the server makes one; --token takes it"));
+            }
+            (None, Some(token)) => {
+                let client = cluster.with_token(token)?;
+                let asked = obtain(&client, CLIENT, node, &[], &*clock);
+                let credentials = decapod_client::clock::timeout(&*clock, PATIENCE, asked).await;
+                let credentials = credentials.unwrap_or_else(|| {
+                    Err(Failure::new("nobody has approved this node's certificate in 10 minutes")
+                        .hint("`kubectl get csr` shows it, `kubectl certificate approve` approves it"))
+                })?;
+                credentials.write(&file)?;
+                tracing::info!(node, "the node has got its certificate");
+                credentials
+            }
+        };
+        let connection = Replaceable::new(cluster.with(&credentials)?);
+        Ok(Self { cluster, file, node: node.to_owned(), credentials, connection, clock })
+    }
+
+    /// A client that is the node's for as long as the certificate is renewed.
+    pub(super) fn client(&self) -> kube::Client {
+        self.connection.client()
+    }
+
+    /// Renews the node's certificate.
+    pub(super) async fn keep(mut self) {
+        loop {
+            if self.credentials.is_due(self.clock.now())
+                && let Err(error) = self.renew().await
+            {
+                tracing::warn!(%error, "the node's certificate cannot be renewed yet");
+            }
+            self.clock.sleep(AGE).await;
+        }
+    }
+
+    async fn renew(&mut self) -> Result<(), Failure> {
+        let next = obtain(&self.client(), CLIENT, &self.node, &[], &*self.clock).await?;
+        next.write(&self.file)?;
+        self.connection.replace(self.cluster.with(&next)?);
+        self.credentials = next;
+        tracing::info!("the node's certificate is renewed");
+        Ok(())
+    }
+}
+
+/// Keeps a certificate for the node's server, once the node is registered: until then nobody vouches for its
+/// addresses.
+pub(super) async fn keep_serving(
+    client: kube::Client,
+    held: Arc<Held>,
+    node: String,
+    address: std::net::IpAddr,
+    clock: Arc<dyn Clock>,
+) {
+    let hosts = [node.clone(), address.to_string()];
+    let mut current: Option<Credentials> = None;
+    loop {
+        if current.as_ref().is_some_and(|credentials| !credentials.is_due(clock.now())) {
+            clock.sleep(AGE).await;
+            continue;
+        }
+        let next = obtain(&client, SERVING, &node, &hosts, &*clock).await;
+        let next = next.and_then(|credentials| Ok((credentials.certified()?, credentials)));
+        match next {
+            Ok((key, credentials)) => {
+                held.put(key);
+                current = Some(credentials);
+                tracing::info!("the node's server has a certificate");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the node's server has no certificate yet");
+                clock.sleep(REST).await;
+            }
+        }
+    }
+}
+
+/// Asks for a certificate and waits until it is there, or is refused for good.
+async fn obtain(
+    client: &kube::Client,
+    (signer, usage): (&str, &str),
+    node: &str,
+    hosts: &[String],
+    clock: &dyn Clock,
+) -> Result<Credentials, Failure> {
+    let application = Application::new(&format!("system:node:{node}"), "system:nodes", hosts)
+        .map_err(|e| Failure::new(chain(&e)))?;
+    let request = CertificateSigningRequest {
+        metadata: ObjectMeta { generate_name: Some("csr-".to_owned()), ..ObjectMeta::default() },
+        spec: CertificateSigningRequestSpec {
+            request: ByteString(application.request_pem.into_bytes()),
+            signer_name: signer.to_owned(),
+            usages: Some(vec!["digital signature".to_owned(), usage.to_owned()]),
+            ..CertificateSigningRequestSpec::default()
+        },
+        status: None,
+    };
+    let api: Api<CertificateSigningRequest> = Api::all(client.clone());
+    let name = api.create(&PostParams::default(), &request).await?.name_any();
+    loop {
+        let status = api.get(&name).await?.status.unwrap_or_default();
+        if let Some(certificate) = status.certificate.filter(|bytes| !bytes.0.is_empty()) {
+            let certificate = String::from_utf8(certificate.0)
+                .map_err(|_| Failure::new(format!("the certificate of {name} is no PEM")))?;
+            return Ok(Credentials { certificate, key: application.key_pem });
+        }
+        let refused = status.conditions.into_iter().flatten().find(|c| c.type_ != "Approved");
+        if let Some(refused) = refused {
+            let why = refused.message.unwrap_or_default();
+            return Err(Failure::new(format!("the certificate request {name}: {}: {why}", refused.type_)));
+        }
+        clock.sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! Joining a real API server with its controllers, in this process and over TLS.
+
+use std::net::SocketAddr;
+
+use decapod_apiserver::{Handle, Options, Server, UserInfo};
+use decapod_client::clock::{ManualClock, SystemClock};
+use decapod_client::informer::Informers;
+use decapod_client::task::Supervisor;
+use decapod_storage::{Embedded, embedded};
+use k8s_openapi::api::core::v1::{Node, Secret};
+use kube::api::{DeleteParams, ListParams};
+use serde_json::json;
+
+use super::*;
+use crate::cluster::authority::Keys;
+use crate::cluster::settings::Which;
+
+const TOKEN: &str = "abcdef.0123456789abcdef";
+
+/// A control plane with one bootstrap token.
+struct World {
+    api: Handle,
+    admin: kube::Client,
+    supervisor: Supervisor,
+    place: Place,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn start() -> Self {
+        // Fails only where another test was first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Arc::new(pki::Pki::open(&dir.path().join("pki"), Timestamp::now()).unwrap());
+        let store =
+            Arc::new(Embedded::open(&dir.path().join("store"), embedded::Options::default()).unwrap());
+        let options = Options { listen: ([127, 0, 0, 1], 0).into(), ..Options::default() };
+        let clock = Arc::new(decapod_apiserver::SystemClock);
+        let api = Server::start(options, store, pki, clock).await.unwrap();
+        let client = |user: &str, groups: &[&str]| {
+            kube::Client::new(api.service_as(UserInfo::new(user, groups)), "default")
+        };
+        let admin = client("system:admin", &["system:masters"]);
+        let roles: Vec<serde_json::Value> =
+            serde_saphyr::from_multiple(crate::cluster::addons::NODES).unwrap();
+        for object in roles.iter().filter(|object| object.is_object()) {
+            crate::cluster::addons::one(&admin, object).await.unwrap();
+        }
+        let secret: Secret = serde_json::from_value(json!({
+            "metadata": {"name": "bootstrap-token-abcdef"}, "type": "bootstrap.kubernetes.io/token",
+            "stringData": {"token-id": "abcdef", "token-secret": "0123456789abcdef",
+                "usage-bootstrap-authentication": "true",
+                "auth-extra-groups": "system:bootstrappers:decapod:default-node-token"}}))
+        .unwrap();
+        let secrets: Api<Secret> = Api::namespaced(admin.clone(), "kube-system");
+        secrets.create(&PostParams::default(), &secret).await.unwrap();
+        let supervisor = Supervisor::new();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let manager = client("system:kube-controller-manager", &[]);
+        let informers = Informers::new(manager.clone(), supervisor.clone(), clock.clone());
+        let controllers = decapod_controllers::Options {
+            authority: Some(Arc::new(Keys(api.clone()))),
+            ..decapod_controllers::Options::default()
+        };
+        decapod_controllers::run(&controllers, manager, informers, supervisor.clone(), clock);
+        let which = Which { name: "x".to_owned(), data_dir: dir.path().join("node") };
+        Self { api, admin, supervisor, place: which.place().unwrap(), _dir: dir }
+    }
+
+    fn url(&self) -> String {
+        let address: SocketAddr = self.api.address();
+        format!("https://{address}")
+    }
+
+    /// The cluster as a node finds it that knows the hash of its authority.
+    async fn found(&self) -> Cluster {
+        let hash = pki::pin(self.api.pki().ca_pem()).unwrap();
+        Cluster::find(&self.url(), None, Some(&hash), &self.place).await.unwrap()
+    }
+
+    async fn join(&self, clock: Arc<dyn Clock>) -> Result<Member, Failure> {
+        Member::join(self.found().await, Some(TOKEN), "n1", &self.place, clock).await
+    }
+
+    async fn end(&self) {
+        self.supervisor.shutdown(Duration::from_secs(5)).await;
+        self.api.shutdown().await;
+    }
+}
+
+fn node() -> Node {
+    serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap()
+}
+
+fn code<T: std::fmt::Debug>(result: kube::Result<T>) -> u16 {
+    match result {
+        Ok(_) => 200,
+        Err(kube::Error::Api(status)) => status.code,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test]
+async fn a_token_buys_a_nodes_certificate_and_nothing_else() {
+    let world = World::start().await;
+    let bearer = world.found().await.with_token(TOKEN).unwrap();
+    let all = ListParams::default();
+    assert_eq!(code(Api::<Node>::all(bearer.clone()).list(&all).await), 403);
+    assert_eq!(code(Api::<Node>::all(bearer.clone()).create(&PostParams::default(), &node()).await), 403);
+    assert_eq!(code(Api::<Secret>::namespaced(bearer, "kube-system").list(&all).await), 403);
+
+    let member = world.join(Arc::new(SystemClock::new())).await.unwrap();
+    let nodes: Api<Node> = Api::all(member.client());
+    assert_eq!(code(nodes.create(&PostParams::default(), &node()).await), 200);
+    assert_eq!(code(nodes.get("n1").await), 200);
+    assert_eq!(code(nodes.delete("n1", &DeleteParams::default()).await), 403);
+    assert_eq!(code(Api::<Secret>::namespaced(member.client(), "kube-system").list(&all).await), 403);
+
+    // Who has joined needs no token, and knows the cluster.
+    let again = Cluster::find(&world.url(), None, None, &world.place).await.unwrap();
+    let clock = Arc::new(SystemClock::new());
+    let again = Member::join(again, None, "n1", &world.place, clock).await.unwrap();
+    assert_eq!(again.credentials.certificate, member.credentials.certificate);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_server_of_another_cluster_gets_no_token() {
+    let world = World::start().await;
+    let other = format!("sha256:{}", "0".repeat(64));
+    let error = Cluster::find(&world.url(), None, Some(&other), &world.place).await.err().unwrap();
+    assert!(error.to_string().contains("belongs to another cluster"), "{error}");
+    assert!(Cluster::find(&world.url(), None, None, &world.place).await.is_err());
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_nodes_server_gets_a_certificate_for_its_own_addresses() {
+    let world = World::start().await;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let member = world.join(clock.clone()).await.unwrap();
+    let api: Api<Node> = Api::all(world.admin.clone());
+    let registered = json!({"metadata": {"name": "n1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.9.8.7"}]}});
+    let registered: Node = serde_json::from_value(registered).unwrap();
+    api.create(&PostParams::default(), &registered).await.unwrap();
+    let patch = kube::api::Patch::Merge(json!({"status": registered.status}));
+    api.patch_status("n1", &kube::api::PatchParams::default(), &patch).await.unwrap();
+
+    let hosts = ["n1".to_owned(), "10.9.8.7".to_owned()];
+    let got = obtain(&member.client(), SERVING, "n1", &hosts, &*clock).await.unwrap();
+    let held = Held::default();
+    held.put(got.certified().unwrap());
+    assert!(held.0.read().unwrap().is_some());
+
+    // What is not its own is left to people; here one says no.
+    let client = member.client();
+    let foreign = ["kubernetes.default".to_owned()];
+    let asking = obtain(&client, SERVING, "n1", &foreign, &*clock);
+    let refusing = async {
+        let requests: Api<CertificateSigningRequest> = Api::all(world.admin.clone());
+        loop {
+            let all = requests.list(&ListParams::default()).await.unwrap();
+            let decided = |r: &CertificateSigningRequest| {
+                r.status.as_ref().is_some_and(|s| s.conditions.as_ref().is_some_and(|c| !c.is_empty()))
+            };
+            if let Some(mut pending) = all.items.into_iter().find(|request| !decided(request)) {
+                let denied = json!({"conditions": [{"type": "Denied", "status": "True", "reason": "Foreign",
+                    "message": "not yours"}]});
+                pending.status = serde_json::from_value(denied).unwrap();
+                let name = pending.name_any();
+                let written =
+                    requests.replace_subresource("approval", &name, &PostParams::default(), &pending).await;
+                written.unwrap();
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (refused, ()) = tokio::join!(asking, refusing);
+    let error = refused.err().unwrap().to_string();
+    assert!(error.contains("Denied: not yours"), "{error}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_nodes_certificate_is_renewed_before_it_ends() {
+    let world = World::start().await;
+    let clock = Arc::new(ManualClock::new(Timestamp::now()));
+    let asking = world.join(clock.clone());
+    tokio::pin!(asking);
+    let member = loop {
+        // The manual clock stands still: each look at the request has to be let pass.
+        tokio::select! {
+            member = &mut asking => break member.unwrap(),
+            () = tokio::time::sleep(Duration::from_millis(10)) => clock.advance(LOOK),
+        }
+    };
+    let (file, client) = (member.file.clone(), member.client());
+    let first = std::fs::read_to_string(&file).unwrap();
+    let keeping = tokio::spawn(member.keep());
+    clock.sleepers(1).await;
+    clock.advance(Duration::from_secs(300 * 24 * 60 * 60));
+    let renewed = async {
+        while std::fs::read_to_string(&file).unwrap() == first {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            clock.advance(LOOK);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), renewed).await.expect("the certificate is renewed");
+    assert_eq!(code(Api::<Node>::all(client).create(&PostParams::default(), &node()).await), 200);
+    keeping.abort();
+    world.end().await;
+}
+
+#[test]
+fn tokens_for_bootstrapping_are_told_by_their_form() {
+    assert!(is_bootstrap("abcdef.0123456789abcdef"));
+    for other in ["secret", "abcdef.0123456789abcde", "ABCDEF.0123456789abcdef", "eyJhbGciOi.J9.x"] {
+        assert!(!is_bootstrap(other), "{other}");
+    }
+}
+
+#[test]
+fn credentials_are_kept_and_known_to_age() {
+    let dir = tempfile::tempdir().unwrap();
+    let now: Timestamp = "2026-06-01T00:00:00Z".parse().unwrap();
+    let pki = pki::Pki::open(&dir.path().join("pki"), now).unwrap();
+    let pair = pki.issue(&pki::CertificateRequest::client("system:node:n", &["system:nodes"]), now).unwrap();
+    let credentials = Credentials { certificate: pair.certificate_pem, key: pair.key_pem };
+    let file = dir.path().join("node/client.pem");
+    credentials.write(&file).unwrap();
+    let read = Credentials::read(&file, now).unwrap();
+    assert_eq!((read.certificate, read.key), (credentials.certificate.clone(), credentials.key.clone()));
+    assert!(credentials.certified().is_ok());
+    let day = jiff::SignedDuration::from_hours(24);
+    assert!(!credentials.is_due(now + day * 200) && credentials.is_due(now + day * 300));
+    assert!(Credentials::read(&file, now + day * 366).is_none());
+}
