@@ -27,6 +27,7 @@ pub use self::http::Body;
 pub use admission::AdmissionError;
 pub use audit::{AuditError, AuditOptions, LogOptions, PolicyError, WebhookError, WebhookOptions};
 pub use auth::UserInfo;
+pub use auth::service_account::TokenOptions;
 pub use auth::token_file::Error as TokenFileError;
 pub use clock::{Clock, SystemClock};
 pub use registry::allocate::Cidr;

@@ -34,10 +34,10 @@ fn architecture() -> &'static str {
 }
 
 /// The OpenID configuration: how others verify service account tokens.
-pub(crate) fn openid(issuer: &str) -> Value {
+pub(crate) fn openid(issuer: &str, jwks_uri: &str) -> Value {
     json!({
         "issuer": issuer,
-        "jwks_uri": format!("{issuer}/openid/v1/jwks"),
+        "jwks_uri": jwks_uri,
         "response_types_supported": ["id_token"],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["ES256"],

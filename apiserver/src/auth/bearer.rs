@@ -77,9 +77,13 @@ impl Authenticator {
 
     /// Such tokens are good for the API server alone.
     fn for_server(&self, user: UserInfo, audiences: &[String]) -> Result<(UserInfo, Vec<String>), Refusal> {
-        let own = self.tokens.issuer();
-        if audiences.is_empty() || audiences.iter().any(|audience| audience == own) {
-            return Ok((user, vec![own.to_owned()]));
+        let own = &self.tokens.options().audiences;
+        let matched: Vec<String> = own.iter().filter(|a| audiences.contains(a)).cloned().collect();
+        if audiences.is_empty() {
+            return Ok((user, own.clone()));
+        }
+        if !matched.is_empty() {
+            return Ok((user, matched));
         }
         Err(Refusal::Unknown)
     }

@@ -9,7 +9,7 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::Request;
-use crate::auth::service_account::{Grant, MAX_LIFETIME, MIN_LIFETIME, Reference};
+use crate::auth::service_account::{Grant, MIN_LIFETIME, Reference};
 use crate::clock::rfc3339;
 use crate::http::{Body, reply};
 use crate::registry::{Call, body, core};
@@ -39,13 +39,13 @@ pub(super) async fn request(request: &Request<'_>, bytes: &[u8]) -> Result<Respo
         pod: None,
         node: None,
         secret: None,
-        audiences: audiences(&asked["spec"]["audiences"], tokens.issuer()),
+        audiences: audiences(&asked["spec"]["audiences"], &tokens.options().audiences),
         lifetime: Duration::from_secs(seconds.unsigned_abs()),
     };
     let node_checks = admission::node_token(&request.core.registry, &call, &asked["spec"]);
     node_checks.await?;
     bind(request, &call, &asked["spec"]["boundObjectRef"], &mut grant).await?;
-    let longest = MAX_LIFETIME.as_secs() as i64;
+    let longest = tokens.options().max_lifetime.as_secs() as i64;
     if seconds > longest {
         call.warn(format!("requested expiration of {seconds} seconds shortened to {longest} seconds"));
     }
@@ -94,10 +94,10 @@ fn check_account_uid(call: &Call, asked: &Value, account: &Value) -> Result<(), 
     })
 }
 
-fn audiences(asked: &Value, own: &str) -> Vec<String> {
+fn audiences(asked: &Value, own: &[String]) -> Vec<String> {
     let asked = asked.as_array().into_iter().flatten();
     let asked: Vec<String> = asked.filter_map(|a| a.as_str().map(str::to_owned)).collect();
-    if asked.is_empty() { vec![own.to_owned()] } else { asked }
+    if asked.is_empty() { own.to_vec() } else { asked }
 }
 
 fn seconds(asked: &Value) -> Result<i64, Error> {

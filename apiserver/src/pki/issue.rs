@@ -96,6 +96,9 @@ pub(super) fn leaf(
     let key = KeyPair::generate()?;
     let names = certificate::alternative_names(&request.hosts);
     let not_after = certificate::later(now, lifetime).min(authority.not_after());
+    if not_after <= now {
+        return Err(Error::Expired);
+    }
     let certificate_pem = authority.sign(&Draft {
         subject: &der::name(&request.common_name, &request.organizations),
         public_key: &key.subject_public_key_info(),

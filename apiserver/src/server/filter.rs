@@ -181,7 +181,9 @@ impl Service {
             "/metrics" => Ok(self.0.metrics.answer(&*self.0.registry.store).await),
             "/openid/v1/jwks" => Ok(discovered("application/jwk-set+json", &self.0.tokens.keys().jwks())),
             "/.well-known/openid-configuration" => {
-                Ok(discovered("application/json", &crate::version::openid(self.0.tokens.issuer())))
+                let tokens = &self.0.tokens;
+                let keys = tokens.options().jwks_uri.as_deref().unwrap_or_default();
+                Ok(discovered("application/json", &crate::version::openid(tokens.issuer(), keys)))
             }
             _ => Err(Error::UnknownPath),
         }

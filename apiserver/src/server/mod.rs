@@ -28,7 +28,7 @@ use crate::audit::{self, Audit, AuditError, AuditOptions};
 use crate::auth::bootstrap_token::BootstrapTokens;
 use crate::auth::node::NodeAuthorizer;
 use crate::auth::rbac::Rbac;
-use crate::auth::service_account::{Reference, Tokens};
+use crate::auth::service_account::{Reference, TokenOptions, Tokens};
 use crate::auth::token_file::{self, TokenFile};
 use crate::auth::{Authenticator, Authorizer, Masters, Union, UserInfo};
 use crate::clock::Clock;
@@ -58,6 +58,8 @@ pub struct Options {
     pub node_ports: RangeInclusive<u16>,
     /// The cluster's DNS domain.
     pub cluster_domain: String,
+    /// How service account tokens are issued.
+    pub tokens: TokenOptions,
     /// A file of static bearer tokens.
     pub token_file: Option<PathBuf>,
     /// What is enciphered in the store, by which keys; nothing without.
@@ -83,6 +85,7 @@ impl Default for Options {
             service_cidr: "10.96.0.0/16".parse().expect("a constant range"),
             node_ports: 30000..=32767,
             cluster_domain: "cluster.local".to_owned(),
+            tokens: TokenOptions::default(),
             token_file: None,
             encryption: None,
             audit: None,
@@ -231,8 +234,8 @@ fn make_core(
     let admission = options.admission_config.as_deref().map(admission::Config::read).transpose()?;
     let admission = admission.unwrap_or_default();
     let registry = Arc::new(Registry::new(store, clock.clone(), network, rbac.clone(), admission));
-    let issuer = format!("https://kubernetes.default.svc.{}", options.cluster_domain);
-    let tokens = Arc::new(Tokens::new(pki, issuer, registry.clone()));
+    let tokens = options.tokens.completed(&options.cluster_domain);
+    let tokens = Arc::new(Tokens::new(pki, tokens, registry.clone()));
     let counts = audit::Counts::default();
     metrics.audit(&counts);
     let audit = match &options.audit {

@@ -80,6 +80,7 @@ impl Server {
                 .map_err(|_| Failure::new("the service range is no range"))?,
             cluster_domain: settings.cluster_domain.clone(),
             token_file: settings.token_file.clone(),
+            tokens: settings.tokens.options()?,
             audit: settings.audit.options()?,
             admission_config: settings.admission_control_config_file.clone(),
             encryption: Some(Arc::new(encryption)),

@@ -25,6 +25,70 @@ pub(crate) struct Which {
     pub(crate) data_dir: PathBuf,
 }
 
+/// How service account tokens are issued.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tokens {
+    /// Who issues service account tokens (default: the API server's name in the cluster). Of several the first
+    /// issues, and tokens of the others stay good.
+    #[arg(long)]
+    #[serde(default)]
+    pub(crate) service_account_issuer: Vec<String>,
+    /// What tokens must be for to be taken by the API server (default: the issuers).
+    #[arg(long, value_delimiter = ',')]
+    #[serde(default)]
+    pub(crate) api_audiences: Vec<String>,
+    /// The longest life of a service account token, 1h or more (default: a year).
+    #[arg(long, value_parser = token_life)]
+    pub(crate) service_account_max_token_expiration: Option<String>,
+    /// Whether tokens in pods are honoured longer than they say, for clients that do not read them again
+    /// (default: true).
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) service_account_extend_token_expiration: Option<bool>,
+    /// Where others find the keys that verify service account tokens (default: at the issuer).
+    #[arg(long)]
+    pub(crate) service_account_jwks_uri: Option<String>,
+}
+
+/// A duration of an hour or more, kept as it was written.
+fn token_life(text: &str) -> Result<String, String> {
+    let life = crate::duration::parse(text).map_err(|error| error.to_string())?;
+    if life.as_secs() < 3600 { Err("expected 1h or more".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+impl Tokens {
+    /// The flags that say the same to a server.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        let issuers = self.service_account_issuer.iter().map(|issuer| ("issuer", issuer.clone()));
+        let more = [
+            ("max-token-expiration", self.service_account_max_token_expiration.clone()),
+            ("extend-token-expiration", self.service_account_extend_token_expiration.map(|e| e.to_string())),
+            ("jwks-uri", self.service_account_jwks_uri.clone()),
+        ];
+        let given = issuers.chain(more.into_iter().filter_map(|(flag, value)| Some((flag, value?))));
+        let mut flags: Vec<String> =
+            given.map(|(flag, value)| format!("--service-account-{flag}={value}")).collect();
+        if !self.api_audiences.is_empty() {
+            flags.push(format!("--api-audiences={}", self.api_audiences.join(",")));
+        }
+        flags
+    }
+
+    /// What the API server is told.
+    pub(crate) fn options(&self) -> Result<decapod_apiserver::TokenOptions, Failure> {
+        let mut options = decapod_apiserver::TokenOptions {
+            issuers: self.service_account_issuer.clone(),
+            audiences: self.api_audiences.clone(),
+            extend: self.service_account_extend_token_expiration.unwrap_or(true),
+            jwks_uri: self.service_account_jwks_uri.clone(),
+            ..decapod_apiserver::TokenOptions::default()
+        };
+        if let Some(life) = &self.service_account_max_token_expiration {
+            options.max_lifetime = crate::duration::parse(life)?;
+        }
+        Ok(options)
+    }
+}
+
 /// What is recorded of requests.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Audit {
@@ -152,6 +216,9 @@ pub(crate) struct Settings {
     /// A file that configures plugins of admission (an AdmissionConfiguration; PodSecurity can be configured).
     #[arg(long)]
     pub(crate) admission_control_config_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(default)]
+    pub(crate) tokens: Tokens,
     #[command(flatten)]
     #[serde(default)]
     pub(crate) audit: Audit,
@@ -372,6 +439,23 @@ mod tests {
         let s = settings(&[]);
         s.check().unwrap();
         assert_eq!(s.dns().to_string(), "10.96.0.10");
+    }
+
+    #[test]
+    fn a_server_in_the_background_is_told_the_same() {
+        let flags = [
+            "--service-account-issuer=https://a",
+            "--service-account-issuer=https://b",
+            "--service-account-max-token-expiration=2h",
+            "--service-account-extend-token-expiration=false",
+            "--api-audiences=x,y",
+        ];
+        let s = settings(&flags);
+        let again: Vec<String> = s.tokens.flags();
+        let again: Vec<&str> = again.iter().map(String::as_str).collect();
+        assert_eq!(settings(&again).tokens, s.tokens);
+        let options = s.tokens.options().unwrap();
+        assert_eq!((options.issuers.len(), options.extend, options.max_lifetime.as_secs()), (2, false, 7200));
     }
 
     #[test]

@@ -106,6 +106,7 @@ impl Up {
         let file = s.admission_control_config_file.as_ref().map(std::path::absolute).transpose()?;
         command.args(file.map(|f| format!("--admission-control-config-file={}", f.display())));
         command.args(s.store.flags());
+        command.args(s.tokens.flags());
         command.args(s.audit.flags());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
         Ok(command.spawn()?)

@@ -32,6 +32,51 @@ pub(crate) const MOUNTED_LIFETIME: Duration = Duration::from_secs(3607);
 /// Clocks of servers differ: this much earlier or later is still on time.
 const LEEWAY_SECONDS: i64 = 60;
 
+/// How service account tokens are issued, and which are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenOptions {
+    /// Who issues tokens: the first issues, the others are still believed. Empty takes the API server's name in
+    /// the cluster.
+    pub issuers: Vec<String>,
+    /// What a token has to be for, to be taken by the API server; empty takes the issuers.
+    pub audiences: Vec<String>,
+    /// The longest life of a token: longer ones are shortened.
+    pub max_lifetime: Duration,
+    /// Whether tokens that are mounted into pods are honoured longer than they say, for clients that never
+    /// read the file again.
+    pub extend: bool,
+    /// Where others find the keys to verify tokens; none takes the first issuer.
+    pub jwks_uri: Option<String>,
+}
+
+impl Default for TokenOptions {
+    fn default() -> Self {
+        Self {
+            issuers: Vec::new(),
+            audiences: Vec::new(),
+            max_lifetime: MAX_LIFETIME,
+            extend: true,
+            jwks_uri: None,
+        }
+    }
+}
+
+impl TokenOptions {
+    /// With what was left out taken from the cluster's domain.
+    pub(crate) fn completed(&self, domain: &str) -> Self {
+        let mut options = self.clone();
+        if options.issuers.is_empty() {
+            options.issuers.push(format!("https://kubernetes.default.svc.{domain}"));
+        }
+        if options.audiences.is_empty() {
+            options.audiences.clone_from(&options.issuers);
+        }
+        let first = options.issuers[0].trim_end_matches('/');
+        options.jwks_uri.get_or_insert_with(|| format!("{first}/openid/v1/jwks"));
+        options
+    }
+}
+
 /// A named object with its uid; the uid of a node may be unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Reference {
@@ -147,19 +192,24 @@ impl Error {
 /// Signs and verifies service account tokens.
 pub(crate) struct Tokens {
     keys: Keys,
-    issuer: String,
+    options: TokenOptions,
     lookup: Arc<dyn Lookup>,
 }
 
 impl Tokens {
-    /// `issuer` is also the audience of tokens for the API server.
-    pub(crate) fn new(pki: &Pki, issuer: String, lookup: Arc<dyn Lookup>) -> Self {
-        Self { keys: Keys::of(pki), issuer, lookup }
+    /// The options are complete.
+    pub(crate) fn new(pki: &Pki, options: TokenOptions, lookup: Arc<dyn Lookup>) -> Self {
+        Self { keys: Keys::of(pki), options, lookup }
     }
 
-    /// Who issues the tokens, and the audience they are for by default.
+    /// How tokens are issued.
+    pub(crate) fn options(&self) -> &TokenOptions {
+        &self.options
+    }
+
+    /// Who issues the tokens.
     pub(crate) fn issuer(&self) -> &str {
-        &self.issuer
+        &self.options.issuers[0]
     }
 
     /// The keys, for OpenID discovery.
@@ -169,20 +219,20 @@ impl Tokens {
 
     /// Signs a token.
     pub(crate) fn sign(&self, grant: &Grant, now: Timestamp) -> Result<Signed, Error> {
-        let asked = grant.lifetime.clamp(MIN_LIFETIME, MAX_LIFETIME);
-        let for_server = grant.audiences.iter().all(|audience| *audience == self.issuer);
-        let extended = grant.pod.is_some() && asked == MOUNTED_LIFETIME && for_server;
+        let asked = grant.lifetime.clamp(MIN_LIFETIME, self.options.max_lifetime.max(MIN_LIFETIME));
+        let for_server = grant.audiences.iter().all(|audience| self.options.audiences.contains(audience));
+        let extended = self.options.extend && grant.pod.is_some() && asked == MOUNTED_LIFETIME && for_server;
         let issued = now.as_second();
         let after = |lifetime: Duration| issued.saturating_add_unsigned(lifetime.as_secs());
         let audiences =
-            if grant.audiences.is_empty() { vec![self.issuer.clone()] } else { grant.audiences.clone() };
+            if grant.audiences.is_empty() { self.options.audiences.clone() } else { grant.audiences.clone() };
         let jti = uuid::Uuid::new_v4().to_string();
         let credential_id = credential_id(&jti);
         let claims = Claims {
             aud: audiences,
-            exp: after(if extended { MAX_LIFETIME } else { asked }),
+            exp: after(if extended { self.options.max_lifetime } else { asked }),
             iat: issued,
-            iss: self.issuer.clone(),
+            iss: self.issuer().to_owned(),
             jti,
             kubernetes: Bound {
                 namespace: grant.namespace.clone(),
@@ -208,15 +258,15 @@ impl Tokens {
         audiences: &[String],
         now: Timestamp,
     ) -> Result<(UserInfo, Vec<String>), Error> {
-        let own = [self.issuer.clone()];
+        let own = &self.options.audiences;
         let wanted = if audiences.is_empty() { &own[..] } else { audiences };
         let issuer = issuer_of(token).ok_or(Error::Foreign)?;
         if legacy::is_issuer(&issuer) {
             // Tokens of Secrets name no audience: they are the API server's.
-            let matched = matched(&own, wanted)?;
+            let matched = matched(own, wanted)?;
             return Ok((self.authenticate_legacy(token, now).await?, matched));
         }
-        if issuer != self.issuer {
+        if !self.options.issuers.contains(&issuer) {
             return Err(Error::Foreign);
         }
         let claims: Claims = self.keys.verify(token)?;

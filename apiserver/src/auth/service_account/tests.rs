@@ -33,7 +33,8 @@ fn grant() -> Grant {
 }
 
 fn tokens_in(dir: &std::path::Path, known: Objects) -> Tokens {
-    Tokens::new(&Pki::open(dir, Timestamp::now()).unwrap(), ISSUER.into(), Arc::new(Known(known)))
+    let options = TokenOptions::default().completed("cluster.local");
+    Tokens::new(&Pki::open(dir, Timestamp::now()).unwrap(), options, Arc::new(Known(known)))
 }
 
 fn tokens(known: Objects) -> Tokens {
@@ -112,4 +113,29 @@ fn user_names_of_accounts() {
     for other in ["system:serviceaccount:web", "system:serviceaccount::bot", "jane"] {
         assert_eq!(split_username(other), None, "{other}");
     }
+}
+
+#[tokio::test]
+async fn a_new_issuer_believes_the_old_ones_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = Pki::open(dir.path(), Timestamp::now()).unwrap();
+    let known: Objects = &[("serviceaccounts", "bot", "u1"), ("pods", "p", "u2")];
+    let of =
+        |options: TokenOptions| Tokens::new(&pki, options.completed("cluster.local"), Arc::new(Known(known)));
+    let now = at(1_800_000_000);
+    let old = of(TokenOptions::default());
+    let issuers = vec!["https://tokens.example/".to_owned(), ISSUER.to_owned()];
+    let new = of(TokenOptions {
+        issuers,
+        max_lifetime: Duration::from_secs(7200),
+        extend: false,
+        ..TokenOptions::default()
+    });
+    let before = old.sign(&grant(), now).unwrap();
+    assert!(new.authenticate(&before.token, &[], now).await.is_ok());
+    let after = new.sign(&Grant { lifetime: Duration::from_secs(1_000_000), ..grant() }, now).unwrap();
+    assert_eq!(after.expires.as_second(), 1_800_007_200);
+    assert!(new.authenticate(&after.token, &[], now).await.is_ok());
+    assert!(old.authenticate(&after.token, &[], now).await.unwrap_err().is_foreign());
+    assert_eq!(new.options().jwks_uri.as_deref(), Some("https://tokens.example/openid/v1/jwks"));
 }
