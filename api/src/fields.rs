@@ -29,6 +29,11 @@ pub struct Selector {
 pub struct ParseError(String, String);
 
 impl Selector {
+    /// Demands one value of one field, whatever characters the value has.
+    pub fn equal(field: &str, value: &str) -> Self {
+        Self { terms: vec![Term { field: field.to_owned(), value: value.to_owned(), equal: true }] }
+    }
+
     /// Its terms.
     pub fn terms(&self) -> &[Term] {
         &self.terms
@@ -42,6 +47,17 @@ impl Selector {
     /// Whether the fields, looked up by path, meet all terms. An absent field is empty.
     pub fn matches<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> bool {
         self.terms.iter().all(|t| (get(&t.field).unwrap_or_default() == t.value) == t.equal)
+    }
+
+    /// The same demands, of fields that some of those named here are other names for.
+    #[must_use]
+    pub fn renamed(mut self, name: impl Fn(&str) -> Option<&'static str>) -> Self {
+        for term in &mut self.terms {
+            if let Some(name) = name(&term.field) {
+                name.clone_into(&mut term.field);
+            }
+        }
+        self
     }
 
     /// The value that a field must have, if the selector demands exactly one.
@@ -142,6 +158,10 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Selector>().unwrap().matches(get), want, "{text}");
         }
+        assert!(Selector::equal("metadata.name", "a").matches(get));
+        assert!(!Selector::equal("metadata.name", "a=b").matches(get));
+        let renamed = "x=a,y=b".parse::<Selector>().unwrap().renamed(|field| (field == "x").then_some("z"));
+        assert_eq!(renamed.to_string(), "z=a,y=b");
         assert!("metadata.name".parse::<Selector>().is_err());
         assert!("a=b=c".parse::<Selector>().is_err());
     }

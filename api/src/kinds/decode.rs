@@ -49,7 +49,14 @@ pub(super) fn check(object: &mut Value, ty: &'static Type) -> Result<Vec<String>
     Ok(walk.unknown)
 }
 
+/// Lists that Kubernetes tells apart from absent ones when they are empty: no policy at all is a
+/// mistake, where none given stands for the default ones.
+const EMPTY_IS_SAID: [(&str, &str); 1] = [("io.k8s.api.autoscaling.v2.HPAScalingRules", "policies")];
+
 fn omitted_empty(ty: &Type, field: &str) -> bool {
+    if EMPTY_IS_SAID.contains(&(ty.name, field)) {
+        return false;
+    }
     ty.fields
         .get(field)
         .is_some_and(|f| !f.required && matches!(f.shape.wire(), Shape::List(_) | Shape::Map(_)))

@@ -34,8 +34,6 @@ super::plain!(
     authorization::SelfSubjectRulesReview,
     authorization::SubjectAccessReview,
     resource::DeviceClass,
-    resource::ResourceClaim,
-    resource::ResourceClaimTemplate,
     resource::ResourceSlice,
     storage::CSINode,
     storage::CSIStorageCapacity,
@@ -105,6 +103,38 @@ impl Kind for storage::CSIDriver {
 impl Kind for PriorityClass {
     fn default_fields(&mut self) {
         or_text(&mut self.preemption_policy, "PreemptLowerPriority");
+    }
+}
+
+impl Kind for resource::ResourceClaim {
+    fn default_fields(&mut self) {
+        default_requests(&mut self.spec);
+    }
+}
+
+impl Kind for resource::ResourceClaimTemplate {
+    fn default_fields(&mut self) {
+        default_requests(&mut self.spec.spec);
+    }
+}
+
+/// Who asks for devices asks for one, unless they say otherwise.
+fn default_requests(spec: &mut resource::ResourceClaimSpec) {
+    const EXACTLY: &str = "ExactCount";
+    let count = |mode: &mut Option<String>, count: &mut Option<i64>| {
+        or_text(mode, EXACTLY);
+        if mode.as_deref() == Some(EXACTLY) && count.unwrap_or(0) == 0 {
+            *count = Some(1);
+        }
+    };
+    let requests = spec.devices.iter_mut().flat_map(|devices| devices.requests.iter_mut().flatten());
+    for request in requests {
+        if let Some(exactly) = &mut request.exactly {
+            count(&mut exactly.allocation_mode, &mut exactly.count);
+        }
+        for alternative in request.first_available.iter_mut().flatten() {
+            count(&mut alternative.allocation_mode, &mut alternative.count);
+        }
     }
 }
 

@@ -54,6 +54,11 @@ impl Kind for Service {
         }
         if ty == "LoadBalancer" {
             or(&mut spec.allocate_load_balancer_node_ports, true);
+            let balancer = self.status.as_mut().and_then(|status| status.load_balancer.as_mut());
+            let ingress = balancer.into_iter().flat_map(|b| b.ingress.iter_mut().flatten());
+            for address in ingress.filter(|i| i.ip.as_deref().is_some_and(|ip| !ip.is_empty())) {
+                or(&mut address.ip_mode, "VIP".to_owned());
+            }
         }
     }
 }

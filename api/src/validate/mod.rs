@@ -8,6 +8,7 @@
 
 mod at;
 mod checks;
+mod difference;
 mod form;
 mod rules;
 

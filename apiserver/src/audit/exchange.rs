@@ -123,7 +123,8 @@ impl Exchange {
     fn strip(&self, state: &State, object: &mut Value) {
         if state.verdict.as_ref().is_some_and(|verdict| verdict.omit_managed_fields) {
             without_managed_fields(object);
-            object["items"].as_array_mut().into_iter().flatten().for_each(without_managed_fields);
+            let items = object.get_mut("items").and_then(Value::as_array_mut);
+            items.into_iter().flatten().for_each(without_managed_fields);
         }
     }
 
@@ -244,7 +245,8 @@ fn sources(headers: &HeaderMap, address: Option<std::net::SocketAddr>) -> Vec<St
 }
 
 fn without_managed_fields(object: &mut Value) {
-    if let Some(meta) = object["metadata"].as_object_mut() {
+    // Not by index: it adds what is not there, and a body that is no object at all has none to add to.
+    if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         meta.remove("managedFields");
     }
 }
@@ -342,6 +344,20 @@ mod tests {
         let address = Some("10.0.0.9:1234".parse().unwrap());
         assert_eq!(sources(&headers, address), ["10.0.0.1", "10.0.0.2", "10.0.0.9"]);
         assert_eq!(sources(&HeaderMap::new(), None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn managers_are_left_out_of_whatever_body() {
+        for (body, want) in [
+            (json!({"metadata": {"name": "a", "managedFields": []}}), json!({"metadata": {"name": "a"}})),
+            (json!({"spec": {}}), json!({"spec": {}})),
+            (json!([{"op": "remove", "path": "/a"}]), json!([{"op": "remove", "path": "/a"}])),
+            (json!("text"), json!("text")),
+        ] {
+            let mut object = body;
+            without_managed_fields(&mut object);
+            assert_eq!(object, want);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use decapod_api::fields::Selector;
 use decapod_api::meta;
 use decapod_api::resource::Resource;
 use serde_json::Value;
@@ -178,7 +179,7 @@ impl NodeAuthorizer {
     async fn any_pod(&self, node: &str, namespace: &str, wanted: impl Fn(&Value) -> bool) -> bool {
         let pods = core("pods");
         let Some(prefix) = object::prefix(pods, namespace) else { return false };
-        let fields = format!("spec.nodeName={node}").parse().unwrap_or_default();
+        let fields = Selector::equal("spec.nodeName", node);
         let filter = Filter { fields, ..Filter::default() };
         let view = self.registry.reads.list(pods, &prefix, &filter, At::Newest, None, None).await;
         let Ok(view) = view else { return false };

@@ -145,9 +145,10 @@ pub(crate) fn normalize_patched(
 /// The object with its managers, and its unknown fields.
 fn decode(call: &Call, mut object: Value) -> Result<(Value, Vec<String>), DecodeError> {
     let managed = super::managed::take(&mut object);
-    let mut normalized = (call.resource.ops.normalize)(object)?;
-    super::managed::set(&mut normalized.object, managed);
-    Ok((normalized.object, normalized.unknown))
+    let normalized = (call.resource.ops.normalize)(object)?;
+    let mut object = super::convert::canonical(call.resource, normalized.object);
+    super::managed::set(&mut object, managed);
+    Ok((object, normalized.unknown))
 }
 
 /// Unknown and duplicate fields of a JSON body as they are in the document; of other bodies the

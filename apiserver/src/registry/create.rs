@@ -117,7 +117,7 @@ impl Registry {
         strategy.prepare_create(&named, &mut object);
         let check = meta::name_check(resource.group, resource.plural);
         let mut errors = meta::validate(&object, resource.namespaced(), check);
-        errors.extend((resource.ops.validate)(&object, None, Scope::Main));
+        errors.extend(convert::validate(resource, &object, None, Scope::Main));
         if !errors.is_empty() {
             return Err(named.invalid(&named.name, errors));
         }

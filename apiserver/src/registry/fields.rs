@@ -53,6 +53,25 @@ pub(crate) fn of(resource: &Resource) -> &'static [&'static str] {
     }
 }
 
+/// Whether a field selector of a kind may name a field.
+pub(crate) fn is_known(resource: &Resource, field: &str) -> bool {
+    match (resource.group, resource.plural, field) {
+        (_, _, "metadata.name") => true,
+        (_, _, "metadata.namespace") => (resource.group, resource.plural) != ("", "nodes"),
+        // Kubernetes takes it and has no value for it: it compares as empty.
+        ("", "pods", "status.podIPs") => true,
+        _ => of(resource).contains(&field),
+    }
+}
+
+/// The name of a field that old clients call otherwise.
+pub(crate) fn renamed(resource: &Resource, field: &str) -> Option<&'static str> {
+    match (resource.group, resource.plural, field) {
+        ("", "pods", "spec.host") => Some("spec.nodeName"),
+        _ => None,
+    }
+}
+
 /// What a client is told that selects by a field that its kind has no selector for.
 pub(crate) fn refusal(resource: &Resource, field: &str) -> String {
     match (resource.group, resource.plural) {

@@ -66,14 +66,11 @@ impl Registry {
 
 /// What a list or watch selects; a field that its kind has no selector for is refused.
 pub(crate) fn filter(call: &Call, options: &ListOptions) -> Result<Filter, Error> {
-    let known = fields::of(call.resource);
-    for term in options.fields.terms() {
-        let field = term.field.as_str();
-        if !known.contains(&field) && !matches!(field, "metadata.name" | "metadata.namespace") {
-            return Err(Error::BadRequest(fields::refusal(call.resource, field)));
-        }
+    let selector = options.fields.clone().renamed(|field| fields::renamed(call.resource, field));
+    if let Some(term) = selector.terms().iter().find(|term| !fields::is_known(call.resource, &term.field)) {
+        return Err(Error::BadRequest(fields::refusal(call.resource, &term.field)));
     }
-    let mut filter = Filter { labels: options.labels.clone(), fields: options.fields.clone() };
+    let mut filter = Filter { labels: options.labels.clone(), fields: selector };
     if !call.name.is_empty() && filter.fields.exact("metadata.name").is_none() {
         // A watch of one object by its path.
         let text = format!("{},metadata.name={}", filter.fields, call.name);

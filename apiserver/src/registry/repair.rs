@@ -21,6 +21,13 @@ pub(crate) const REPAIR_AFTER: Duration = Duration::from_secs(60);
 const ADDRESSES: &str = "ipallocator-repair-controller";
 const PORTS: &str = "portallocator-repair-controller";
 
+/// Who holds a node port. Of one whose entry cannot be read nobody knows, so it is left as it is.
+fn holder_of(entry: &storage::Entry) -> Option<Value> {
+    serde_json::from_slice(&entry.value)
+        .inspect_err(|error| tracing::error!(key = &*entry.key, %error, "cannot read who holds a node port"))
+        .ok()
+}
+
 impl Registry {
     /// Makes allocations and Services agree: what a Service has and does not hold is taken for it,
     /// what no Service has is given back.
@@ -51,10 +58,10 @@ impl Registry {
         }
         let ports = self.store.list(NODE_PORTS, storage::List::default()).await.map_err(reads::failed)?;
         for entry in ports.entries {
-            let owner: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
             let Some(port) = entry.key.strip_prefix(NODE_PORTS).and_then(|p| p.parse().ok()) else {
                 continue;
             };
+            let Some(owner) = holder_of(&entry) else { continue };
             let allocation = Allocation::NodePort(port);
             if old_enough(owner["since"].as_i64().unwrap_or(0)) && !self.held(&owner, &allocation).await? {
                 tracing::info!(port, "giving back a node port that no Service holds");
@@ -115,7 +122,7 @@ impl Registry {
         }
         let key = format!("{NODE_PORTS}{port}");
         let Some(entry) = self.store.get(&key).await.map_err(reads::failed)? else { return Ok(()) };
-        let holder: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
+        let Some(holder) = holder_of(&entry) else { return Ok(()) };
         if is_of(&holder, service) || !self.held(&holder, &Allocation::NodePort(port)).await? {
             return Ok(());
         }

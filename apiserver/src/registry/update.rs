@@ -139,7 +139,7 @@ impl Registry {
         admission::mutate(self, call, Operation::Update, &mut new, Some(old)).await?;
         let check = meta::name_check(resource.group, resource.plural);
         let mut errors = meta::validate(&new, resource.namespaced(), check);
-        errors.extend((resource.ops.validate)(&new, Some(old), scope(call, part)));
+        errors.extend(convert::validate(resource, &new, Some(old), scope(call, part)));
         errors.extend(finalizers_only_go(&new, old));
         if !errors.is_empty() {
             return Err(call.invalid(&call.name, errors).into());

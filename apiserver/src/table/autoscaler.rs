@@ -102,7 +102,7 @@ mod tests {
             "targetCPUUtilizationPercentage": 50}});
         assert_eq!(
             line("autoscaling", "v1", "horizontalpodautoscalers", "h", first),
-            "h | ReplicaSet/r | cpu: <unknown>/50% | <unset> | 3 | 0 | 60s"
+            "h | ReplicaSet/r | cpu: <unknown>/50% | 1 | 3 | 0 | 60s"
         );
     }
 }

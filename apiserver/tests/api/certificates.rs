@@ -96,7 +96,9 @@ async fn requests_are_validated() {
     let root = admin.create(ALL, request("a", CLIENT, &pem("jane", "system:masters"))).await;
     assert!(message(&root).contains("signer with system:masters group is not allowed"), "{root:?}");
     let both = json!({"status": {"conditions": [{"type": "Approved", "status": "True"}, {"type": "Denied", "status": "True"}]}});
-    admin.created(ALL, request("a", CLIENT, &good)).await;
+    let made = admin.created(ALL, request("a", CLIENT, &good)).await;
+    let same = admin.update(&format!("{ALL}/a/status"), made.clone()).await;
+    assert_eq!(same.1, made, "nothing is made where there is nothing");
     let both = admin.patch(&format!("{ALL}/a/approval"), "merge-patch", both).await;
     assert!(message(&both).contains("Approved and Denied conditions are mutually exclusive"), "{both:?}");
 }

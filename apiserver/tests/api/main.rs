@@ -8,6 +8,7 @@ mod admission;
 mod apply;
 mod audit;
 mod authorization;
+mod autoscalers;
 mod certificates;
 mod deletion;
 mod harness;

@@ -50,6 +50,23 @@ async fn a_node_reads_its_own_pods() {
 }
 
 #[tokio::test]
+async fn a_node_with_a_name_that_no_selector_can_have_reads_nothing_of_others() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    admin.service_account("default").await;
+    let secret = "/api/v1/namespaces/default/secrets";
+    admin.created(secret, json!({"metadata": {"name": "used"}})).await;
+    let mut own = pod("own");
+    own["spec"]["volumes"] = json!([{"name": "s", "secret": {"secretName": "used"}}]);
+    running(&admin, own, "n1").await;
+    assert_eq!(node(&cluster, "n1").get(&format!("{secret}/used")).await.0, 200);
+    for name in ["n=2", "n2\\", "!=n2", ","] {
+        let answer = node(&cluster, name).get(&format!("{secret}/used")).await;
+        assert_eq!(answer.0, 403, "{name}: {answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_node_reads_the_volumes_of_its_pods() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();

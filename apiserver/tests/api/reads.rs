@@ -179,6 +179,7 @@ async fn what_cannot_be_listed_is_said_with_its_field() {
         ),
         ("resourceVersion=x", 400, "resourceVersion: Invalid value: \"x\""),
         ("fieldSelector=spec.x%3D1", 400, "\"spec.x\" is not a known field selector"),
+        ("fieldSelector=metadata.namespace%3Ddefault", 200, ""),
         ("labelSelector=a%3D%3D%3Db", 400, ""),
         ("resourceVersion=99999999999", 504, "Too large resource version"),
     ] {
@@ -186,4 +187,32 @@ async fn what_cannot_be_listed_is_said_with_its_field() {
         assert_eq!(answer.0, code, "{query}: {}", answer.1);
         assert!(message(&answer).contains(words), "{query}: {}", answer.1);
     }
+}
+
+#[tokio::test]
+async fn pods_are_selected_by_old_and_by_empty_fields() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    admin.service_account("default").await;
+    let mut bound = pod("bound");
+    bound["spec"]["nodeName"] = "n1".into();
+    let pods = "/api/v1/namespaces/default/pods";
+    admin.created(pods, bound).await;
+    admin.created(pods, pod("free")).await;
+    for (selector, want) in [
+        ("spec.host%3Dn1", vec!["bound"]),
+        ("spec.host!%3Dn1", vec!["free"]),
+        ("status.podIPs%3D10.0.0.1", vec![]),
+        ("status.podIPs%3D", vec!["bound", "free"]),
+    ] {
+        let (code, list) = admin.get(&format!("{pods}?fieldSelector={selector}")).await;
+        assert_eq!(code, 200, "{selector}: {list}");
+        let items = list["items"].as_array().unwrap();
+        let names: Vec<&str> = items.iter().map(|pod| pod["metadata"]["name"].as_str().unwrap()).collect();
+        assert_eq!(names, want, "{selector}");
+    }
+    let refused = admin.get(&format!("{pods}?fieldSelector=spec.hostname%3Da")).await;
+    assert_eq!((refused.0, message(&refused)), (400, "field label not supported: spec.hostname"));
+    let refused = admin.get("/api/v1/nodes?fieldSelector=metadata.namespace%3Da").await;
+    assert_eq!((refused.0, message(&refused)), (400, "field label not supported: metadata.namespace"));
 }

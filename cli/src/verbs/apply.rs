@@ -70,7 +70,8 @@ impl Apply {
         let suffix = if self.dry_run.as_deref() == Some("server") { " (server dry run)" } else { "" };
 
         let mut wanted = document.object.clone();
-        if let Some(annotations) = wanted["metadata"]["annotations"].as_object_mut() {
+        if let Some(annotations) = wanted.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut)
+        {
             annotations.remove(LAST_APPLIED);
         }
         let remembered = wanted.to_string();

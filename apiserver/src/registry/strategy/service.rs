@@ -176,7 +176,7 @@ fn complete_addresses(service: &mut Value) {
     let external = !needs_address(service);
     let first = service["spec"]["clusterIPs"][0].as_str().map(str::to_owned);
     let single = address(service).to_owned();
-    let Some(spec) = service["spec"].as_object_mut() else { return };
+    let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) else { return };
     if external {
         for field in ["ipFamilies", "ipFamilyPolicy"] {
             spec.remove(field);
@@ -211,7 +211,7 @@ fn drop_fields(new: &mut Value, old: &Value) {
         if before
             && !after
             && new["spec"][field] == old["spec"][field]
-            && let Some(spec) = new["spec"].as_object_mut()
+            && let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut)
         {
             spec.remove(field);
         }
@@ -223,7 +223,7 @@ fn drop_unneeded(new: &mut Value, old: &Value) {
     if needs_address(old)
         && !needs_address(new)
         && address(new) == address(old)
-        && let Some(spec) = new["spec"].as_object_mut()
+        && let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut)
     {
         spec.remove("clusterIP");
         spec.remove("clusterIPs");

@@ -1,8 +1,12 @@
 //! Two versions of one kind that share their storage: what is kept is the row named by
 //! `Storage::SharedWith`; the other row's objects are converted at the edge of the store.
 
-use decapod_api::resource::{Resource, Storage};
-use serde_json::{Map, Value, json};
+mod autoscaler;
+
+use decapod_api::field;
+use decapod_api::resource::{self, Resource, Storage};
+use decapod_api::validate::Scope;
+use serde_json::{Map, Value};
 
 /// Field names of an event: in `v1`, and in `events.k8s.io/v1`.
 const EVENT_FIELDS: [(&str, &str); 6] = [
@@ -15,8 +19,6 @@ const EVENT_FIELDS: [(&str, &str); 6] = [
 ];
 const EVENT_REPORTER: [(&str, &str); 2] =
     [("reportingComponent", "reportingController"), ("reportingInstance", "reportingInstance")];
-/// Where fields of a horizontal pod autoscaler are kept that `autoscaling/v1` has no place for.
-const METRICS_ANNOTATION: &str = "autoscaling.alpha.kubernetes.io/metrics";
 
 /// Whether objects of a row are converted at all.
 pub(crate) fn shared(resource: &Resource) -> bool {
@@ -31,7 +33,7 @@ pub(crate) fn served(resource: &Resource, mut object: Value) -> Value {
     object["apiVersion"] = resource.api_version().into();
     match resource.plural {
         "events" => rename(object, EVENT_FIELDS.iter().chain(&EVENT_REPORTER).copied()),
-        _ => autoscaler_v1(object),
+        _ => autoscaler::to_v1(object),
     }
 }
 
@@ -39,11 +41,40 @@ pub(crate) fn served(resource: &Resource, mut object: Value) -> Value {
 pub(crate) fn stored(resource: &Resource, object: &Value) -> Value {
     let mut object = object.clone();
     let Storage::SharedWith(group, version) = resource.storage else { return object };
-    object["apiVersion"] = decapod_api::resource::api_version(group, version).into();
+    object["apiVersion"] = resource::api_version(group, version).into();
     match resource.plural {
         "events" => rename(object, EVENT_FIELDS.iter().chain(&EVENT_REPORTER).map(|&(a, b)| (b, a))),
-        _ => autoscaler_v2(object),
+        _ => autoscaler::to_v2(object),
     }
+}
+
+/// An object as it comes back once it is stored: what its own version does not show is filled in where
+/// the kept one has a default for it.
+pub(crate) fn canonical(resource: &Resource, object: Value) -> Value {
+    if keeps_more(resource) { served(resource, stored(resource, &object)) } else { object }
+}
+
+/// All that is wrong with an object, in the terms of the version that is kept: its own may not show all.
+pub(crate) fn validate(
+    resource: &Resource,
+    new: &Value,
+    old: Option<&Value>,
+    scope: Scope,
+) -> Vec<field::Error> {
+    let kept = match resource.storage {
+        Storage::SharedWith(group, version) if keeps_more(resource) => {
+            resource::by_kind(group, version, resource.kind)
+        }
+        _ => None,
+    };
+    let Some(kept) = kept else { return (resource.ops.validate)(new, old, scope) };
+    let old = old.map(|old| stored(resource, old));
+    (kept.ops.validate)(&stored(resource, new), old.as_ref(), scope)
+}
+
+/// Whether the version that is kept has more than a row's own, so that the rest travels in annotations.
+fn keeps_more(resource: &Resource) -> bool {
+    shared(resource) && resource.group == "autoscaling"
 }
 
 fn rename<'a>(object: Value, names: impl Iterator<Item = (&'a str, &'a str)>) -> Value {
@@ -58,50 +89,11 @@ fn rename<'a>(object: Value, names: impl Iterator<Item = (&'a str, &'a str)>) ->
     Value::Object(map)
 }
 
-/// `autoscaling/v1` knows one metric: the CPU utilization. Others travel in an annotation.
-fn autoscaler_v1(mut object: Value) -> Value {
-    let metrics =
-        object.get_mut("spec").and_then(Value::as_object_mut).and_then(|spec| spec.remove("metrics"));
-    let mut others = Vec::new();
-    for metric in metrics.iter().flat_map(|m| m.as_array().into_iter().flatten()) {
-        let utilization = &metric["resource"]["target"]["averageUtilization"];
-        if metric["type"] == "Resource" && metric["resource"]["name"] == "cpu" && utilization.is_number() {
-            object["spec"]["targetCPUUtilizationPercentage"] = utilization.clone();
-        } else {
-            others.push(metric.clone());
-        }
-    }
-    if !others.is_empty() {
-        let text = Value::Array(others).to_string();
-        object["metadata"]["annotations"][METRICS_ANNOTATION] = text.into();
-    }
-    object
-}
-
-fn autoscaler_v2(mut object: Value) -> Value {
-    let mut metrics = Vec::new();
-    if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut)
-        && let Some(percent) = spec.remove("targetCPUUtilizationPercentage")
-    {
-        let target = json!({"type": "Utilization", "averageUtilization": percent});
-        metrics.push(json!({"type": "Resource", "resource": {"name": "cpu", "target": target}}));
-    }
-    let annotation = object
-        .pointer_mut("/metadata/annotations")
-        .and_then(Value::as_object_mut)
-        .and_then(|a| a.remove(METRICS_ANNOTATION));
-    let others = annotation.and_then(|a| serde_json::from_str::<Vec<Value>>(a.as_str()?).ok());
-    metrics.extend(others.into_iter().flatten());
-    if !metrics.is_empty() {
-        object["spec"]["metrics"] = metrics.into();
-    }
-    object
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::registry::row;
+    use serde_json::json;
 
     #[test]
     fn both_ways_is_the_same() {
@@ -116,7 +108,8 @@ mod tests {
                 row("autoscaling", "v1", "horizontalpodautoscalers"),
                 json!({"apiVersion": "autoscaling/v1",
                 "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"},
-                "spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}}),
+                "spec": {"maxReplicas": 3, "minReplicas": 1, "scaleTargetRef": {"kind": "A", "name": "b"},
+                    "targetCPUUtilizationPercentage": 50}}),
             ),
         ] {
             let kept = stored(resource, &object);
