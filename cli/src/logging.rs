@@ -23,7 +23,11 @@ impl Logging {
     pub(crate) fn start(&self, server: bool) {
         // A command says itself what failed, once: the client library says it each time.
         let default = if server { "info" } else { "error,kube_client=off" };
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+        let wanted = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| default.to_owned());
+        let (filter, wrong) = match EnvFilter::try_new(&wanted) {
+            Ok(filter) => (filter, None),
+            Err(error) => (EnvFilter::new(default), Some(error)),
+        };
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
@@ -31,6 +35,9 @@ impl Logging {
         match self.log_format {
             Format::Text => builder.init(),
             Format::Json => builder.json().init(),
+        }
+        if let Some(error) = wrong {
+            tracing::error!(%error, "{} cannot be read: {default} it is", EnvFilter::DEFAULT_ENV);
         }
     }
 }

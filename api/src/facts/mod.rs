@@ -4,6 +4,7 @@
 //! `types.txt` holds one block a type (`= <type>`) with one line a field: name, type, then facts.
 //! Types: `s` string, `y` bytes, `t` time, `i` and `l` integer of 32 and 64 bits, `n` number, `b` boolean,
 //! `q` quantity, `?` integer or string, `*` anything, `@T` a type, `[]X` list, `{}X` map.
+//! `zero` says of a field of a spec that its zero value is the same as none; what reports a state may say zero.
 //! Strategic merge, unknown-field reports, defaulting, OpenAPI and server-side apply all read this table.
 
 use std::collections::HashMap;
@@ -68,6 +69,8 @@ pub struct Field {
     pub patch_retain_keys: bool,
     /// The key by which a strategic merge patch tells items apart.
     pub merge_key: Option<&'static str>,
+    /// Whether its zero value (`false`, `0`, the empty text) is the same as none, and never written.
+    pub zero_is_none: bool,
     /// The constant default.
     pub default: Option<serde_json::Value>,
 }
@@ -171,11 +174,13 @@ fn field(mut words: std::str::Split<'static, char>) -> Field {
         patch_merge: false,
         patch_retain_keys: false,
         merge_key: None,
+        zero_is_none: false,
         default: None,
     };
     for word in words {
         match word.split_once('=') {
             None if word == "required" => field.required = true,
+            None if word == "zero" => field.zero_is_none = true,
             None => field.atomic = true,
             Some(("list", "atomic")) => field.list = Some(ListType::Atomic),
             Some(("list", "set")) => field.list = Some(ListType::Set),

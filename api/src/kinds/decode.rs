@@ -62,6 +62,15 @@ fn omitted_empty(ty: &Type, field: &str) -> bool {
         .is_some_and(|f| !f.required && matches!(f.shape.wire(), Shape::List(_) | Shape::Map(_)))
 }
 
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Bool(yes) => !yes,
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
 struct Walk {
     root: &'static str,
     path: String,
@@ -108,11 +117,13 @@ impl Walk {
             let path = self.within(&key, |walk| walk.path.clone());
             self.unknown.push(path);
         }
-        // Kubernetes' types do not write optional lists and maps that are empty.
+        // Kubernetes' types do not write optional lists and maps that are empty, nor the zero values of
+        // fields that have no other way to be absent: both are the same object.
         map.retain(|key, value| match value {
             Value::Null => false,
             Value::Array(items) => !items.is_empty() || !omitted_empty(ty, key),
             Value::Object(entries) => !entries.is_empty() || !omitted_empty(ty, key),
+            zero if is_zero(zero) => !ty.fields.get(key.as_str()).is_some_and(|f| f.zero_is_none),
             _ => true,
         });
         for (key, field) in &ty.fields {
@@ -221,6 +232,22 @@ mod tests {
             object["spec"],
             json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "protocol": "TCP"}],
                 "resources": {"limits": {"cpu": "1", "memory": "1024"}}}]})
+        );
+    }
+
+    #[test]
+    fn zero_is_none_where_nothing_else_says_none() {
+        let mut object = json!({"metadata": {"name": "a", "generateName": ""}, "spec": {"hostNetwork": false,
+            "hostPID": true, "nodeName": "", "priority": 0, "automountServiceAccountToken": false, "containers": [
+                {"name": "", "stdin": false, "ports": [{"containerPort": 0, "hostPort": 0, "protocol": "UDP"}],
+                 "livenessProbe": {"periodSeconds": 0, "failureThreshold": 2}}]}});
+        check(&mut object, pod()).unwrap();
+        assert_eq!(object["metadata"], json!({"name": "a"}));
+        assert_eq!(
+            object["spec"],
+            json!({"hostPID": true, "priority": 0, "automountServiceAccountToken": false, "containers": [
+                {"name": "", "ports": [{"containerPort": 0, "protocol": "UDP"}],
+                 "livenessProbe": {"failureThreshold": 2}}]})
         );
     }
 

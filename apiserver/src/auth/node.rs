@@ -182,7 +182,13 @@ impl NodeAuthorizer {
         let fields = Selector::equal("spec.nodeName", node);
         let filter = Filter { fields, ..Filter::default() };
         let view = self.registry.reads.list(pods, &prefix, &filter, At::Newest, None, None).await;
-        let Ok(view) = view else { return false };
+        let view = match view {
+            Ok(view) => view,
+            Err(error) => {
+                tracing::warn!(node, %error, "cannot look at the pods of a node: it is refused what they need");
+                return false;
+            }
+        };
         view.items
             .iter()
             .any(|item| serde_json::from_slice::<Value>(&item.bytes()).is_ok_and(|pod| wanted(&pod)))

@@ -11,6 +11,9 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
+/// What a block of PEM begins with, before its type.
+const BEGIN: &[u8] = b"-----BEGIN ";
+
 /// Why a certificate signing request is of no use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
@@ -82,6 +85,11 @@ impl SigningRequest {
     /// # Errors
     /// If it is no request, or its signature is of another key.
     pub fn parse(pem: &[u8]) -> Result<Self, RequestError> {
+        // The first block counts, whatever follows it.
+        let first = pem.windows(BEGIN.len()).position(|window| window == BEGIN).ok_or(RequestError::Pem)?;
+        if !pem[first + BEGIN.len()..].starts_with(b"CERTIFICATE REQUEST-----") {
+            return Err(RequestError::Pem);
+        }
         let der = CertificateSigningRequestDer::from_pem_slice(pem).map_err(|_| RequestError::Pem)?;
         let (rest, request) =
             X509CertificationRequest::from_der(&der).map_err(|_| RequestError::Malformed)?;
@@ -91,8 +99,8 @@ impl SigningRequest {
         request.verify_signature().map_err(|_| RequestError::Signature)?;
         let info = &request.certification_request_info;
         let mut parsed = Self {
-            common_name: texts(&info.subject, Part::CommonName).pop().unwrap_or_default(),
-            organizations: texts(&info.subject, Part::Organization),
+            common_name: texts(&info.subject, Part::CommonName)?.pop().unwrap_or_default(),
+            organizations: texts(&info.subject, Part::Organization)?,
             subject: info.subject.as_raw().to_vec(),
             public_key: info.subject_pki.raw.to_vec(),
             ..Self::default()
@@ -130,10 +138,13 @@ enum Part {
     Organization,
 }
 
-fn texts(name: &X509Name<'_>, part: Part) -> Vec<String> {
-    let text = |value: &AttributeTypeAndValue<'_>| value.as_str().ok().map(str::to_owned);
+/// What cannot be read is refused: it would be signed as it is, and others may read it.
+fn texts(name: &X509Name<'_>, part: Part) -> Result<Vec<String>, RequestError> {
+    let text = |value: &AttributeTypeAndValue<'_>| {
+        value.as_str().map(str::to_owned).map_err(|_| RequestError::Malformed)
+    };
     match part {
-        Part::CommonName => name.iter_common_name().filter_map(text).collect(),
-        Part::Organization => name.iter_organization().filter_map(text).collect(),
+        Part::CommonName => name.iter_common_name().map(text).collect(),
+        Part::Organization => name.iter_organization().map(text).collect(),
     }
 }

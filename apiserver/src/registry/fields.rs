@@ -57,7 +57,8 @@ pub(crate) fn of(resource: &Resource) -> &'static [&'static str] {
 pub(crate) fn is_known(resource: &Resource, field: &str) -> bool {
     match (resource.group, resource.plural, field) {
         (_, _, "metadata.name") => true,
-        (_, _, "metadata.namespace") => (resource.group, resource.plural) != ("", "nodes"),
+        // Kinds without namespaces do not know it, unless nothing is said of their fields.
+        (_, _, "metadata.namespace") => resource.namespaced() || of(resource).is_empty(),
         // Kubernetes takes it and has no value for it: it compares as empty.
         ("", "pods", "status.podIPs") => true,
         _ => of(resource).contains(&field),

@@ -80,6 +80,10 @@ async fn requests_are_validated() {
     };
     for (object, words) in [
         (with("request", encode("x").into()), "PEM block type must be CERTIFICATE REQUEST"),
+        (
+            with("request", encode(&format!("{}{good}", cluster.pki.ca_pem())).into()),
+            "PEM block type must be CERTIFICATE REQUEST",
+        ),
         (with("usages", json!([])), "spec.usages: Required value"),
         (with("usages", json!(["dancing"])), "spec.usages[0]: Unsupported value: \"dancing\""),
         (with("signerName", json!("x")), "must be a fully qualified domain and path of the form"),

@@ -170,28 +170,53 @@ pub(super) fn job_update(at: &At<'_>, errors: &mut Errors) {
     if !template.changed() {
         return;
     }
-    // A job that never started, or was stopped, may still be told where to run.
-    let status = at.before().get("status");
-    let stopped = spec.before().get("suspend").yes() && !status.get("startTime").is_set();
-    let mut allowed = template.before().value.clone();
+    let (mut allowed, stopped) = (template.before().value.clone(), is_stopped(at));
     if stopped {
-        let free: [&[&str]; 6] = [
-            &["spec", "affinity"],
-            &["spec", "nodeSelector"],
-            &["spec", "tolerations"],
-            &["spec", "schedulingGates"],
-            &["metadata", "annotations"],
-            &["metadata", "labels"],
+        let free = [
+            ("spec", "nodeSelector"),
+            ("spec", "tolerations"),
+            ("spec", "schedulingGates"),
+            ("metadata", "annotations"),
+            ("metadata", "labels"),
         ];
-        for [section, field] in free.map(|path| [path[0], path[1]]) {
+        for (section, field) in free {
             take(&mut allowed, template.value, section, field);
         }
+        node_affinity(&mut allowed, template.value);
         for field in ["containers", "initContainers"] {
             resources(&mut allowed, &template, field);
         }
     }
-    if allowed != *template.value {
-        errors.invalid(&template, "field is immutable");
+    let place = if stopped { template.get("spec") } else { template.clone() };
+    let allowed = if stopped { &allowed["spec"] } else { &allowed };
+    if allowed != place.value {
+        errors.invalid(&place, "field is immutable");
+    }
+}
+
+/// Whether a job has no pods and starts none, so that it may still be told where to run and with what.
+fn is_stopped(job: &At<'_>) -> bool {
+    let (spec, status) = (job.before().get("spec"), job.before().get("status"));
+    let stands = |c: &At<'_>| c.get("type").text() == "Suspended" && c.get("status").text() == "True";
+    let suspended = status.get("conditions").items().any(|condition| stands(&condition));
+    let idle = !status.get("startTime").is_set() || suspended;
+    spec.get("suspend").yes() && idle && status.get("active").int().unwrap_or(0) == 0
+}
+
+/// Of the affinity only that to nodes may change.
+fn node_affinity(allowed: &mut Value, new: &Value) {
+    let Some(spec) = allowed.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let wanted = &new["spec"]["affinity"];
+    let mut affinity = match spec.remove("affinity") {
+        Some(Value::Object(affinity)) => affinity,
+        _ => serde_json::Map::new(),
+    };
+    affinity.remove("nodeAffinity");
+    if let Some(to_nodes) = wanted.get("nodeAffinity") {
+        affinity.insert("nodeAffinity".to_owned(), to_nodes.clone());
+    }
+    if !wanted.is_null() || !affinity.is_empty() {
+        spec.insert("affinity".to_owned(), affinity.into());
     }
 }
 

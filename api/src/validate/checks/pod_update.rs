@@ -84,7 +84,7 @@ fn updated(spec: &At<'_>, errors: &mut Errors) {
         // Not by index, which would put a null where there is no list.
         let containers = allowed.get_mut(role.field()).and_then(Value::as_array_mut);
         for (container, image) in containers.into_iter().flatten().zip(images) {
-            container["image"] = image;
+            set(container, "image", &image);
         }
     }
     let mut take = |field: &str| set(&mut allowed, field, spec.get(field).value);
