@@ -14,6 +14,7 @@ pub mod event;
 pub mod informer;
 mod key;
 pub mod lease;
+pub mod metrics;
 pub mod reconcile;
 pub mod task;
 #[cfg(test)]

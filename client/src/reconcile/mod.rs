@@ -33,6 +33,7 @@ pub fn run<K, F, Fut, E>(
     Fut: Future<Output = Result<Option<Duration>, E>> + Send + 'static,
     E: std::error::Error + Send + Sync + 'static,
 {
+    queue.count_as(name);
     let reconcile = Arc::new(reconcile);
     for _ in 0..workers {
         let (queue, reconcile) = (queue.clone(), reconcile.clone());

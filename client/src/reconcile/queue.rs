@@ -4,14 +4,15 @@
 //! is added while it is worked on is worked on again afterwards. So no change is lost, however many
 //! changes a key sees, and the queue is bounded by the number of distinct keys.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
+use crate::metrics::{QueueMetrics, Working};
 
 /// How long a failing key waits: `base` after the first failure, twice as long after each further one.
 #[derive(Clone, Copy, Debug)]
@@ -61,14 +62,17 @@ struct Inner<K> {
 #[derive(Debug)]
 struct State<K> {
     ready: VecDeque<K>,
-    /// Keys that need work: those in `ready`, and those in `active` that were added again.
-    dirty: HashSet<K>,
-    active: HashSet<K>,
+    /// Keys that need work, and since when: those in `ready`, and those in `active` that were added again.
+    dirty: HashMap<K, Duration>,
+    /// Keys that are worked on, and since when.
+    active: HashMap<K, Duration>,
     failures: HashMap<K, u32>,
     delayed: BTreeMap<(Duration, u64), K>,
     deadlines: HashMap<K, (Duration, u64)>,
     next_id: u64,
     closed: bool,
+    /// None before the queue has a name.
+    metrics: Option<QueueMetrics>,
 }
 
 impl<K: Clone + Eq + Hash> Queue<K> {
@@ -81,21 +85,23 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     pub fn with_backoff(clock: Arc<dyn Clock>, backoff: Backoff) -> Self {
         let state = State {
             ready: VecDeque::new(),
-            dirty: HashSet::new(),
-            active: HashSet::new(),
+            dirty: HashMap::new(),
+            active: HashMap::new(),
             failures: HashMap::new(),
             delayed: BTreeMap::new(),
             deadlines: HashMap::new(),
             next_id: 0,
             closed: false,
+            metrics: None,
         };
         Self { inner: Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), clock, backoff }) }
     }
 
     /// Asks for work on `key`, now.
     pub fn add(&self, key: K) {
+        let now = self.inner.clock.monotonic();
         let mut state = self.lock();
-        state.add(key);
+        state.add(key, now);
         drop(state);
         self.inner.changed.notify_one();
     }
@@ -118,6 +124,9 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         let failures = state.failures.entry(key.clone()).or_insert(0);
         *failures = failures.saturating_add(1);
         let delay = self.inner.backoff.delay(*failures);
+        if let Some(metrics) = &state.metrics {
+            metrics.retries.inc();
+        }
         drop(state);
         self.add_after(key, delay);
     }
@@ -147,8 +156,9 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                     return None;
                 }
                 state.promote(now);
-                if let Some(key) = state.take() {
-                    let more = !state.ready.is_empty();
+                if let Some(key) = state.take(now) {
+                    // Also for a key that is not due yet: this worker may have been the one that held the timer.
+                    let more = !state.ready.is_empty() || !state.delayed.is_empty();
                     drop(state);
                     if more {
                         self.inner.changed.notify_one();
@@ -169,11 +179,15 @@ impl<K: Clone + Eq + Hash> Queue<K> {
 
     /// Gives `key` back after the work on it.
     pub fn done(&self, key: &K) {
+        let now = self.inner.clock.monotonic();
         let mut state = self.lock();
-        state.active.remove(key);
-        let again = state.dirty.contains(key);
+        let since = state.active.remove(key);
+        if let (Some(since), Some(metrics)) = (since, &state.metrics) {
+            metrics.works.observe(now.saturating_sub(since).as_secs_f64());
+        }
+        let again = state.dirty.contains_key(key);
         if again {
-            state.ready.push_back(key.clone());
+            state.queue(key.clone());
         }
         drop(state);
         if again {
@@ -202,23 +216,73 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
+        self.inner.lock()
+    }
+}
+
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> Queue<K> {
+    /// Counts what happens from now on as that of the queue `name`, together with others of this name.
+    pub(super) fn count_as(&self, name: &'static str) {
+        let weak: Weak<Inner<K>> = Arc::downgrade(&self.inner);
+        let metrics = QueueMetrics::of(name, weak);
+        let mut state = self.lock();
+        metrics.depth.inc_by(i64::try_from(state.ready.len()).unwrap_or(i64::MAX));
+        metrics.adds.inc_by(state.dirty.len() as u64);
+        state.metrics = Some(metrics);
+    }
+}
+
+impl<K> Inner<K> {
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
         // Nothing panics while the lock is held, so the state is whole even if the lock is poisoned.
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Send + Sync> Working for Inner<K> {
+    fn working(&self) -> (&'static str, Vec<Duration>) {
+        let now = self.clock.monotonic();
+        let state = self.lock();
+        let name = state.metrics.as_ref().map_or("", |metrics| metrics.name);
+        (name, state.active.values().map(|since| now.saturating_sub(*since)).collect())
+    }
+}
+
+impl<K> Drop for State<K> {
+    fn drop(&mut self) {
+        if let Some(metrics) = &self.metrics {
+            // Keys that nobody will take do not wait.
+            metrics.depth.dec_by(i64::try_from(self.ready.len()).unwrap_or(i64::MAX));
+        }
     }
 }
 
 impl<K: Clone + Eq + Hash> State<K> {
-    fn add(&mut self, key: K) {
+    fn add(&mut self, key: K, now: Duration) {
         if let Some(deadline) = self.deadlines.remove(&key) {
             self.delayed.remove(&deadline);
         }
-        if self.dirty.insert(key.clone()) && !self.active.contains(&key) {
-            self.ready.push_back(key);
+        if self.dirty.contains_key(&key) {
+            return;
+        }
+        self.dirty.insert(key.clone(), now);
+        if let Some(metrics) = &self.metrics {
+            metrics.adds.inc();
+        }
+        if !self.active.contains_key(&key) {
+            self.queue(key);
+        }
+    }
+
+    fn queue(&mut self, key: K) {
+        self.ready.push_back(key);
+        if let Some(metrics) = &self.metrics {
+            metrics.depth.inc();
         }
     }
 
     fn delay(&mut self, key: K, deadline: Duration) {
-        if self.dirty.contains(&key) && !self.active.contains(&key) {
+        if self.dirty.contains_key(&key) && !self.active.contains_key(&key) {
             return; // It waits for a worker already, which is sooner.
         }
         if let Some(earlier) = self.deadlines.get(&key) {
@@ -241,14 +305,18 @@ impl<K: Clone + Eq + Hash> State<K> {
             }
             let key = entry.remove();
             self.deadlines.remove(&key);
-            self.add(key);
+            self.add(key, now);
         }
     }
 
-    fn take(&mut self) -> Option<K> {
+    fn take(&mut self, now: Duration) -> Option<K> {
         let key = self.ready.pop_front()?;
-        self.dirty.remove(&key);
-        self.active.insert(key.clone());
+        let since = self.dirty.remove(&key).unwrap_or(now);
+        if let Some(metrics) = &self.metrics {
+            metrics.depth.dec();
+            metrics.waits.observe(now.saturating_sub(since).as_secs_f64());
+        }
+        self.active.insert(key.clone(), now);
         Some(key)
     }
 }
@@ -301,6 +369,60 @@ mod tests {
         queue.done(&"a");
         clock.advance(Duration::from_secs(6));
         assert!(futures::poll!(std::pin::pin!(queue.next())).is_pending());
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_a_key_leaves_the_timer_of_the_others_to_another() {
+        let (queue, clock) = queue();
+        let mut first = std::pin::pin!(queue.next());
+        let mut second = std::pin::pin!(queue.next());
+        assert!(futures::poll!(&mut first).is_pending());
+        assert!(futures::poll!(&mut second).is_pending());
+        // As if a worker had held the timer when it was woken for another key: nobody waits for this one.
+        queue.lock().delay("late", Duration::from_secs(5));
+        queue.add("now");
+        assert_eq!(first.await, Some("now"));
+        assert!(futures::poll!(&mut second).is_pending());
+        clock.advance(Duration::from_secs(5));
+        assert_eq!(futures::poll!(&mut second), std::task::Poll::Ready(Some("late")));
+    }
+
+    #[tokio::test]
+    async fn a_named_queue_counts() {
+        let (queue, clock) = queue();
+        queue.add("a");
+        queue.count_as("counted");
+        queue.add("b");
+        queue.add("b");
+        clock.advance(Duration::from_secs(2));
+        assert_eq!(queue.next().await, Some("a"));
+        clock.advance(Duration::from_secs(3));
+        queue.add_failed("a");
+        let lines = |text: &str, wanted: &[&str]| {
+            for wanted in wanted {
+                assert!(text.lines().any(|line| line == *wanted), "{wanted} is not in:\n{text}");
+            }
+        };
+        let text = crate::metrics::text().unwrap();
+        lines(
+            &text,
+            &[
+                "workqueue_adds_total{name=\"counted\"} 2",
+                "workqueue_depth{name=\"counted\"} 1",
+                "workqueue_retries_total{name=\"counted\"} 1",
+                "workqueue_queue_duration_seconds_sum{name=\"counted\"} 2.0",
+                "workqueue_queue_duration_seconds_bucket{le=\"10.0\",name=\"counted\"} 1",
+                "workqueue_unfinished_work_seconds{name=\"counted\"} 3.0",
+                "workqueue_longest_running_processor_seconds{name=\"counted\"} 3.0",
+            ],
+        );
+        queue.done(&"a");
+        let text = crate::metrics::text().unwrap();
+        lines(&text, &["workqueue_work_duration_seconds_sum{name=\"counted\"} 3.0"]);
+        drop(queue);
+        let text = crate::metrics::text().unwrap();
+        lines(&text, &["workqueue_depth{name=\"counted\"} 0"]);
+        assert!(!text.contains("unfinished_work_seconds{name=\"counted\"}"), "{text}");
     }
 
     #[test]
