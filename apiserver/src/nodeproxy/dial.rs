@@ -123,6 +123,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_certificate_for_kubelets_is_renewed_over_the_years() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(crate::clock::Manual::new());
+        let pki = Arc::new(Pki::open(dir.path(), clock.now()).unwrap());
+        let kubelets = Kubelets::new(&pki, clock.clone(), false).unwrap();
+        let mut held = kubelets.config().unwrap();
+        let mut renewals = 0;
+        for _ in 0..3 * 36 {
+            clock.advance(10);
+            let next = kubelets.config().unwrap();
+            renewals += u32::from(!Arc::ptr_eq(&held, &next));
+            let due = kubelets.config.lock().unwrap().1;
+            assert!(due > clock.now(), "what is handed out is not due");
+            held = next;
+        }
+        // Each is good for a year, and replaced after nine months of it.
+        assert_eq!(renewals, 3);
+    }
+
+    #[test]
     fn what_a_pod_may_not_be_is_not_connected_to() {
         for (address, wanted) in [
             ("10.244.0.7", true),

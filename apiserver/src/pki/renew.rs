@@ -106,31 +106,16 @@ impl TimeProvider for Hands {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use jiff::SignedDuration;
 
     use super::*;
+    use crate::clock::Manual;
     use crate::pki::expiry;
-
-    struct Manual(Mutex<Timestamp>);
-
-    impl Manual {
-        fn advance(&self, days: i64) {
-            *self.0.lock().unwrap() += SignedDuration::from_hours(24 * days);
-        }
-    }
-
-    impl Clock for Manual {
-        fn now(&self) -> Timestamp {
-            *self.0.lock().unwrap()
-        }
-    }
 
     #[test]
     fn a_walk_over_the_years_finds_no_certificate_expired() {
         let dir = tempfile::tempdir().unwrap();
-        let clock = Arc::new(Manual(Mutex::new("2026-01-01T00:00:00Z".parse().unwrap())));
+        let clock = Arc::new(Manual::new());
         let pki = Arc::new(Pki::open(dir.path(), clock.now()).unwrap());
         let authority_ends = pki.authority_ends();
         let request = CertificateRequest::server("x", vec!["x".to_owned()]);

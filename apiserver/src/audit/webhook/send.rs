@@ -90,12 +90,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let response = sender.send_request(request);
+    tokio::pin!(response);
     // The connection is driven only for as long as the answer takes; its body says nothing to us.
     tokio::select! {
-        response = sender.send_request(request) => Ok(response?.status()),
-        ended = connection => match ended {
-            Ok(()) => Err("the connection was closed before an answer".into()),
-            Err(error) => Err(error.into()),
-        },
+        biased;
+        response = &mut response => return Ok(response?.status()),
+        ended = connection => ended?,
     }
+    // A server may end the connection with its answer.
+    Ok(response.await?.status())
 }

@@ -242,23 +242,22 @@ pub(super) async fn keep_serving(
     let hosts = [node.clone(), address.to_string()];
     let mut current: Option<Credentials> = None;
     loop {
-        if current.as_ref().is_some_and(|credentials| !credentials.is_due(clock.now())) {
-            clock.sleep(AGE).await;
-            continue;
-        }
-        let next = obtain(&client, SERVING, &node, &hosts, &*clock).await;
-        let next = next.and_then(|credentials| Ok((credentials.certified()?, credentials)));
-        match next {
-            Ok((key, credentials)) => {
-                held.put(key);
-                current = Some(credentials);
-                tracing::info!("the node's server has a certificate");
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the node's server has no certificate yet");
-                clock.sleep(REST).await;
+        if current.as_ref().is_none_or(|credentials| credentials.is_due(clock.now())) {
+            let next = obtain(&client, SERVING, &node, &hosts, &*clock).await;
+            match next.and_then(|credentials| Ok((credentials.certified()?, credentials))) {
+                Ok((key, credentials)) => {
+                    held.put(key);
+                    current = Some(credentials);
+                    tracing::info!("the node's server has a certificate");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the node's server has no certificate yet");
+                    clock.sleep(REST).await;
+                    continue;
+                }
             }
         }
+        clock.sleep(AGE).await;
     }
 }
 

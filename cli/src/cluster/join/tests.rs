@@ -82,6 +82,15 @@ impl World {
         Member::join(self.found().await, Some(TOKEN), "n1", &self.place, clock).await
     }
 
+    /// The node with its address, as its kubelet would register it.
+    async fn register(&self, address: &str) {
+        let api: Api<Node> = Api::all(self.admin.clone());
+        api.create(&PostParams::default(), &node()).await.unwrap();
+        let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": address}]}});
+        let patch = kube::api::Patch::Merge(status);
+        api.patch_status("n1", &kube::api::PatchParams::default(), &patch).await.unwrap();
+    }
+
     async fn end(&self) {
         self.supervisor.shutdown(Duration::from_secs(5)).await;
         self.api.shutdown().await;
@@ -139,13 +148,7 @@ async fn a_nodes_server_gets_a_certificate_for_its_own_addresses() {
     let world = World::start().await;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let member = world.join(clock.clone()).await.unwrap();
-    let api: Api<Node> = Api::all(world.admin.clone());
-    let registered = json!({"metadata": {"name": "n1"},
-        "status": {"addresses": [{"type": "InternalIP", "address": "10.9.8.7"}]}});
-    let registered: Node = serde_json::from_value(registered).unwrap();
-    api.create(&PostParams::default(), &registered).await.unwrap();
-    let patch = kube::api::Patch::Merge(json!({"status": registered.status}));
-    api.patch_status("n1", &kube::api::PatchParams::default(), &patch).await.unwrap();
+    world.register("10.9.8.7").await;
 
     let hosts = ["n1".to_owned(), "10.9.8.7".to_owned()];
     let got = obtain(&member.client(), SERVING, "n1", &hosts, &*clock).await.unwrap();
@@ -180,6 +183,39 @@ async fn a_nodes_server_gets_a_certificate_for_its_own_addresses() {
     let (refused, ()) = tokio::join!(asking, refusing);
     let error = refused.err().unwrap().to_string();
     assert!(error.contains("Denied: not yours"), "{error}");
+    world.end().await;
+}
+
+/// The newest of the certificates that the node's server was given, once it is another than `before`.
+async fn served(held: &Held, before: Option<&CertifiedKey>, clock: &ManualClock) -> Arc<CertifiedKey> {
+    let wanted = async {
+        loop {
+            let current = held.0.read().unwrap().clone();
+            if let Some(current) = current.filter(|c| before.is_none_or(|before| before.cert != c.cert)) {
+                return current;
+            }
+            // The manual clock stands still: each look at the request has to be let pass.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            clock.advance(LOOK);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), wanted).await.expect("the server gets a certificate")
+}
+
+#[tokio::test]
+async fn a_nodes_server_gets_a_new_certificate_before_the_old_one_ends() {
+    let world = World::start().await;
+    let member = world.join(Arc::new(SystemClock::new())).await.unwrap();
+    world.register("10.9.8.7").await;
+    let clock = Arc::new(ManualClock::new(Timestamp::now()));
+    let held = Arc::new(Held::default());
+    let address = "10.9.8.7".parse().unwrap();
+    let keeping = keep_serving(member.client(), held.clone(), "n1".to_owned(), address, clock.clone());
+    let keeping = tokio::spawn(keeping);
+    let first = served(&held, None, &clock).await;
+    clock.advance(Duration::from_secs(300 * 24 * 60 * 60));
+    served(&held, Some(&first), &clock).await;
+    keeping.abort();
     world.end().await;
 }
 
