@@ -12,6 +12,7 @@ mod clock;
 mod discovery;
 mod encryption;
 mod endpoint;
+mod flow;
 mod http;
 mod metrics;
 mod nodeproxy;

@@ -21,11 +21,14 @@ mod storage;
 mod taints;
 mod tolerations;
 
+use std::time::Instant;
+
 use async_trait::async_trait;
 use decapod_api::status::Error;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::metrics::admission::{self as metrics, Step};
 use crate::registry::{Call, Registry};
 pub use config::AdmissionError;
 pub(crate) use config::Config;
@@ -119,8 +122,11 @@ pub(crate) async fn mutate(
     old: Option<&Value>,
 ) -> Result<(), Error> {
     let write = Attributes { registry, call, operation, old };
+    let mut timer = Timer::start(operation, "admit");
     for plugin in PLUGINS.iter().filter(|plugin| plugin.handles(&write)) {
-        plugin.mutate(&write, object).await.inspect_err(|error| refused(*plugin, &write, error))?;
+        let result = plugin.mutate(&write, object).await;
+        timer.plugin(plugin.name(), &result);
+        result.inspect_err(|error| refused(*plugin, &write, error))?;
     }
     Ok(())
 }
@@ -134,8 +140,11 @@ pub(crate) async fn validate(
     old: Option<&Value>,
 ) -> Result<(), Error> {
     let write = Attributes { registry, call, operation, old };
+    let mut timer = Timer::start(operation, "validate");
     for plugin in PLUGINS.iter().filter(|plugin| plugin.handles(&write)) {
-        plugin.validate(&write, object).await.inspect_err(|error| refused(*plugin, &write, error))?;
+        let result = plugin.validate(&write, object).await;
+        timer.plugin(plugin.name(), &result);
+        result.inspect_err(|error| refused(*plugin, &write, error))?;
     }
     Ok(())
 }
@@ -148,6 +157,39 @@ pub(crate) async fn node_token(registry: &Registry, call: &Call, spec: &Value) -
 /// Lets the plugins refuse a deletion.
 pub(crate) async fn delete(registry: &Registry, call: &Call, old: &Value) -> Result<(), Error> {
     validate(registry, call, Operation::Delete, old, Some(old)).await
+}
+
+/// Measures the plugins one by one, and when it is dropped all of them together.
+struct Timer {
+    step: Step,
+    begin: Instant,
+    last: Instant,
+    rejected: bool,
+}
+
+impl Timer {
+    fn start(operation: Operation, r#type: &'static str) -> Self {
+        let operation = match operation {
+            Operation::Create => "CREATE",
+            Operation::Update => "UPDATE",
+            Operation::Delete => "DELETE",
+        };
+        let begin = Instant::now();
+        Self { step: Step { operation, r#type }, begin, last: begin, rejected: false }
+    }
+
+    fn plugin(&mut self, name: &'static str, result: &Result<(), Error>) {
+        let now = Instant::now();
+        self.rejected = result.is_err();
+        metrics::plugin(name, self.step, self.rejected, now - self.last);
+        self.last = now;
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        metrics::step(self.step, self.rejected, self.begin.elapsed());
+    }
 }
 
 fn refused(plugin: &dyn Plugin, write: &Attributes<'_>, error: &Error) {

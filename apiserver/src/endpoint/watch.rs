@@ -24,8 +24,6 @@ use crate::http::protobuf::encode;
 use crate::registry::options::ListOptions;
 use crate::registry::reads::{At, Object, Watching, refused};
 
-/// Watches end after at least this long (and at most twice), so that they spread over servers.
-const MIN_WATCH: Duration = Duration::from_secs(30 * 60);
 /// What a stream of protobuf is answered as.
 const PROTOBUF_STREAM: HeaderValue =
     HeaderValue::from_static("application/vnd.kubernetes.protobuf;stream=watch");
@@ -34,11 +32,7 @@ pub(super) async fn answer(request: &Request<'_>) -> Result<Response<Body>, Erro
     let call = request.call()?;
     let wanted = Wanted::of(request)?;
     let options = ListOptions::parse(&request.info.query)?;
-    let timeout = match options.timeout_seconds {
-        Some(seconds) if seconds > 0 => Duration::from_secs(seconds.min(MIN_WATCH.as_secs() * 2)),
-        _ => MIN_WATCH + Duration::from_secs(rand::rng().random_range(0..MIN_WATCH.as_secs())),
-    };
-    let end = Instant::now() + timeout;
+    let end = Instant::now() + duration(request.core.limits.watch, options.timeout_seconds);
     let mut watching = match request.core.registry.watch(&call, &options).await {
         Ok(watching) => watching,
         // A watch from a lost revision says so in its first event, as clients expect it.
@@ -57,6 +51,14 @@ pub(super) async fn answer(request: &Request<'_>) -> Result<Response<Body>, Erro
         Some((Ok(bytes), frames))
     });
     Ok(streamed(wanted.encoding, frames.boxed()))
+}
+
+/// How long a watch lasts: as long as asked for; otherwise, and at most, up to twice the least.
+fn duration(least: Duration, asked: Option<u64>) -> Duration {
+    match asked {
+        Some(seconds) if seconds > 0 => Duration::from_secs(seconds).min(least * 2),
+        _ => least + least.mul_f64(rand::rng().random_range(0.0..1.0)),
+    }
 }
 
 fn streamed(encoding: Encoding, frames: BoxStream<'static, Result<Bytes, BoxError>>) -> Response<Body> {

@@ -8,9 +8,9 @@ use crate::http::RequestInfo;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Route {
     pub(super) verb: String,
-    group: String,
-    version: String,
-    resource: String,
+    pub(super) group: String,
+    pub(super) version: String,
+    pub(super) resource: String,
     subresource: String,
     scope: &'static str,
     component: &'static str,
@@ -22,7 +22,7 @@ pub(crate) struct Route {
 pub(crate) struct Labels {
     #[prometheus(flatten)]
     pub(super) route: Route,
-    code: u16,
+    pub(super) code: u16,
 }
 
 impl Labels {
@@ -67,6 +67,11 @@ impl Route {
             component: "apiserver",
             dry_run: if info.query.get("dryRun") == Some("All") { "All" } else { "" },
         }
+    }
+
+    /// Whether Kubernetes has deprecated the API, without saying when it goes.
+    pub(super) fn is_deprecated(&self) -> bool {
+        self.group.is_empty() && matches!(self.resource.as_str(), "endpoints" | "componentstatuses")
     }
 
     /// For what has no such label.

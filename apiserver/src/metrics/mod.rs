@@ -2,11 +2,11 @@
 //!
 //! Labels never hold what a client makes up: unknown resources, paths and verbs are all one.
 
+pub(crate) mod admission;
 mod labels;
 mod store;
 mod text;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use decapod_api::resource::{RESOURCES, Storage};
@@ -19,10 +19,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::flow::Flow;
 use crate::http::{Body, reply};
-use crate::server::limits::Limits;
 
 pub(crate) use labels::{Labels, Route};
 pub(crate) use store::Measured;
@@ -37,7 +36,8 @@ const SHORT: [f64; 15] = [
     0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384,
 ];
 
-type Times<L> = Family<L, Histogram, fn() -> Histogram>;
+/// A family of histograms that all have the same buckets.
+pub(crate) type Times<L> = Family<L, Histogram, fn() -> Histogram>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
@@ -59,6 +59,19 @@ struct Resource {
     resource: String,
 }
 
+/// An API that clients should leave.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Deprecated {
+    group: String,
+    version: String,
+    resource: String,
+    subresource: &'static str,
+    removed_release: &'static str,
+}
+
+/// What the other components of this process count, in the OpenMetrics text format without its end mark.
+pub(crate) type Components = Option<fn() -> std::result::Result<String, std::fmt::Error>>;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     major: &'static str,
@@ -71,7 +84,7 @@ struct Build {
     platform: String,
 }
 
-/// The API server's metrics, and the slots for requests in flight.
+/// The API server's metrics.
 pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<Labels, Counter>,
@@ -85,29 +98,28 @@ pub(crate) struct Metrics {
     authorizations: Family<Result, Counter>,
     authorization_times: Times<Result>,
     objects: Family<Resource, Gauge>,
-    reads: Arc<Semaphore>,
-    writes: Arc<Semaphore>,
+    terminations: Family<Labels, Counter>,
+    deprecated: Family<Deprecated, Gauge>,
+    components: Components,
 }
 
 /// A place among the requests in flight; given back when dropped.
-pub(crate) struct Slot {
-    _permit: Option<OwnedSemaphorePermit>,
-    gauge: Gauge,
-}
+pub(crate) struct Slot(Gauge);
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.gauge.dec();
+        self.0.dec();
     }
 }
 
-fn times<L: Clone + std::hash::Hash + Eq>(new: fn() -> Histogram) -> Times<L> {
+/// An empty family of histograms.
+pub(crate) fn times<L: Clone + std::hash::Hash + Eq>(new: fn() -> Histogram) -> Times<L> {
     Family::new_with_constructor(new)
 }
 
 impl Metrics {
-    /// Nothing counted yet; with what the store counts.
-    pub(crate) fn new(limits: &Limits, store: &Measured) -> Self {
+    /// Nothing counted yet; with what the store, and priority and fairness, count.
+    pub(crate) fn new(store: &Measured, flow: &Flow, components: Components) -> Self {
         let mut registry = Registry::default();
         let metrics = Self {
             requests: Family::default(),
@@ -121,12 +133,15 @@ impl Metrics {
             authorizations: Family::default(),
             authorization_times: times(|| Histogram::new(SHORT)),
             objects: Family::default(),
-            reads: Arc::new(Semaphore::new(limits.reads)),
-            writes: Arc::new(Semaphore::new(limits.writes)),
+            terminations: Family::default(),
+            deprecated: Family::default(),
+            components,
             registry: Registry::default(),
         };
         metrics.register(&mut registry);
         store.register(&mut registry);
+        flow.register(&mut registry);
+        admission::register(&mut registry);
         build_info(&mut registry);
         Self { registry, ..metrics }
     }
@@ -162,6 +177,16 @@ impl Metrics {
             "apiserver_current_inflight_requests",
             "Maximal number of currently used inflight request limit of this apiserver per request kind in last second",
             self.inflight.clone(),
+        );
+        registry.register(
+            "apiserver_requested_deprecated_apis",
+            "Gauge of deprecated APIs that have been requested, broken out by API group, version, resource, subresource, and removed_release",
+            self.deprecated.clone(),
+        );
+        registry.register(
+            "apiserver_request_terminations",
+            "Number of requests which apiserver terminated in self-defense",
+            self.terminations.clone(),
         );
         registry.register(
             "authentication_attempts",
@@ -205,6 +230,15 @@ impl Metrics {
             let route = labels.route.without_dry_run();
             self.sizes.get_or_create(&route).observe(size as f64);
         }
+        if labels.route.is_deprecated() {
+            let Route { group, version, resource, .. } = labels.route.clone();
+            let api = Deprecated { group, version, resource, subresource: "", removed_release: "" };
+            self.deprecated.get_or_create(&api).set(1);
+        }
+        // Turned away, or not done in time.
+        if matches!(labels.code, 429 | 504) {
+            self.terminations.get_or_create(&labels).inc();
+        }
         self.requests.get_or_create(&labels).inc();
     }
 
@@ -225,28 +259,31 @@ impl Metrics {
         self.authorization_times.get_or_create(&result).observe(took.as_secs_f64());
     }
 
-    /// A slot for a request of this verb; `None` if all are taken.
-    pub(crate) fn slot(&self, verb: &str) -> Option<Slot> {
-        let read = matches!(verb, "get" | "list" | "head");
-        let (slots, request_kind) = if read { (&self.reads, "readOnly") } else { (&self.writes, "mutating") };
-        let permit = slots.clone().try_acquire_owned().ok()?;
+    /// A request is counted as in flight until this is dropped.
+    pub(crate) fn in_flight(&self, reads: bool) -> Slot {
+        let request_kind = if reads { "readOnly" } else { "mutating" };
         let gauge = self.inflight.get_or_create_owned(&Kind { request_kind });
         gauge.inc();
-        Some(Slot { _permit: Some(permit), gauge })
+        Slot(gauge)
     }
 
     /// A watch or stream is counted until this is dropped.
     pub(crate) fn long_running(&self, route: &Route) -> Slot {
         let gauge = self.long.get_or_create_owned(&route.without_dry_run());
         gauge.inc();
-        Slot { _permit: None, gauge }
+        Slot(gauge)
     }
 
     /// The text that Prometheus scrapes. Counts what is stored, which takes a few milliseconds.
     pub(crate) async fn answer(&self, store: &dyn Store) -> Response<Body> {
         self.count_objects(store).await;
         let mut metrics = String::new();
-        match encode(&mut metrics, &self.registry) {
+        let components = self.components.map_or(Ok(String::new()), |components| components());
+        let written = components.and_then(|components| {
+            metrics.push_str(&components);
+            encode(&mut metrics, &self.registry)
+        });
+        match written {
             Ok(()) => reply::with_type(
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",

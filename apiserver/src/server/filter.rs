@@ -12,7 +12,7 @@ use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 
-use super::{Core, Peer, health, limits};
+use super::{Core, Peer, admit, health, limits};
 use crate::audit::{self, Exchange};
 use crate::auth::{Decision, UserInfo, forbidden, impersonation};
 use crate::http::body::{self, BoxError};
@@ -78,37 +78,36 @@ impl Service {
             return core.health.answer(&core.registry, &info.attributes.path, &info.query).await;
         }
         let long = long_running(info);
-        let timeout = match limits::timeout(&info.query) {
+        let timeout = match limits::timeout(&info.query, core.limits.timeout) {
             Err(error) if !long => return reply::error(&error),
-            other => other.unwrap_or_default(),
+            // What a watch or stream is asked to take is another thing.
+            other => other.unwrap_or(core.limits.timeout),
         };
         let user = match self.authenticate(info, request.headers(), peer).await {
             Ok(user) => user,
             Err(error) => return reply::error(&error),
         };
-        let _slot = if long {
-            None
-        } else {
-            let slot = core.metrics.slot(info.attributes.verb.as_str());
-            match slot {
-                Some(slot) => Some(slot),
-                None => {
-                    let message =
-                        "The server has received too many requests and has asked us to try again later"
-                            .to_owned();
-                    return reply::error(&Error::TooManyRequests { message, retry_after_seconds: 1 });
-                }
+        let deadline = tokio::time::Instant::now() + timeout;
+        let admission = admit::admit(core, info, &user, long, timeout).await;
+        let mut response = match &admission.place {
+            Err(error) => reply::error(error),
+            // Its place is held until it is answered; for a watch, until its events begin.
+            Ok(_place) => {
+                let work = self.authorized(info, request, &user);
+                let result = if long {
+                    work.await
+                } else {
+                    tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_| {
+                        Err(Error::Timeout("request did not complete within the allotted timeout".to_owned()))
+                    })
+                };
+                result.unwrap_or_else(|error| reply::error(&error))
             }
         };
-        let work = self.authorized(info, request, &user);
-        let result = if long {
-            work.await
-        } else {
-            tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
-                Err(Error::Timeout("request did not complete within the allotted timeout".to_owned()))
-            })
-        };
-        result.unwrap_or_else(|error| reply::error(&error))
+        if let Some(schema) = &admission.schema {
+            schema.mark(response.headers_mut());
+        }
+        response
     }
 
     async fn authenticate(

@@ -10,7 +10,8 @@ use super::bootstrap::ensure;
 use crate::registry::update::Part;
 use crate::registry::{Call, Registry, row};
 
-const GROUP: &str = "flowcontrol.apiserver.k8s.io";
+/// The API group of these kinds.
+pub(super) const GROUP: &str = "flowcontrol.apiserver.k8s.io";
 /// Says whether we may still change an object.
 const AUTO_UPDATE: &str = "apf.kubernetes.io/autoupdate-spec";
 const MANDATORY: [&str; 2] = ["exempt", "catch-all"];

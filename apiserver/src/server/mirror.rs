@@ -1,6 +1,7 @@
-//! Keeps the RBAC policy as the stored roles and bindings say.
+//! Keeps what decides about requests as stored objects say: the RBAC policy by roles and bindings, priority and
+//! fairness by flow schemas and priority levels.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLockWriteGuard};
 use std::time::Duration;
 
 use decapod_api::meta;
@@ -19,19 +20,21 @@ use crate::registry::{object, reads, row};
 /// How long a broken watch waits before it starts anew.
 const RETRY: Duration = Duration::from_secs(1);
 
-const KINDS: [(&str, Put); 4] = [
-    ("clusterroles", put_role),
-    ("roles", put_role),
-    ("clusterrolebindings", put_binding),
-    ("rolebindings", put_binding),
+const KINDS: [(&str, &str, Put); 6] = [
+    (GROUP, "clusterroles", put_role),
+    (GROUP, "roles", put_role),
+    (GROUP, "clusterrolebindings", put_binding),
+    (GROUP, "rolebindings", put_binding),
+    (super::flow::GROUP, "prioritylevelconfigurations", put_level),
+    (super::flow::GROUP, "flowschemas", put_schema),
 ];
 
-type Put = fn(&mut Policy, &Value, bool);
+type Put = fn(&Core, &Value, bool);
 
 /// Reads the whole policy, and follows it from there on.
 pub(super) async fn policy(core: &Arc<Core>, tasks: &TaskTracker) -> Result<(), Error> {
-    for (plural, put) in KINDS {
-        let resource = row(GROUP, "v1", plural);
+    for (group, plural, put) in KINDS {
+        let resource = row(group, "v1", plural);
         let revision = read(core, resource, put).await?;
         let core = core.clone();
         tasks.spawn(async move {
@@ -87,8 +90,8 @@ async fn follow(core: &Core, resource: &'static Resource, put: Put, mut revision
 
 fn apply(core: &Core, put: Put, entry: &Entry, there: bool) {
     match object::decode(&entry.value, entry.modified) {
-        Ok(object) => put(&mut core.rbac.0.write().unwrap_or_else(|e| e.into_inner()), &object, there),
-        Err(error) => tracing::error!(key = &*entry.key, %error, "cannot be decoded: grants nothing"),
+        Ok(object) => put(core, &object, there),
+        Err(error) => tracing::error!(key = &*entry.key, %error, "cannot be decoded: has no effect"),
     }
 }
 
@@ -99,16 +102,32 @@ fn decode<T: DeserializeOwned>(object: &Value, there: bool) -> Option<T> {
     match serde_json::from_value(object.clone()) {
         Ok(decoded) => Some(decoded),
         Err(error) => {
-            tracing::error!(name = meta::name(object), %error, "cannot be decoded: grants nothing");
+            tracing::error!(name = meta::name(object), %error, "cannot be decoded: has no effect");
             None
         }
     }
 }
 
-fn put_role(policy: &mut Policy, object: &Value, there: bool) {
-    policy.set_role(meta::namespace(object), meta::name(object), decode::<Role>(object, there));
+fn policy_of(core: &Core) -> RwLockWriteGuard<'_, Policy> {
+    core.rbac.0.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn put_binding(policy: &mut Policy, object: &Value, there: bool) {
-    policy.set_binding(meta::namespace(object), meta::name(object), decode::<Binding>(object, there));
+fn put_role(core: &Core, object: &Value, there: bool) {
+    policy_of(core).set_role(meta::namespace(object), meta::name(object), decode::<Role>(object, there));
+}
+
+fn put_binding(core: &Core, object: &Value, there: bool) {
+    policy_of(core).set_binding(
+        meta::namespace(object),
+        meta::name(object),
+        decode::<Binding>(object, there),
+    );
+}
+
+fn put_level(core: &Core, object: &Value, there: bool) {
+    core.flow.set_level(meta::name(object), decode(object, there));
+}
+
+fn put_schema(core: &Core, object: &Value, there: bool) {
+    core.flow.set_schema(meta::name(object), decode(object, there));
 }

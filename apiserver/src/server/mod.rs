@@ -3,9 +3,11 @@
 //! **Invariant**: the router that answers on the socket and the one that answers in this process
 //! are the same; only authentication differs.
 
+mod admit;
 mod bootstrap;
 mod filter;
 mod flow;
+mod flow_status;
 mod health;
 mod inprocess;
 pub(crate) mod limits;
@@ -33,6 +35,7 @@ use crate::auth::token_file::{self, TokenFile};
 use crate::auth::{Authenticator, Authorizer, Masters, Union, UserInfo};
 use crate::clock::Clock;
 use crate::encryption;
+use crate::flow::Flow;
 use crate::metrics::{Measured, Metrics};
 use crate::nodeproxy::Kubelets;
 use crate::pki::{self, CertificateRequest, Pki, Renewing};
@@ -70,6 +73,9 @@ pub struct Options {
     pub admission_config: Option<PathBuf>,
     /// How many requests are worked on at once.
     pub limits: Limits,
+    /// What other components of this process count, to be shown at `/metrics` too: text in the OpenMetrics format
+    /// without its end mark.
+    pub components: Option<fn() -> Result<String, std::fmt::Error>>,
     /// Whether the `proxy` subresource of pods and Services may connect to this machine's loopback
     /// addresses: only where pods really have them, as in tests. Whoever may write a pod's status
     /// would otherwise reach what listens here for local users only.
@@ -91,6 +97,7 @@ impl Default for Options {
             audit: None,
             admission_config: None,
             limits: Limits::default(),
+            components: None,
             proxy_to_loopback: false,
         }
     }
@@ -141,6 +148,9 @@ pub(crate) struct Core {
     pub(crate) kubelets: Kubelets,
     pub(crate) metrics: Metrics,
     pub(crate) health: health::Health,
+    pub(crate) limits: Limits,
+    pub(crate) flow: Flow,
+    plain: admit::Plain,
     pub(crate) audit: Option<Arc<Audit>>,
     pub(crate) stopping: CancellationToken,
 }
@@ -211,6 +221,7 @@ impl Server {
         bootstrap::objects(&core.registry, &options, address.port()).await.map_err(StartError::Bootstrap)?;
         mirror::policy(&core, &tasks).await.map_err(StartError::Bootstrap)?;
         bootstrap::keep(&core, &tasks);
+        flow_status::keep(&core, &tasks);
         core.health.bootstrapped();
         let service = Service(core);
         tasks.spawn(tls::serve(listener, tls, service.clone(), stop.clone()));
@@ -229,7 +240,9 @@ fn make_core(
 ) -> Result<Core, StartError> {
     let network = Network { services: options.service_cidr, node_ports: options.node_ports.clone() };
     let store = Arc::new(Measured::new(store));
-    let mut metrics = Metrics::new(&options.limits, &store);
+    let limits = options.limits;
+    let flow = Flow::new(limits.reads + limits.writes);
+    let mut metrics = Metrics::new(&store, &flow, options.components);
     let rbac = Rbac::default();
     let admission = options.admission_config.as_deref().map(admission::Config::read).transpose()?;
     let admission = admission.unwrap_or_default();
@@ -254,6 +267,9 @@ fn make_core(
         },
         authorizer: Arc::new(Union(authorizers)),
         health: health::Health::default(),
+        plain: admit::Plain::new(&limits),
+        limits,
+        flow,
         audit,
         metrics,
         registry,
@@ -321,9 +337,12 @@ impl Handle {
         self.service.0.health.ready(&self.service.0.registry).await.is_ok()
     }
 
-    /// Stops: watches end, open requests get a few seconds.
+    /// Stops: `/readyz` fails at once, then watches end and no more connections are taken; open requests get the
+    /// time that [`Limits::drain`] says.
     pub async fn shutdown(&self) {
-        self.service.0.health.stopping();
+        let core = &self.service.0;
+        core.health.stopping();
+        tokio::time::sleep(core.limits.shutdown_delay).await;
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;

@@ -26,15 +26,10 @@ use crate::pki::{self, Hands, Pki, Renewing};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at once; each costs some 30 KiB. 5,000 nodes with a few clients each fit.
 const MAX_CONNECTIONS: usize = 16_384;
-/// Streams of one HTTP/2 connection. An agent's requests and watches all share one, and it waits
-/// for ever for a stream that never gets free: a watch for each ConfigMap and Secret of 110 pods fits.
-const MAX_STREAMS: u32 = 4096;
 /// A request's head must be there by then (HTTP/1.1).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Dead peers are found by HTTP/2 pings this often.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// How long open requests may take to end at shutdown.
-const DRAIN: Duration = Duration::from_secs(5);
 
 /// What rustls needs to serve with the cluster's certificate and to ask clients for theirs.
 pub(super) fn config(
@@ -67,6 +62,7 @@ pub(super) async fn serve(
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(config);
+    let drain = service.0.limits.drain;
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
     let graceful = GracefulShutdown::new();
@@ -90,7 +86,7 @@ pub(super) async fn serve(
         graceful.shutdown().await;
         connections.wait().await;
     };
-    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+    if tokio::time::timeout(drain, drained).await.is_err() {
         tracing::info!(open = connections.len(), "connections still open after draining");
     }
 }
@@ -131,7 +127,7 @@ async fn connection(
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
-        .max_concurrent_streams(MAX_STREAMS);
+        .max_concurrent_streams(service.0.limits.streams);
     let handler = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let (service, peer) = (service.clone(), peer.clone());
         async move { Ok::<_, std::convert::Infallible>(service.handle(request, peer).await) }

@@ -73,6 +73,19 @@ impl Cluster {
         Client(kube::Client::new(service, "default"))
     }
 
+    /// A connection of which a test writes every byte itself.
+    pub(crate) async fn connect(&self) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pki.ca_pem().as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.unwrap().with_root_certificates(roots).with_no_client_auth();
+        let socket = tokio::net::TcpStream::connect(self.handle.address()).await.unwrap();
+        let name = "localhost".try_into().unwrap();
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap()
+    }
+
     /// A client over TLS with the given credentials.
     pub(crate) fn over_tls(&self, certificate: Option<CertificateRequest>, token: Option<&str>) -> Client {
         let mut config = kube::Config::new(format!("https://{}", self.handle.address()).parse().unwrap());

@@ -1,9 +1,18 @@
 //! What operators rely on: metrics, limits, and the objects of API priority and fairness.
 
-use decapod_apiserver::Limits;
-use serde_json::json;
+use std::convert::Infallible;
+use std::time::Duration;
 
-use crate::harness::{Cluster, message};
+use bytes::Bytes;
+use decapod_apiserver::{Body, Limits, UserInfo};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+use tower::ServiceExt;
+
+use crate::harness::{Client, Cluster, message};
 
 const FLOW: &str = "/apis/flowcontrol.apiserver.k8s.io/v1";
 
@@ -30,9 +39,65 @@ async fn metrics_bear_kubernetes_names() {
     }
 }
 
+/// The metrics that Kubernetes calls stable or beta and that mean something here. Not there: those of admission webhooks
+/// and policies, of CEL, of declarative validation, of configuration files that are reloaded, and the size of the store.
+const NAMES: [&str; 22] = [
+    "apiserver_admission_controller_admission_duration_seconds histogram",
+    "apiserver_admission_step_admission_duration_seconds histogram",
+    "apiserver_current_inflight_requests gauge",
+    "apiserver_flowcontrol_current_executing_requests gauge",
+    "apiserver_flowcontrol_current_executing_seats gauge",
+    "apiserver_flowcontrol_current_inqueue_requests gauge",
+    "apiserver_flowcontrol_dispatched_requests_total counter",
+    "apiserver_flowcontrol_nominal_limit_seats gauge",
+    "apiserver_flowcontrol_rejected_requests_total counter",
+    "apiserver_flowcontrol_request_wait_duration_seconds histogram",
+    "apiserver_longrunning_requests gauge",
+    "apiserver_request_duration_seconds histogram",
+    "apiserver_request_total counter",
+    "apiserver_requested_deprecated_apis gauge",
+    "apiserver_response_sizes histogram",
+    "apiserver_storage_objects gauge",
+    "authenticated_user_requests counter",
+    "authentication_attempts counter",
+    "authorization_attempts_total counter",
+    "etcd_request_duration_seconds histogram",
+    "etcd_requests_total counter",
+    "kubernetes_build_info gauge",
+];
+
+#[tokio::test]
+async fn metrics_have_the_types_that_dashboards_rely_on() {
+    let cluster = Cluster::start_with(|options, _| {
+        options.components =
+            Some(|| Ok("# TYPE workqueue_adds counter\nworkqueue_adds_total{name=\"a\"} 1\n".into()));
+    })
+    .await;
+    // What nothing happened to is not shown.
+    let admin = cluster.admin();
+    let watch = http::Request::get(format!("{MAPS}?watch=true")).body(kube::client::Body::empty()).unwrap();
+    let watch = admin.0.send(watch).await.unwrap();
+    admin.get("/api/v1/endpoints").await;
+    cluster.over_tls(None, Some("secret-token")).get("/version").await;
+    let text = admin.get("/metrics").await.1;
+    let text = text.as_str().unwrap();
+    drop(watch);
+    for name in NAMES {
+        let line = format!("# TYPE {name}");
+        assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+    }
+    assert!(
+        text.contains("# TYPE workqueue_adds_total counter\nworkqueue_adds_total{name=\"a\"} 1\n"),
+        "{text}"
+    );
+}
+
 #[tokio::test]
 async fn limits_turn_requests_away() {
-    let cluster = Cluster::start_with(|options, _| options.limits = Limits { reads: 1, writes: 0 }).await;
+    let cluster = Cluster::start_with(|options, _| {
+        options.limits = Limits { reads: 1, writes: 0, fairness: false, ..Limits::default() };
+    })
+    .await;
     let admin = cluster.admin();
     let refused = admin.create("/api/v1/namespaces", json!({"metadata": {"name": "a"}})).await;
     assert_eq!((refused.0, &refused.1["reason"]), (429, &json!("TooManyRequests")), "{}", refused.1);
@@ -64,4 +129,217 @@ async fn flow_schemas_are_made_and_put_right() {
         let now = admin.get(&level(name)).await.1;
         assert_eq!(now["spec"]["limited"]["nominalConcurrencyShares"], wanted, "{name}: {now}");
     }
+}
+
+/// The value of a metric; 0 where there is none.
+async fn metric(admin: &Client, line: &str) -> f64 {
+    let text = admin.get("/metrics").await.1;
+    let value = text.as_str().unwrap().lines().find_map(|l| l.strip_prefix(line));
+    value.map_or(0.0, |value| value.trim().parse().unwrap())
+}
+
+/// Asks again and again until it is so. For ever: on a slow machine only the test's own limit may end it.
+async fn until<F: Future<Output = bool>>(mut is_so: impl FnMut() -> F) {
+    while !is_so().await {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn level(name: &str, shares: u32, response: Value) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"type": "Limited", "limited": {
+        "nominalConcurrencyShares": shares, "borrowingLimitPercent": 0, "limitResponse": response}}})
+}
+
+fn schema(name: &str, level: &str, user: &str) -> Value {
+    let all = json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": true});
+    json!({"metadata": {"name": name}, "spec": {
+        "matchingPrecedence": 100, "priorityLevelConfiguration": {"name": level}, "distinguisherMethod": {"type": "ByUser"},
+        "rules": [{"subjects": [{"kind": "User", "user": {"name": user}}], "resourceRules": [all],
+            "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}]}]}})
+}
+
+/// The headers by which a response says how its request was classified.
+async fn classified(client: &Client) -> [String; 2] {
+    let request = http::Request::get("/version").body(Vec::new()).unwrap();
+    let (_, headers, _) = client.send(request).await;
+    ["x-kubernetes-pf-flowschema-uid", "x-kubernetes-pf-prioritylevel-uid"]
+        .map(|name| headers.get(name).map_or("", |uid| uid.to_str().unwrap()).to_owned())
+}
+
+#[tokio::test]
+async fn requests_are_classified_by_flow_schemas() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let level = admin
+        .created(&format!("{FLOW}/prioritylevelconfigurations"), level("mine", 5, json!({"type": "Reject"})))
+        .await;
+    let schema = admin.created(&format!("{FLOW}/flowschemas"), schema("mine", "mine", "noxu")).await;
+    let path = format!("{FLOW}/flowschemas/mine");
+    let dangling = async |wanted: &str| {
+        let now = admin.get(&path).await.1;
+        let found = now["status"]["conditions"][0].clone();
+        found["type"] == "Dangling" && found["status"] == wanted
+    };
+    until(|| dangling("False")).await;
+    let uid = |object: &Value| object["metadata"]["uid"].as_str().unwrap().to_owned();
+    let noxu = cluster.as_user("noxu", &[]);
+    assert_eq!(classified(&noxu).await, [uid(&schema), uid(&level)]);
+    let other = classified(&cluster.as_user("foo", &[])).await;
+    assert!(other.iter().all(|uid| !uid.is_empty()) && other[0] != uid(&schema), "{other:?}");
+
+    assert_eq!(admin.delete(&format!("{FLOW}/prioritylevelconfigurations/mine")).await.0, 200);
+    until(|| dangling("True")).await;
+    let message = admin.get(&path).await.1["status"]["conditions"][0]["message"].clone();
+    assert_eq!(
+        message,
+        "This FlowSchema references the PriorityLevelConfiguration object named \"mine\" but there is no such object"
+    );
+    until(async || classified(&noxu).await == other).await;
+
+    // What every cluster has comes back.
+    let suggested = format!("{FLOW}/prioritylevelconfigurations/workload-low");
+    assert_eq!(admin.delete(&suggested).await.0, 200);
+    until(async || admin.get(&suggested).await.0 == 200).await;
+}
+
+/// A request whose body does not end yet.
+struct Unfinished {
+    sender: futures::channel::mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>,
+    answer: JoinHandle<http::Response<Body>>,
+}
+
+impl Unfinished {
+    /// Begins to create a config map.
+    fn begin(cluster: &Cluster, user: &str, path: &str) -> Self {
+        let (sender, body) = futures::channel::mpsc::unbounded();
+        let request = http::Request::post(path).header("content-type", "application/json");
+        let request = request.body(StreamBody::new(body)).unwrap();
+        sender.unbounded_send(Ok(Frame::data(Bytes::from_static(b"{\"metadata\": ")))).unwrap();
+        let service = cluster.handle.service_as(UserInfo::new(user, &[]));
+        let answer = tokio::spawn(async move { service.oneshot(request).await.unwrap() });
+        Self { sender, answer }
+    }
+
+    /// Sends the rest of it.
+    async fn finish(self, name: &str) -> u16 {
+        let rest = format!("{{\"name\": \"{name}\"}}}}");
+        self.sender.unbounded_send(Ok(Frame::data(rest.into()))).unwrap();
+        drop(self.sender);
+        self.answer.await.unwrap().status().as_u16()
+    }
+}
+
+/// Lets users do everything without their being exempt from flow control.
+async fn grant(admin: &Client, users: &[&str]) {
+    let subject =
+        |name: &&str| json!({"kind": "User", "name": name, "apiGroup": "rbac.authorization.k8s.io"});
+    let subjects: Vec<Value> = users.iter().map(subject).collect();
+    let role =
+        json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"});
+    let binding = json!({"metadata": {"name": "all"}, "roleRef": role, "subjects": subjects});
+    admin.created("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding).await;
+}
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+#[tokio::test]
+async fn who_finds_no_seat_is_turned_away_or_waits() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    grant(&admin, &["rejected", "queued"]).await;
+    let queues = json!({"type": "Queue", "queuing": {"queues": 1, "handSize": 1, "queueLengthLimit": 1}});
+    for (name, response) in [("rejected", json!({"type": "Reject"})), ("queued", queues)] {
+        // One share of many is one seat.
+        admin.created(&format!("{FLOW}/prioritylevelconfigurations"), level(name, 1, response)).await;
+        let schema = admin.created(&format!("{FLOW}/flowschemas"), schema(name, name, name)).await;
+        let uid = schema["metadata"]["uid"].as_str().unwrap();
+        let client = cluster.as_user(name, &[]);
+        until(async || client.get(MAPS).await.0 == 200 && classified(&client).await[0] == uid).await;
+    }
+    let of = |metric: &str, name: &str| {
+        format!("apiserver_flowcontrol_{metric}{{priority_level=\"{name}\",flow_schema=\"{name}\"")
+    };
+    let executing = |name: &str| of("current_executing_requests", name) + "}";
+    let seats =
+        metric(&admin, "apiserver_flowcontrol_nominal_limit_seats{priority_level=\"queued\"}").await as usize;
+
+    let rejected = cluster.as_user("rejected", &[]);
+    let held: Vec<_> = (0..seats).map(|_| Unfinished::begin(&cluster, "rejected", MAPS)).collect();
+    until(async || metric(&admin, &executing("rejected")).await == seats as f64).await;
+    let request = http::Request::get(MAPS).body(Vec::new()).unwrap();
+    let (status, headers, _) = rejected.send(request).await;
+    assert_eq!((status.as_u16(), &headers["retry-after"]), (429, &http::HeaderValue::from_static("1")));
+    assert!(headers.contains_key("x-kubernetes-pf-flowschema-uid"));
+    let reason = of("rejected_requests_total", "rejected") + ",reason=\"concurrency-limit\"}";
+    assert_eq!(metric(&admin, &reason).await, 1.0);
+    for (n, held) in held.into_iter().enumerate() {
+        assert_eq!(held.finish(&format!("rejected-{n}")).await, 201);
+    }
+    assert_eq!(rejected.get(MAPS).await.0, 200);
+
+    let queued = cluster.as_user("queued", &[]);
+    let mut held: Vec<_> = (0..seats).map(|_| Unfinished::begin(&cluster, "queued", MAPS)).collect();
+    until(async || metric(&admin, &executing("queued")).await == seats as f64).await;
+    let waiting = tokio::spawn({
+        let queued = queued.clone();
+        async move { queued.get(MAPS).await.0 }
+    });
+    until(async || metric(&admin, &(of("current_inqueue_requests", "queued") + "}")).await == 1.0).await;
+    assert_eq!(queued.get(MAPS).await.0, 429, "the queue is full");
+    assert_eq!(held.pop().unwrap().finish("queued").await, 201);
+    assert_eq!(waiting.await.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_is_ended() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    grant(&admin, &["slow"]).await;
+    until(async || cluster.as_user("slow", &[]).get(MAPS).await.0 == 200).await;
+    // Its body never ends.
+    let unfinished = Unfinished::begin(&cluster, "slow", &format!("{MAPS}?timeout=50ms"));
+    let response = unfinished.answer.await.unwrap();
+    assert_eq!(response.status(), 504);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let status: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(status["reason"], "Timeout", "{status}");
+}
+
+#[tokio::test]
+async fn a_stopping_server_lets_open_requests_end() {
+    let cluster = Cluster::start_with(|options, _| {
+        // Never reached, however slow the machine is.
+        options.limits.drain = Duration::from_secs(600);
+    })
+    .await;
+    let admin = cluster.admin();
+    grant(&admin, &["jane"]).await;
+    until(async || cluster.as_user("jane", &[]).get(MAPS).await.0 == 200).await;
+    let client = cluster.over_tls(None, Some("secret-token"));
+    let watch = http::Request::get(format!("{MAPS}?watch=true")).body(kube::client::Body::empty()).unwrap();
+    let watch = client.0.send(watch).await.unwrap();
+    let (first, rest) = ("{\"metadata\": ", "{\"name\": \"late\"}}");
+    let mut connection = cluster.connect().await;
+    let head = format!(
+        "POST {MAPS} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret-token\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{first}",
+        first.len() + rest.len()
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let writing = "apiserver_current_inflight_requests{request_kind=\"mutating\"}";
+    until(async || metric(&admin, writing).await == 1.0).await;
+
+    let handle = cluster.handle.clone();
+    let stopped = tokio::spawn(async move { handle.shutdown().await });
+    // The watch ends, and cleanly: as if its time had come.
+    watch.into_body().collect().await.unwrap();
+    assert!(!cluster.handle.ready().await);
+    until(async || tokio::net::TcpStream::connect(cluster.handle.address()).await.is_err()).await;
+    assert!(!stopped.is_finished(), "a request is open");
+    connection.write_all(rest.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    connection.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 201");
+    drop(connection);
+    stopped.await.unwrap();
 }
