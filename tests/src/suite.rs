@@ -9,11 +9,12 @@ use anyhow::Result;
 /// A test: its name and what it does with what all tests share.
 pub type Test<C> = (&'static str, fn(&C) -> Result<()>);
 
-/// Runs the tests whose names contain the filter given on the command line; all have to pass.
+/// Runs the tests whose names contain one of the filters given on the command line, if any; all have to pass.
 ///
 /// `after` is given what the tests shared, and is itself a test: that nothing is left.
 pub fn run<C>(tests: &[Test<C>], shared: C, after: impl FnOnce(C) -> Result<()>) -> ExitCode {
-    let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
+    let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
     let (mut passed, mut failed) = (0, 0);
     let mut report = |name: &str, start: Instant, result: Result<()>| match result {
         Ok(()) => {
@@ -28,7 +29,7 @@ pub fn run<C>(tests: &[Test<C>], shared: C, after: impl FnOnce(C) -> Result<()>)
             );
         }
     };
-    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
+    for (name, test) in tests.iter().filter(|(name, _)| wanted(name)) {
         let start = Instant::now();
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| test(&shared)));
         report(name, start, result.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked"))));

@@ -10,7 +10,7 @@ const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 /// Roles take effect once the mirror has seen them: asks until the answer is as wanted.
 pub(crate) async fn eventually(client: &Client, path: &str, wanted: u16) -> Value {
     let mut last = (0, Value::Null);
-    for _ in 0..200 {
+    for _ in 0..6000 {
         last = client.get(path).await;
         if last.0 == wanted {
             return last.1;

@@ -1,10 +1,10 @@
-//! Certificate signing requests: [sig-auth] Certificates API should support CSR API operations, and who
-//! may decide on them.
+//! Certificate signing requests: their operations, and who may decide on them.
 
 use base64::Engine;
 use rcgen::{CertificateParams, DnType, KeyPair};
 use serde_json::{Value, json};
 
+use crate::conformance::Operations;
 use crate::harness::{Cluster, message};
 
 const ALL: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
@@ -26,11 +26,21 @@ fn request(name: &str, signer: &str, pem: &str) -> Value {
         "usages": ["digital signature", "client auth"], "username": "root"}})
 }
 
-/// [sig-auth] Certificates API [Privileged:ClusterAdmin] should support CSR API operations.
 #[tokio::test]
-async fn certificates_api_operations() {
+async fn certificates_api_should_support_csr_api_operations() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
+    let kind = Operations {
+        group: "certificates.k8s.io",
+        plural: "certificatesigningrequests",
+        subresources: &["approval", "status"],
+        make: |name| request(name, "example.com/x", &pem("jane", "dev")),
+    };
+    kind.are_discovered(&admin).await;
+    kind.all_work(&admin).await;
+    admin.created(ALL, (kind.make)("with-status")).await;
+    kind.status_works(&admin, "with-status").await;
+    assert_eq!(admin.delete(&format!("{ALL}/with-status")).await.0, 200);
     let made = admin.created(ALL, request("a", "example.com/x", &pem("jane", "dev"))).await;
     assert_eq!(made["spec"]["username"], "system:admin", "who asks is not the client's to say");
     let one = format!("{ALL}/a");

@@ -106,7 +106,7 @@ impl Cluster {
 /// Opens the store; after a restart the clients of the server before may need a moment to let go.
 async fn open(path: &std::path::Path) -> Embedded {
     let mut last = None;
-    for _ in 0..200 {
+    for _ in 0..6000 {
         match Embedded::open(path, embedded::Options::default()) {
             Ok(store) => return store,
             Err(error) => last = Some(error),

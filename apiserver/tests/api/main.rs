@@ -10,6 +10,7 @@ mod audit;
 mod authorization;
 mod autoscalers;
 mod certificates;
+mod conformance;
 mod deletion;
 mod harness;
 mod node_identity;

@@ -27,9 +27,8 @@ fn names(list: &Value) -> Vec<&str> {
     list["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap()).collect()
 }
 
-/// Conformance: Servers with support for API chunking should return chunks of results for list calls.
 #[tokio::test]
-async fn chunks_of_one_state() {
+async fn servers_with_support_for_api_chunking_should_return_chunks_of_results_for_list_calls() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
     for index in 0..20 {
@@ -70,10 +69,9 @@ async fn chunks_of_one_state() {
     assert_eq!(code, 400, "{refused}");
 }
 
-/// Conformance: Servers with support for API chunking should support continue listing from the last key if
-/// the original version has been compacted away, though the list is inconsistent.
 #[tokio::test]
-async fn a_list_goes_on_though_its_state_is_gone() {
+async fn servers_with_support_for_api_chunking_should_support_continue_listing_from_the_last_key_if_the_original_version_has_been_compacted_away_though_the_list_is_inconsistent()
+ {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
     for name in ["a", "b", "c", "d"] {
@@ -105,10 +103,9 @@ async fn a_list_goes_on_though_its_state_is_gone() {
     );
 }
 
-/// Conformance: Servers with support for Table transformation should return a 406 for a backend which does
-/// not implement metadata.
 #[tokio::test]
-async fn no_table_of_what_is_not_stored() {
+async fn servers_with_support_for_table_transformation_should_return_a_406_for_a_backend_which_does_not_implement_metadata()
+ {
     let cluster = Cluster::start().await;
     let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}});

@@ -8,9 +8,8 @@ use crate::harness::{Cluster, message};
 const AUTHZ: &str = "/apis/authorization.k8s.io/v1";
 const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 
-/// [sig-auth] SubjectReview should support SubjectReview API operations.
 #[tokio::test]
-async fn subject_review_api_operations() {
+async fn subject_review_should_support_subject_review_api_operations() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
     admin.service_account("default").await;

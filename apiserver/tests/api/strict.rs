@@ -48,9 +48,8 @@ const FOUND: [&str; 7] = [
     "duplicate field \"spec.template.spec.containers[0].imagePullPolicy\"",
 ];
 
-/// FieldValidation should detect unknown and duplicate fields of a typed object.
 #[tokio::test]
-async fn should_detect_unknown_and_duplicate_fields_of_a_typed_object() {
+async fn field_validation_should_detect_unknown_and_duplicate_fields_of_a_typed_object() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
     let path = |how: &str| format!("{DEPLOYMENTS}?fieldValidation={how}");

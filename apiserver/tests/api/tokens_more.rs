@@ -162,10 +162,10 @@ async fn bootstrap_tokens_authenticate_while_their_secret_says_so() {
     assert_eq!(node.get("/version").await.0, 401);
 }
 
-/// [sig-auth] ServiceAccounts ServiceAccountIssuerDiscovery should support OIDC discovery of service
-/// account issuer.
+/// What a pod of the suite does with its token, its user does here.
 #[tokio::test]
-async fn service_account_issuer_discovery() {
+async fn service_accounts_service_account_issuer_discovery_should_support_oidc_discovery_of_service_account_issuer()
+ {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
     admin.service_account("default").await;

@@ -17,12 +17,12 @@ use crate::support::{Bounds, World, deployment, guard};
 
 const BAD: Rates = Rates { refused: 20, conflict: 40, lost: 40, ended: 10, late: 50 };
 
-/// Waits until the quota `q` says that this much is used.
-async fn used(world: &World, wanted: &[(&str, &str)]) {
+/// Waits until a quota says that this much is used.
+pub(crate) async fn used(world: &World, quota: &str, wanted: &[(&str, &str)]) {
     let what = format!("{wanted:?} to be used");
     world
         .until(&what, async || {
-            let quota = world.of::<ResourceQuota>().get("q").await.unwrap();
+            let quota = world.of::<ResourceQuota>().get(quota).await.unwrap();
             let used = quota.status.and_then(|status| status.used).unwrap_or_default();
             let told = |name: &str| used.get(name).map(|amount| amount.0.as_str());
             let same = wanted.iter().all(|(name, amount)| told(name) == Some(amount));
@@ -32,7 +32,7 @@ async fn used(world: &World, wanted: &[(&str, &str)]) {
 }
 
 /// Waits for the account under which pods run.
-async fn account(world: &World) {
+pub(crate) async fn account(world: &World) {
     world
         .until("the account of pods", async || {
             let account = world.of::<ServiceAccount>().get_opt("default").await.unwrap();
@@ -48,8 +48,6 @@ async fn pod(world: &World, name: &str) -> kube::Result<Pod> {
     world.of::<Pod>().create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await
 }
 
-/// [sig-api-machinery] ResourceQuota should create a ResourceQuota and capture the life of a pod, a
-/// configMap, a service.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quota_follows_the_life_of_what_it_counts() {
     let world = World::start().await;
@@ -57,12 +55,13 @@ async fn a_quota_follows_the_life_of_what_it_counts() {
     world.create::<ConfigMap>(json!({"metadata": {"name": "before"}})).await;
     let hard = json!({"pods": "20", "requests.cpu": "1", "count/configmaps": "3", "services": "1"});
     world.create::<ResourceQuota>(json!({"metadata": {"name": "q"}, "spec": {"hard": hard}})).await;
-    used(&world, &[("pods", "0"), ("requests.cpu", "0"), ("count/configmaps", "1"), ("services", "1")]).await;
+    used(&world, "q", &[("pods", "0"), ("requests.cpu", "0"), ("count/configmaps", "1"), ("services", "1")])
+        .await;
     account(&world).await;
     let names: Vec<String> = (0..8).map(|i| format!("p{i}")).collect();
     let made = join_all(names.iter().map(|name| pod(&world, name))).await;
     assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 3, "{made:?}");
-    used(&world, &[("pods", "3"), ("requests.cpu", "900m")]).await;
+    used(&world, "q", &[("pods", "3"), ("requests.cpu", "900m")]).await;
     let first = made.into_iter().flatten().next().unwrap().name_any();
     // A name that is taken is charged for, and given back.
     let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
@@ -74,9 +73,9 @@ async fn a_quota_follows_the_life_of_what_it_counts() {
     );
     let again: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "before"}})).unwrap();
     assert!(world.of::<ConfigMap>().create(&PostParams::default(), &again).await.is_err());
-    used(&world, &[("count/configmaps", "1")]).await;
+    used(&world, "q", &[("count/configmaps", "1")]).await;
     world.of::<Pod>().delete(&first, &DeleteParams::default()).await.unwrap();
-    used(&world, &[("pods", "2"), ("requests.cpu", "600m")]).await;
+    used(&world, "q", &[("pods", "2"), ("requests.cpu", "600m")]).await;
     pod(&world, "one-more").await.unwrap();
     // More is allowed at once where the quota says so.
     world.patch::<ResourceQuota>("q", json!({"spec": {"hard": {"requests.cpu": "2"}}})).await;
@@ -88,7 +87,7 @@ async fn a_quota_follows_the_life_of_what_it_counts() {
     for pod in world.list::<Pod>().await {
         world.of::<Pod>().delete(&pod.name_any(), &DeleteParams::default()).await.unwrap();
     }
-    used(&world, &[("pods", "0"), ("requests.cpu", "0"), ("count/configmaps", "1")]).await;
+    used(&world, "q", &[("pods", "0"), ("requests.cpu", "0"), ("count/configmaps", "1")]).await;
     world.end(controllers).await;
 }
 

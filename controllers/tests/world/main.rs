@@ -7,5 +7,7 @@ mod collecting;
 mod crashes;
 mod faults;
 mod limits;
+mod quotas;
 mod rollouts;
+mod rootca;
 mod support;

@@ -48,6 +48,15 @@ impl World {
 
     /// Starts the controllers with these faults; they run as long as the supervisor.
     pub(crate) fn controllers(&self, faults: &Arc<Faults>) -> Supervisor {
+        self.controllers_with(faults, |_| {})
+    }
+
+    /// As [`Self::controllers`], with options that differ.
+    pub(crate) fn controllers_with(
+        &self,
+        faults: &Arc<Faults>,
+        change: impl FnOnce(&mut Options),
+    ) -> Supervisor {
         let supervisor = Supervisor::new();
         let client = faults::client(&self.api, "system:kube-controller-manager", faults.clone());
         let clock = Arc::new(SystemClock::new());
@@ -55,7 +64,8 @@ impl World {
         // The only node's heart does not beat.
         let grace = Duration::from_secs(3600);
         let node_lifecycle = nodelifecycle::Options { grace, startup_grace: grace };
-        let options = Options { node_lifecycle, node_ipam: None, ..Options::default() };
+        let mut options = Options { node_lifecycle, node_ipam: None, ..Options::default() };
+        change(&mut options);
         decapod_controllers::run(&options, client, informers, supervisor.clone(), clock);
         supervisor
     }

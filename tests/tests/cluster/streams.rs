@@ -21,13 +21,13 @@ const EXEC_BY_SPDY: (&str, &str) = ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false"
 const FORWARD_BY_SPDY: (&str, &str) = ("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
 
 /// A command that runs beside the test, and is ended with it.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     out: BufReader<ChildStdout>,
 }
 
 impl Running {
-    fn start(command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let out = BufReader::new(child.stdout.take().context("piped")?);
         Ok(Self { child, out })
@@ -38,7 +38,7 @@ impl Running {
     }
 
     /// The next line that contains `wanted`.
-    fn line(&mut self, wanted: &str) -> Result<String> {
+    pub(crate) fn line(&mut self, wanted: &str) -> Result<String> {
         let mut seen = String::new();
         loop {
             let mut line = String::new();
@@ -51,7 +51,7 @@ impl Running {
     }
 
     /// The port in a line `... 127.0.0.1:PORT ...`.
-    fn port(&mut self) -> Result<u16> {
+    pub(crate) fn port(&mut self) -> Result<u16> {
         let line = self.line("127.0.0.1:")?;
         let (_, rest) = line.split_once("127.0.0.1:").context("it was in there")?;
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
@@ -156,7 +156,7 @@ pub(crate) fn attach(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// `[sig-cli] Kubectl client Kubectl run pod should create a pod from an image when restart is Never`, and attached.
+/// Pods that are made for one command, attached to, and looked into.
 pub(crate) fn run_and_debug(cluster: &Cluster) -> Result<()> {
     cluster.in_namespace("streams-run", |ns| {
         let flags = ["run", "-n", ns, "--image=busybox:1", "--restart=Never", "--pod-running-timeout=60s"];
@@ -266,7 +266,7 @@ pub(crate) fn port_forward(cluster: &Cluster) -> Result<()> {
 }
 
 /// The body of `GET path` by the name that `kubectl proxy` takes.
-fn get(mut stream: impl Read + Write, path: &str) -> Result<String> {
+pub(crate) fn get(mut stream: impl Read + Write, path: &str) -> Result<String> {
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -275,7 +275,6 @@ fn get(mut stream: impl Read + Write, path: &str) -> Result<String> {
     Ok(body.to_owned())
 }
 
-/// `[sig-cli] Kubectl client Proxy server should support proxy with --port 0` and `--unix-socket=/path`, and
 /// `[sig-network] Proxy version v1`: pods and Services, by every method.
 pub(crate) fn proxy(cluster: &Cluster) -> Result<()> {
     cluster.in_namespace("streams-proxy", |ns| {
@@ -321,7 +320,6 @@ pub(crate) fn proxy(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// `[sig-cli] Kubectl logs logs should be able to retrieve and filter logs`.
 pub(crate) fn logs(cluster: &Cluster) -> Result<()> {
     cluster.in_namespace("streams-logs", |ns| {
         let script = "echo first; echo second; echo third; sleep 1; echo fourth; exit 3";

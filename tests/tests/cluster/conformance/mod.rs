@@ -1,8 +1,11 @@
 //! What Kubernetes' conformance entries demand, each by a test of the entry's own name (without its tags):
 //! written from the entries' descriptions, with kubectl as the client.
 
+mod accounts;
+mod cli;
 mod collecting;
 mod endpoints;
+mod guestbook;
 mod namespaces;
 mod sets;
 mod workloads;
@@ -19,7 +22,9 @@ use serde_json::{Value, json};
 
 /// All tests, in the order in which they run.
 pub(crate) fn tests() -> Vec<Test<Cluster>> {
-    [workloads::TESTS, sets::TESTS, collecting::TESTS, namespaces::TESTS, endpoints::TESTS].concat()
+    let of_controllers =
+        [workloads::TESTS, sets::TESTS, collecting::TESTS, namespaces::TESTS, endpoints::TESTS].concat();
+    [&of_controllers, cli::TESTS, guestbook::TESTS, accounts::TESTS].concat()
 }
 
 /// Far longer than anything takes on a slow machine.
