@@ -12,7 +12,7 @@ use super::service_account::Tokens;
 use super::token_file::TokenFile;
 
 /// Browsers cannot set headers on WebSockets, so Kubernetes takes the token as a subprotocol.
-const WEBSOCKET_BEARER: &str = "base64url.bearer.authorization.k8s.io.";
+pub(crate) const WEBSOCKET_BEARER: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// Why a bearer token is refused, in words that a token review may show.
 #[derive(Debug, thiserror::Error)]

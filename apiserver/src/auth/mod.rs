@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::pki::MASTERS;
-pub(crate) use bearer::Authenticator;
+pub(crate) use bearer::{Authenticator, WEBSOCKET_BEARER};
 
 /// Members of this group are every request that was authenticated.
 pub(crate) const AUTHENTICATED: &str = "system:authenticated";

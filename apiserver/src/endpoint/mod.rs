@@ -13,6 +13,7 @@ mod review;
 mod subresource;
 mod token;
 mod watch;
+mod websocket;
 
 use bytes::Bytes;
 use decapod_api::resource::{self, Resource, Storage};
@@ -106,6 +107,7 @@ pub(crate) async fn resource(
     let a = &info.attributes;
     let row = resource::find(&a.group, &a.version, &a.resource).ok_or(Error::UnknownPath)?;
     let (mut parts, incoming) = request.into_parts();
+    let socket = if a.verb == "watch" { websocket::asked(&mut parts).await? } else { None };
     let headers = std::mem::take(&mut parts.headers);
     let connection = subresource::is_connection(&a.subresource);
     // What a connection is answered as is between its ends.
@@ -130,7 +132,10 @@ pub(crate) async fn resource(
     if let Some(warning) = warnings::of_kind(row) {
         reply::warn(&mut response, &[warning.to_owned()]);
     }
-    Ok(response)
+    Ok(match socket {
+        Some(socket) => websocket::carry(socket, response),
+        None => response,
+    })
 }
 
 /// What the client is answered as; refused before anything is done if it takes nothing that there is.

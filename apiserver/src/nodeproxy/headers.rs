@@ -1,14 +1,19 @@
 //! Which headers pass, and which end here.
 
+use std::net::IpAddr;
+
 use http::header::{
     AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
-/// Subprotocols that carry a bearer token end here.
-const TOKEN_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+use crate::auth::WEBSOCKET_BEARER;
+
 /// Who somebody claims to be, to us.
 const IDENTITIES: [&str; 2] = ["impersonate-", "x-remote-"];
+
+/// Through which addresses a request has come.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// What a connection and not a message is about.
 const HOP: [HeaderName; 9] = [
@@ -74,13 +79,22 @@ pub(super) fn forwarded(headers: &HeaderMap, upgrade: Option<&HeaderValue>) -> H
     }
     let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL);
     let offered = offered.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
-    let offered: Vec<&str> = offered.map(str::trim).filter(|p| !p.starts_with(TOKEN_PROTOCOL)).collect();
+    let offered: Vec<&str> = offered.map(str::trim).filter(|p| !p.starts_with(WEBSOCKET_BEARER)).collect();
     if !offered.is_empty()
         && let Ok(value) = HeaderValue::from_str(&offered.join(", "))
     {
         forwarded.insert(SEC_WEBSOCKET_PROTOCOL, value);
     }
     forwarded
+}
+
+/// Adds the client's address to those that the request has come through.
+pub(super) fn came_from(headers: &mut HeaderMap, client: IpAddr) {
+    let earlier = headers.get_all(FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok());
+    let all: Vec<String> = earlier.map(str::to_owned).chain([client.to_canonical().to_string()]).collect();
+    let all =
+        HeaderValue::from_str(&all.join(", ")).expect("what were headers, and an address, are a header");
+    headers.insert(FORWARDED_FOR, all);
 }
 
 /// What of a request is no business of a kubelet.
@@ -111,6 +125,13 @@ mod tests {
         assert_eq!(names, ["connection", "cookie", "sec-websocket-protocol", "upgrade"]);
         assert_eq!(forwarded["sec-websocket-protocol"], "v5.channel.k8s.io");
         assert_eq!(forwarded["connection"], "Upgrade");
+    }
+
+    #[test]
+    fn the_way_of_a_request_is_added_to() {
+        let mut way = headers(&[("x-forwarded-for", "10.0.0.1, 10.0.0.2")]);
+        came_from(&mut way, "::ffff:10.0.0.3".parse().unwrap());
+        assert_eq!(way, headers(&[("x-forwarded-for", "10.0.0.1, 10.0.0.2, 10.0.0.3")]));
     }
 
     #[test]

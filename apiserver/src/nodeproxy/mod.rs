@@ -36,6 +36,10 @@ const CHUNK: usize = 32 * 1024;
 const REFUSAL_MAX: usize = 64 * 1024;
 const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
+/// The address that a request comes from, among its extensions; a client in process has none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client(pub(crate) std::net::IpAddr);
+
 /// Carries a request to the kubelet or pod that it is for, and the answer back.
 pub(crate) async fn connect(
     request: &endpoint::Request<'_>,
@@ -132,6 +136,9 @@ fn outgoing(
 ) -> Result<Request<Body>, Error> {
     let path = if target.path.starts_with('/') { target.path.clone() } else { format!("/{}", target.path) };
     let mut map = headers::forwarded(headers, upgrade);
+    if let Some(Client(address)) = incoming.extensions().get() {
+        headers::came_from(&mut map, *address);
+    }
     let host = match target.backend {
         Backend::Kubelet => {
             headers::for_kubelet(&mut map);

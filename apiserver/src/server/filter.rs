@@ -18,7 +18,7 @@ use crate::auth::{Decision, UserInfo, forbidden, impersonation};
 use crate::http::body::{self, BoxError};
 use crate::http::{Body, RequestInfo, reply};
 use crate::metrics::{Labels, Route};
-use crate::{discovery, endpoint, openapi};
+use crate::{discovery, endpoint, nodeproxy, openapi};
 
 /// The router with its filters.
 #[derive(Clone)]
@@ -31,7 +31,10 @@ impl Service {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let request = request.map(body::erase);
+        let mut request = request.map(body::erase);
+        if let Some(address) = peer.address {
+            request.extensions_mut().insert(nodeproxy::Client(address.ip()));
+        }
         let started = Instant::now();
         let method = request.method().clone();
         let info = RequestInfo::parse(&method, request.uri().path(), request.uri().query());

@@ -27,3 +27,4 @@ mod strict;
 mod tokens;
 mod tokens_more;
 mod watch;
+mod watch_socket;

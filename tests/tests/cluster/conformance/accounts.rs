@@ -25,7 +25,7 @@ fn ended(scene: &Scene<'_>, name: &str) -> Result<()> {
 /// Whose token it is, and for which audiences.
 fn review(scene: &Scene<'_>, token: &str) -> Result<Value> {
     let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {},
-        "spec": {"token": token}});
+        "spec": {"token": token.trim_end()}});
     let told = scene.create(&review)?;
     ensure!(told["status"]["authenticated"] == true && told["status"]["error"].is_null(), "{told:#}");
     Ok(told["status"].clone())
@@ -45,9 +45,10 @@ fn mounted(cluster: &Cluster) -> Result<()> {
         scene.create(&reader)?;
         ended(scene, "reader")?;
         let said = |container: &str| scene.k(&["logs", "reader", "-c", container]);
-        ensure!(said("default-namespace")? == scene.namespace);
+        ensure!(said("default-namespace")?.trim_end() == scene.namespace);
         let map = scene.get(&["configmap/kube-root-ca.crt"])?;
-        ensure!(said("root-ca")? == map["data"]["ca.crt"].as_str().context("no bundle")?);
+        let bundle = map["data"]["ca.crt"].as_str().context("no bundle")?;
+        ensure!(said("root-ca")?.trim_end() == bundle.trim_end());
         let whose = review(scene, &said("token")?)?;
         let user = format!("system:serviceaccount:{}:mount", scene.namespace);
         ensure!(whose["user"]["username"] == user.as_str(), "{whose:#}");

@@ -55,8 +55,9 @@ fn tiers() -> Vec<Value> {
 
 fn guestbook(cluster: &Cluster) -> Result<()> {
     scene(cluster, "guestbook", |scene| {
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": tiers()});
-        scene.create(&list)?;
+        for object in tiers() {
+            scene.create(&object)?;
+        }
         for name in ["primary", "replica", "frontend"] {
             scene.rolled_out(&format!("deployment/{name}"))?;
         }
@@ -65,10 +66,10 @@ fn guestbook(cluster: &Cluster) -> Result<()> {
         poll::text(
             "the entry to be written",
             PATIENCE,
-            || Ok(ask("set?TestEntry")),
+            || Ok(ask("set?entry=TestEntry")),
             |said| said == "updated\n",
         )?;
-        poll::text("the entry", PATIENCE, || Ok(ask("get")), |said| said.starts_with("TestEntry\n"))?;
+        poll::text("the entry", PATIENCE, || Ok(ask("get")), |said| said.starts_with("entry=TestEntry\n"))?;
         scene.k(&["delete", "deployments,services,configmaps", "-l", "app=guestbook", "--timeout=90s"])?;
         scene.until_list("pods", "no pod", <[Value]>::is_empty).map(drop)
     })
