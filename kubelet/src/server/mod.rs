@@ -6,10 +6,12 @@
 
 mod auth;
 mod channel;
+mod files;
 mod forward;
 mod logs;
 mod session;
 mod spdy;
+mod summary;
 mod upgrade;
 
 use std::net::SocketAddr;
@@ -133,6 +135,10 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/healthz", get(|| async { "ok" }))
         .route("/pods", get(pods))
         .route("/metrics", get(metrics))
+        .route("/configz", get(files::configz))
+        .route("/stats/summary", get(summary::handle))
+        .route("/logs/", get(files::root))
+        .route("/logs/{*path}", get(files::below))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::handle))
         .route("/exec/{namespace}/{pod}/{container}", get(session::exec).post(session::exec))
         .route("/attach/{namespace}/{pod}/{container}", get(session::attach).post(session::attach))

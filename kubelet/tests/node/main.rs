@@ -294,6 +294,20 @@ async fn the_node_server_serves_the_api_server_alone() {
     assert!(none.contains(r#"previous terminated container \"c\" in pod \"p\" not found"#), "{none}");
     assert!(get(api, "/containerLogs/default/x/c").await.starts_with("HTTP/1.1 404"));
     assert!(get(api, "/metrics").await.contains("kubelet_running_pods 1"));
+    assert!(get(api, "/configz").await.contains("\"kubeletconfig\":{"));
+    let summary = get(api, "/stats/summary").await;
+    let (_, summary) = summary.split_once("\r\n\r\n").unwrap();
+    let summary: serde_json::Value = serde_json::from_str(summary).unwrap();
+    let pod = &summary["pods"][0];
+    assert_eq!(
+        (&pod["podRef"]["name"], &pod["containers"][0]["name"]),
+        (&json!("p"), &json!("c")),
+        "{summary}"
+    );
+    assert!(pod["cpu"]["usageCoreNanoSeconds"].as_u64() > Some(0), "{summary}");
+    assert!(summary["node"]["memory"]["workingSetBytes"].as_u64() > Some(0), "{summary}");
+    assert!(get(api, "/logs/").await.contains("<pre>"));
+    assert!(get(api, "/logs/../../etc/passwd").await.starts_with("HTTP/1.1 404"));
     assert!(get(api, "/exec/default/p/c?command=true&stdout=true").await.contains("WebSocket"));
     world.end().await;
 }
