@@ -185,7 +185,7 @@ async fn what_apply_demands() {
     admin.created("/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings", binding).await;
     let jo = cluster.as_user("jo", &[]);
     let new = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "n"}});
-    for _ in 0..200 {
+    for _ in 0..6000 {
         if apply(&jo, &path, &config).await.0 == 200 {
             break;
         }

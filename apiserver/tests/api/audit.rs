@@ -40,7 +40,7 @@ async fn audited() -> (Cluster, std::path::PathBuf) {
 /// The events of a request, once there are so many.
 async fn events(log: &Path, id: &str, count: usize) -> Vec<Value> {
     let mut found = Vec::new();
-    for _ in 0..500 {
+    for _ in 0..6000 {
         let text = std::fs::read_to_string(log).unwrap_or_default();
         let all = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         found = all.filter(|event| event["auditID"] == id).collect();

@@ -121,7 +121,7 @@ async fn grant(admin: &Client, index: usize, route: &Route) {
 /// The decisions follow the roles a moment later.
 async fn through(client: &Client, route: &Route) -> u16 {
     let mut status = 0;
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         status = ask(client, route).await;
         if status != 403 {
             break;

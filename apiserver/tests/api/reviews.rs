@@ -131,7 +131,7 @@ async fn impersonation_needs_each_right() {
         ("impersonate-extra-scopes", "view"),
     ];
     let mut answer = (0, Value::Null);
-    for _ in 0..500 {
+    for _ in 0..6000 {
         // Roles take effect once the mirror has seen them.
         answer = ask(all.clone()).await;
         if answer.0 == 201 {
