@@ -7,6 +7,7 @@ use decapod_client::clock::{ManualClock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
 use decapod_storage::{Embedded, embedded};
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
@@ -46,6 +47,7 @@ impl World {
         for object in roles.iter().filter(|object| object.is_object()) {
             crate::cluster::addons::one(&admin, object).await.unwrap();
         }
+        settled(&admin).await;
         let secret: Secret = serde_json::from_value(json!({
             "metadata": {"name": "bootstrap-token-abcdef"}, "type": "bootstrap.kubernetes.io/token",
             "stringData": {"token-id": "abcdef", "token-secret": "0123456789abcdef",
@@ -95,6 +97,24 @@ impl World {
         self.supervisor.shutdown(Duration::from_secs(5)).await;
         self.api.shutdown().await;
     }
+}
+
+/// Bindings count once the authorizer has seen them, in the order in which they were made: the last is waited
+/// for.
+async fn settled(admin: &kube::Client) {
+    let review = json!({"spec": {"user": "system:kube-controller-manager", "resourceAttributes": {
+        "group": "certificates.k8s.io", "resource": "signers", "name": "kubernetes.io/kubelet-serving",
+        "verb": "approve"}}});
+    let review: SubjectAccessReview = serde_json::from_value(review).unwrap();
+    let api: Api<SubjectAccessReview> = Api::all(admin.clone());
+    for _ in 0..12_000 {
+        let answer = api.create(&PostParams::default(), &review).await.unwrap();
+        if answer.status.is_some_and(|status| status.allowed) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the bindings have no effect");
 }
 
 fn node() -> Node {
@@ -180,7 +200,9 @@ async fn a_nodes_server_gets_a_certificate_for_its_own_addresses() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let (refused, ()) = tokio::join!(asking, refusing);
+    let both = async { tokio::join!(asking, refusing) };
+    let both = tokio::time::timeout(Duration::from_secs(120), both).await;
+    let (refused, ()) = both.expect("the request is there, and is refused");
     let error = refused.err().unwrap().to_string();
     assert!(error.contains("Denied: not yours"), "{error}");
     world.end().await;
