@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use super::{cpu, percentiles, pss};
+use super::figures::{Mark, cpu, percentiles, pss, say};
 
 /// Objects of each measurement.
 const OBJECTS: usize = 2000;
@@ -19,8 +19,39 @@ const OBJECTS: usize = 2000;
 const CLIENTS: usize = 32;
 const CREATED_AT_ONCE: usize = 4000;
 const LISTS: usize = 20;
-const WATCHERS: [usize; 3] = [100, 500, 1000];
 const CHANGES: usize = 100;
+/// Watchers at once, with the marks for the CPU of a delivery in microseconds, and for the slowest of a
+/// hundred in milliseconds.
+const WATCHERS: [(usize, Option<Mark>, Option<Mark>); 3] = [
+    (100, Some(Mark::AtMost(36.0 / 4.0)), None),
+    (500, Some(Mark::AtMost(27.0 / 4.0)), None),
+    (1000, None, Some(Mark::AtMost(50.0))),
+];
+
+/// A quarter of what kube-apiserver v1.36 with etcd 3.5 takes, in microseconds of CPU; a list a twentieth.
+mod marks {
+    use super::Mark;
+
+    pub(super) const CREATE: Mark = Mark::AtMost(1740.0 / 4.0);
+    pub(super) const GET: Mark = Mark::AtMost(570.0 / 4.0);
+    pub(super) const PATCH: Mark = Mark::AtMost(2650.0 / 4.0);
+    pub(super) const LIST: Mark = Mark::AtMost(81_000.0 / 20.0);
+    pub(super) const DELETE: Mark = Mark::AtMost(2440.0 / 4.0);
+    /// As many as it makes at least.
+    pub(super) const RATE: Mark = Mark::AtLeast(957.0);
+    /// MiB.
+    pub(super) const IDLE: Mark = Mark::AtMost(332.0 / 4.0);
+    pub(super) const AFTER: Mark = Mark::AtMost(663.0 / 4.0);
+    /// Milliseconds.
+    pub(super) const SELECTED: Mark = Mark::AtMost(10.0);
+}
+
+/// How many objects a selector goes over, in how many parts they are made and removed, and how many of
+/// them it finds.
+const SELECTED_FROM: usize = 100_000;
+const PARTS: usize = 100;
+const FOUND: usize = 100;
+const SELECTIONS: usize = 100;
 
 /// An API server and the processes whose work is counted: its own, and its store's.
 pub(crate) struct Target {
@@ -40,28 +71,82 @@ impl Target {
         self.pids.iter().map(|pid| cpu(*pid)).sum()
     }
 
-    fn memory(&self, when: &str) -> Result<()> {
+    fn memory(&self, when: &str, mark: Option<Mark>) -> Result<()> {
         let all: u64 = self.pids.iter().map(|pid| pss(*pid)).sum::<Result<u64>>()?;
-        println!("{:55} {:>9.1} MiB", format!("memory (PSS), {when}"), all as f64 / 1024.0);
+        say(&format!("memory (PSS), {when}"), all as f64 / 1024.0, "MiB", mark);
         Ok(())
     }
 
-    fn per(&self, what: &str, before: Duration, n: usize) -> Result<()> {
+    fn per(&self, what: &str, before: Duration, n: usize, mark: Option<Mark>) -> Result<()> {
         let each = (self.cpu()? - before).as_secs_f64() * 1e6 / n as f64;
-        println!("{:55} {each:>9.1} us", format!("CPU per {what}"));
+        say(&format!("CPU per {what}"), each, "us", mark);
         Ok(())
     }
 
-    /// Measures everything.
+    /// Measures what marks are there for.
     pub(crate) async fn measure(&self) -> Result<()> {
-        self.memory("before")?;
+        self.memory("idle", Some(marks::IDLE))?;
         self.account().await?;
         self.requests().await?;
         self.at_once().await?;
-        for watchers in WATCHERS {
-            self.watches(watchers).await?;
+        // Creates, gets, patches and deletes of pods, and the creates at once.
+        let calls = 4 * OBJECTS + CREATED_AT_ONCE;
+        self.memory(&format!("after {calls} calls"), Some(marks::AFTER))?;
+        for (watchers, delivery, slowest) in WATCHERS {
+            self.watches(watchers, delivery, slowest).await?;
         }
-        self.memory("after")
+        self.memory("after the watches", None)
+    }
+
+    /// Makes so many pods that nobody schedules.
+    pub(crate) async fn fill(&self, objects: usize) -> Result<()> {
+        self.account().await?;
+        let pods: Api<Pod> = Api::default_namespaced(self.client.clone());
+        all_at_once(0..objects, |i| {
+            let pods = pods.clone();
+            async move {
+                pods.create(&PostParams::default(), &pod(&format!("filled-{i}"))?).await?;
+                Ok(())
+            }
+        })
+        .await
+    }
+
+    /// What a selector takes that finds a few of many objects.
+    pub(crate) async fn selector(&self) -> Result<()> {
+        let maps: Api<ConfigMap> = Api::default_namespaced(self.client.clone());
+        all_at_once(0..SELECTED_FROM, |i| {
+            let maps = maps.clone();
+            async move {
+                let labels = json!({"part": (i % PARTS).to_string(), "few": (i % (SELECTED_FROM / FOUND)).to_string()});
+                let map = json!({"metadata": {"name": format!("many-{i}"), "labels": labels}});
+                maps.create(&PostParams::default(), &serde_json::from_value(map)?).await?;
+                Ok(())
+            }
+        })
+        .await?;
+        self.memory(&format!("with {SELECTED_FROM} objects"), None)?;
+        let mut times = Vec::new();
+        for i in 0..SELECTIONS {
+            let path = format!("/api/v1/namespaces/default/configmaps?labelSelector=few%3D{i}");
+            let request = http::Request::get(path).body(Vec::new())?;
+            let start = Instant::now();
+            let text = self.client.request_text(request).await?;
+            times.push(start.elapsed());
+            let found = text.matches("\"many-").count();
+            ensure!(found == FOUND, "the selector found {found}");
+        }
+        percentiles(
+            &format!("list by a label of {SELECTED_FROM} objects"),
+            times,
+            Some(marks::SELECTED),
+            None,
+        );
+        for part in 0..PARTS {
+            let selected = kube::api::ListParams::default().labels(&format!("part={part}"));
+            maps.delete_collection(&DeleteParams::default(), &selected).await?;
+        }
+        Ok(())
     }
 
     /// Pods need an account, which nobody may be there to make.
@@ -81,56 +166,55 @@ impl Target {
         for i in 0..OBJECTS {
             pods.create(&PostParams::default(), &pod(&format!("listed-{i}"))?).await?;
         }
-        self.per("create of a pod", before, OBJECTS)?;
+        self.per("create of a pod", before, OBJECTS, Some(marks::CREATE))?;
         let before = self.cpu()?;
         for i in 0..OBJECTS {
             pods.get(&format!("listed-{i}")).await?;
         }
-        self.per("get", before, OBJECTS)?;
+        self.per("get", before, OBJECTS, Some(marks::GET))?;
         let before = self.cpu()?;
         for i in 0..OBJECTS {
             let patch = Patch::Merge(json!({"metadata": {"labels": {"patched": i.to_string()}}}));
             pods.patch(&format!("listed-{i}"), &PatchParams::default(), &patch).await?;
         }
-        self.per("merge patch", before, OBJECTS)?;
+        self.per("merge patch", before, OBJECTS, Some(marks::PATCH))?;
         let before = self.cpu()?;
         for _ in 0..LISTS {
             let request = http::Request::get("/api/v1/namespaces/default/pods").body(Vec::new())?;
             let text = self.client.request_text(request).await?;
             ensure!(text.len() > OBJECTS * 500, "a short list: {} bytes", text.len());
         }
-        self.per(&format!("list of {OBJECTS} pods"), before, LISTS)?;
+        self.per(&format!("list of {OBJECTS} pods"), before, LISTS, Some(marks::LIST))?;
         let before = self.cpu()?;
         for i in 0..OBJECTS {
             pods.delete(&format!("listed-{i}"), &DeleteParams::default().grace_period(0)).await?;
         }
-        self.per("delete", before, OBJECTS)
+        self.per("delete", before, OBJECTS, Some(marks::DELETE))
     }
 
     /// As many creates as many clients get done.
     async fn at_once(&self) -> Result<()> {
         let maps: Api<ConfigMap> = Api::default_namespaced(self.client.clone());
         let start = Instant::now();
-        let made = futures::stream::iter(0..CREATED_AT_ONCE).map(|i| {
+        all_at_once(0..CREATED_AT_ONCE, |i| {
             let maps = maps.clone();
             async move {
                 let map = serde_json::from_value(json!({"metadata": {"name": format!("at-once-{i}"),
                     "labels": {"bench": "at-once"}}, "data": {"n": i.to_string()}}))?;
                 maps.create(&PostParams::default(), &map).await?;
-                Ok::<_, anyhow::Error>(())
+                Ok(())
             }
-        });
-        let made: Vec<_> = made.buffer_unordered(CLIENTS).collect().await;
-        made.into_iter().collect::<Result<Vec<_>>>()?;
+        })
+        .await?;
         let rate = CREATED_AT_ONCE as f64 / start.elapsed().as_secs_f64();
-        println!("{:55} {rate:>9.1} /s", format!("creates by {CLIENTS} clients at once"));
+        say(&format!("creates by {CLIENTS} clients at once"), rate, "/s", Some(marks::RATE));
         let selected = kube::api::ListParams::default().labels("bench=at-once");
         maps.delete_collection(&DeleteParams::default(), &selected).await?;
         Ok(())
     }
 
     /// What a delivery costs the server, and how long after the write it arrives.
-    async fn watches(&self, watchers: usize) -> Result<()> {
+    async fn watches(&self, watchers: usize, cpu: Option<Mark>, slowest: Option<Mark>) -> Result<()> {
         let maps: Api<ConfigMap> = Api::default_namespaced(self.client.clone());
         let map = serde_json::from_value(json!({"metadata": {"name": "watched"}, "data": {"n": "0"}}))?;
         let made = maps.create(&PostParams::default(), &map).await?;
@@ -158,13 +242,23 @@ impl Target {
             &format!("watch delivery, {watchers} watchers, patches included"),
             before,
             watchers * CHANGES,
+            cpu,
         )?;
         let arrivals = std::mem::take(&mut *arrivals.lock().expect("no watcher panicked"));
         let took = arrivals.into_iter().map(|(change, at): (usize, Instant)| at - written[change]).collect();
-        percentiles(&format!("delivery to {watchers} watchers"), took);
+        percentiles(&format!("delivery to {watchers} watchers"), took, None, slowest);
         maps.delete("watched", &DeleteParams::default()).await?;
         Ok(())
     }
+}
+
+/// Runs as many at a time as there are clients.
+async fn all_at_once<F: Future<Output = Result<()>>>(
+    numbers: std::ops::Range<usize>,
+    one: impl Fn(usize) -> F,
+) -> Result<()> {
+    let done: Vec<_> = futures::stream::iter(numbers).map(one).buffer_unordered(CLIENTS).collect().await;
+    done.into_iter().collect()
 }
 
 /// Notes when each change arrives, without reading more of it than its end.

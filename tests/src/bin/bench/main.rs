@@ -1,10 +1,13 @@
-//! The figures of this machine: starts, memory, pods, CPU per request. `make bench` runs it on a cluster of
-//! its own. Figures of one run only compare with others of the same run: machines are noisy.
+//! The figures of this machine: starts, memory, pods, CPU per request, each beside the mark that it is to
+//! keep. `make bench` runs it on a control plane and on a cluster of its own. Figures of one run only compare
+//! with others of the same run: machines are noisy.
 //!
 //! `bench --kubeconfig FILE --pid PID…` measures any API server instead: what its requests cost the processes
-//! named.
+//! named. `bench --alone` leaves out the cluster.
 
+mod alone;
 mod api;
+mod figures;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,21 +15,31 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use decapod_tests::cluster::Cluster;
 use decapod_tests::images;
+use figures::{cpu, percentiles, pss, say, say_time};
 use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use serde_json::{Value, json};
 
 const PODS: usize = 30;
-const LISTED: usize = 2000;
-const WATCHERS: usize = 100;
-const CHANGES: usize = 200;
 
 fn main() -> Result<()> {
-    if let Some((kubeconfig, pids)) = other(std::env::args().skip(1))? {
-        let runtime = tokio::runtime::Runtime::new()?;
-        return runtime.block_on(async { api::Target::new(&kubeconfig, pids).await?.measure().await });
+    let runtime = tokio::runtime::Runtime::new()?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let alone = arguments == ["--alone"];
+    if !alone && let Some((kubeconfig, pids)) = other(arguments.into_iter())? {
+        return runtime.block_on(async {
+            let target = api::Target::new(&kubeconfig, pids).await?;
+            target.measure().await?;
+            target.selector().await
+        });
     }
+    println!("The control plane alone:");
+    runtime.block_on(alone::measure())?;
+    if alone {
+        return Ok(());
+    }
+    println!("\nA cluster:");
     images::archive(&images::BUSYBOX)?;
     let cluster = Cluster::prepare()?;
     let measured = measure(&cluster);
@@ -38,7 +51,7 @@ fn main() -> Result<()> {
 /// The API server that is to be measured in place of a cluster of our own.
 fn other(mut arguments: impl Iterator<Item = String>) -> Result<Option<(PathBuf, Vec<i64>)>> {
     let Some(first) = arguments.next() else { return Ok(None) };
-    ensure!(first == "--kubeconfig", "usage: bench [--kubeconfig FILE --pid PID…]");
+    ensure!(first == "--kubeconfig", "usage: bench [--alone | --kubeconfig FILE --pid PID…]");
     let kubeconfig = arguments.next().context("--kubeconfig wants a file")?;
     ensure!(arguments.next().as_deref() == Some("--pid"), "--pid names the processes to measure");
     let pids = arguments.map(|pid| pid.parse()).collect::<Result<Vec<_>, _>>()?;
@@ -49,10 +62,10 @@ fn other(mut arguments: impl Iterator<Item = String>) -> Result<Option<(PathBuf,
 fn measure(cluster: &Cluster) -> Result<()> {
     let start = Instant::now();
     cluster.up()?;
-    say("up, with nothing there, to Ready and DNS", start.elapsed());
+    say_time("up, with nothing there, to Ready and DNS", start.elapsed());
     let start = Instant::now();
     cluster.up()?;
-    say("up again", start.elapsed());
+    say_time("up again", start.elapsed());
     cluster.import(&images::BUSYBOX)?;
     // Memory of an idle cluster: after what a start needs was given back.
     std::thread::sleep(Duration::from_secs(20));
@@ -64,21 +77,10 @@ fn measure(cluster: &Cluster) -> Result<()> {
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
         let client = kube::Client::try_from(config)?;
         pods(&client).await?;
-        requests(cluster, &client).await?;
-        watches(cluster, &client).await
+        // The same requests where a kubelet and a service proxy watch too.
+        api::Target::new(&cluster.kubeconfig(), vec![server(cluster)?]).await?.measure().await
     })?;
     memory(cluster)
-}
-
-fn say(what: &str, took: Duration) {
-    println!("{what:55} {:>9.1} ms", took.as_secs_f64() * 1000.0);
-}
-
-fn percentiles(what: &str, mut times: Vec<Duration>) {
-    times.sort();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-    say(&format!("{what}, p50"), at(0.5));
-    say(&format!("{what}, p99"), at(0.99));
 }
 
 fn status(cluster: &Cluster) -> Result<Value> {
@@ -104,31 +106,12 @@ fn memory(cluster: &Cluster) -> Result<()> {
                 own += pss(child.parse()?)?;
             }
         }
-        println!(
-            "{:55} {:>9.1} MiB",
-            format!("memory (PSS) of {}", process["role"].as_str().unwrap_or_default()),
-            own as f64 / 1024.0
-        );
+        let role = process["role"].as_str().unwrap_or_default();
+        say(&format!("memory (PSS) of {role}"), own as f64 / 1024.0, "MiB", None);
         total += own;
     }
-    println!("{:55} {:>9.1} MiB", "memory (PSS) of all processes", total as f64 / 1024.0);
+    say("memory (PSS) of all processes", total as f64 / 1024.0, "MiB", None);
     Ok(())
-}
-
-/// In KiB.
-fn pss(pid: i64) -> Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text.lines().find(|l| l.starts_with("Pss:")).context("no Pss")?;
-    Ok(line.split_whitespace().nth(1).context("no figure")?.parse()?)
-}
-
-/// CPU time that a process has used so far.
-fn cpu(pid: i64) -> Result<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().context("no stat")?.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    // USER_HZ is 100 on Linux.
-    Ok(Duration::from_millis(ticks * 10))
 }
 
 fn idle(cluster: &Cluster) -> Result<()> {
@@ -136,7 +119,7 @@ fn idle(cluster: &Cluster) -> Result<()> {
     let (before, seconds) = (cpu(pid)?, 20);
     std::thread::sleep(Duration::from_secs(seconds));
     let share = (cpu(pid)? - before).as_secs_f64() / seconds as f64;
-    println!("{:55} {:>9.2} %", "idle CPU of the server, of one core", share * 100.0);
+    say("idle CPU of the server, of one core", share * 100.0, "%", None);
     Ok(())
 }
 
@@ -167,7 +150,7 @@ async fn pods(client: &kube::Client) -> Result<()> {
         }
         times.push(start.elapsed());
     }
-    percentiles("pod created -> Running seen by a watch", times);
+    percentiles("pod created -> Running seen by a watch", times, None, None);
     for i in 0..PODS {
         pods.delete(&format!("bench-{i}"), &DeleteParams::default().grace_period(0)).await?;
     }
@@ -177,77 +160,4 @@ async fn pods(client: &kube::Client) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-}
-
-/// CPU of the server process for each request of a kind.
-async fn requests(cluster: &Cluster, client: &kube::Client) -> Result<()> {
-    let pid = server(cluster)?;
-    let pods: Api<Pod> = Api::default_namespaced(client.clone());
-    let per = |what: &str, before: Duration, n: usize| -> Result<()> {
-        let each = (cpu(pid)? - before).as_secs_f64() * 1e6 / n as f64;
-        println!("{:55} {each:>9.1} us", format!("CPU per {what}"));
-        Ok(())
-    };
-    let before = cpu(pid)?;
-    for i in 0..LISTED {
-        // Nobody schedules it: only the API server works.
-        let pod = serde_json::from_value(
-            json!({"metadata": {"name": format!("listed-{i}"), "labels": {"n": format!("{}", i % 10)}},
-            "spec": {"schedulerName": "nobody", "containers": [{"name": "c", "image": "busybox:1", "env": [{"name": "A", "value": "b"}]}]}}),
-        )?;
-        pods.create(&PostParams::default(), &pod).await?;
-    }
-    per("create of a pod", before, LISTED)?;
-    let before = cpu(pid)?;
-    for i in 0..LISTED {
-        pods.get(&format!("listed-{i}")).await?;
-    }
-    per("get", before, LISTED)?;
-    let before = cpu(pid)?;
-    let lists = 50;
-    for _ in 0..lists {
-        let request = http::Request::get("/api/v1/namespaces/default/pods").body(Vec::new())?;
-        let text = client.request_text(request).await?;
-        ensure!(text.len() > LISTED * 500, "a short list: {} bytes", text.len());
-    }
-    per(&format!("list of {LISTED} pods"), before, lists)?;
-    let before = cpu(pid)?;
-    for i in 0..LISTED {
-        pods.delete(&format!("listed-{i}"), &DeleteParams::default()).await?;
-    }
-    per("delete", before, LISTED)
-}
-
-async fn watches(cluster: &Cluster, client: &kube::Client) -> Result<()> {
-    let pid = server(cluster)?;
-    let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
-    let map = serde_json::from_value(json!({"metadata": {"name": "watched"}, "data": {"n": "0"}}))?;
-    let version =
-        maps.create(&PostParams::default(), &map).await?.metadata.resource_version.unwrap_or_default();
-    let mut watchers = Vec::new();
-    for _ in 0..WATCHERS {
-        let mut events =
-            maps.watch(&WatchParams::default().fields("metadata.name=watched"), &version).await?.boxed();
-        watchers.push(tokio::spawn(async move {
-            for _ in 0..CHANGES {
-                events.try_next().await?.context("the watch ended")?;
-            }
-            Ok::<_, anyhow::Error>(())
-        }));
-    }
-    let before = cpu(pid)?;
-    for i in 1..=CHANGES {
-        let patch = json!({"data": {"n": i.to_string()}});
-        maps.patch("watched", &PatchParams::default(), &Patch::Merge(patch)).await?;
-    }
-    for watcher in watchers {
-        watcher.await??;
-    }
-    let each = (cpu(pid)? - before).as_secs_f64() * 1e6 / (WATCHERS * CHANGES) as f64;
-    println!(
-        "{:55} {each:>9.1} us",
-        format!("CPU per watch delivery ({WATCHERS} watchers, patches included)")
-    );
-    maps.delete("watched", &DeleteParams::default()).await?;
-    Ok(())
 }

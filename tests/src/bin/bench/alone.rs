@@ -1,0 +1,48 @@
+//! The control plane without a node, in a process of its own: what the marks of the API are about. The
+//! scheduler and the controllers are in it, and watch what is made.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use decapod_tests::server::Server;
+
+use super::api::Target;
+use super::figures::{Mark, percentiles};
+
+/// What is there when the server starts anew.
+const OBJECTS: usize = 10_000;
+const STARTS: usize = 5;
+
+pub(crate) async fn measure() -> Result<()> {
+    let mut server = Server::prepare("dcpbench", Vec::new())?;
+    server.start().await?;
+    // What a start takes is given back.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let api = target(&server).await?;
+    api.measure().await?;
+    api.selector().await?;
+    drop(server);
+
+    let mut server = Server::prepare("dcpbench", Vec::new())?;
+    server.start().await?;
+    target(&server).await?.fill(OBJECTS).await?;
+    starts(&mut server).await
+}
+
+async fn target(server: &Server) -> Result<Target> {
+    let pid = server.pid().context("the server does not run")?;
+    Target::new(&server.data().join("kubeconfig"), vec![pid.into()]).await
+}
+
+/// From the start of the process to the first `/readyz` that says so, after a `kill -9`.
+async fn starts(server: &mut Server) -> Result<()> {
+    let mut times = Vec::new();
+    for _ in 0..STARTS {
+        server.kill()?;
+        let start = Instant::now();
+        server.start().await?;
+        times.push(start.elapsed());
+    }
+    percentiles(&format!("kill -9 to /readyz with {OBJECTS} pods"), times, Some(Mark::AtMost(500.0)), None);
+    Ok(())
+}
