@@ -46,9 +46,9 @@ unit: packages
 e2e: build packages tools
 	cargo test --locked --package decapod-tests
 
-# Figures of this machine, beside those of runc and crun.
+# Figures of this machine, beside the marks. Built for release: the client runs on the same cores.
 bench: build packages tools
-	cargo run --quiet --package decapod-tests --bin bench
+	RUSTFLAGS="$(RELEASE_FLAGS)" cargo run --quiet --release --locked --package decapod-tests --bin bench --target $(HOST)
 
 # Images made from Debian's packages, for the tour and the samples.
 images: packages

@@ -115,7 +115,7 @@ async fn delete_collection(request: &Request<'_>, bytes: &[u8]) -> Result<Respon
     let wanted = Wanted::of(request)?;
     let selected = filter(&call, &ListOptions::parse(&request.info.query)?)?;
     let deleted = request.core.registry.delete_collection(&call, &selected, &options).await?;
-    let items: Vec<Value> = deleted.iter().map(|object| wanted.object(request.resource, object)).collect();
+    let items: Vec<_> = deleted.iter().map(|object| wanted.object(request.resource, object)).collect();
     let list = json!({"kind": request.resource.list_kind(), "apiVersion": request.resource.api_version(),
         "metadata": {}, "items": items});
     Ok(reply::json(StatusCode::OK, &list))

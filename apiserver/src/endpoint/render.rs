@@ -1,5 +1,7 @@
 //! Objects as a client asked for them: whole, as rows of a table, or their metadata.
 
+use std::borrow::Cow;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use decapod_api::resource::Resource;
 use decapod_api::status::Error;
@@ -34,11 +36,14 @@ impl Wanted {
     }
 
     /// One object.
-    pub(crate) fn object(&self, resource: &Resource, object: &Value) -> Value {
+    pub(crate) fn object<'a>(&self, resource: &Resource, object: &'a Value) -> Cow<'a, Value> {
         match self.form {
-            Form::Object => object.clone(),
-            Form::Metadata => metadata(object),
-            Form::Table => table::table(resource, std::slice::from_ref(object), self.include, true, now()),
+            Form::Object => Cow::Borrowed(object),
+            Form::Metadata => Cow::Owned(metadata(object)),
+            Form::Table => {
+                let objects = std::slice::from_ref(object);
+                Cow::Owned(table::table(resource, objects, self.include, true, now()))
+            }
         }
     }
 

@@ -54,23 +54,21 @@ impl Registry {
         warnings::dedup_owners(&mut object).into_iter().for_each(|warning| call.warn(warning));
         let generate = meta::text(&object, "generateName").unwrap_or_default().to_owned();
         let generated = meta::name(&object).is_empty() && !generate.is_empty();
-        let attempts = if generated { NAME_ATTEMPTS } else { 1 };
+        if !generated {
+            return self.create_named(call, object, managed).await;
+        }
+        let base: String = generate.chars().take(MAX_BASE).collect();
         let mut result = Err(Error::Internal("no attempt was made".to_owned()));
-        for _ in 0..attempts {
+        for _ in 0..NAME_ATTEMPTS {
             let mut candidate = object.clone();
-            if generated {
-                let base: String = generate.chars().take(MAX_BASE).collect();
-                set_meta(&mut candidate, "name", format!("{base}{}", suffix()).into());
-            }
+            set_meta(&mut candidate, "name", format!("{base}{}", suffix()).into());
             result = self.create_named(call, candidate, managed.clone()).await;
             if !matches!(result, Err(Error::AlreadyExists { .. })) {
                 return result;
             }
         }
         match result {
-            Err(Error::AlreadyExists { resource, name }) if generated => {
-                Err(Error::NoUniqueName { resource, name })
-            }
+            Err(Error::AlreadyExists { resource, name }) => Err(Error::NoUniqueName { resource, name }),
             other => other,
         }
     }

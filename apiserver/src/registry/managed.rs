@@ -100,7 +100,7 @@ impl Versions for Siblings {
         };
         let other = find(api_version)?;
         let from = object.get("apiVersion").and_then(Value::as_str).and_then(find).unwrap_or(self.0);
-        Some((convert::served(other, convert::stored(from, object)), type_of(other)))
+        Some((convert::served(other, convert::stored(from, object).into_owned()), type_of(other)))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use decapod_api::resource::Resource;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 /// `metadata` as a map, made if it is missing or something else.
@@ -74,30 +75,40 @@ pub(crate) fn encode(object: &Value) -> Bytes {
     text.push(b'{');
     let empty = Map::new();
     let map = object.as_object().unwrap_or(&empty);
-    let mut put = |key: &str, value: &Value| {
-        if text.len() > 1 {
-            text.push(b',');
-        }
-        serde_json::to_writer(&mut text, key).expect("a string is written to memory");
-        text.push(b':');
-        serde_json::to_writer(&mut text, value).expect("a JSON tree is written to memory");
-    };
     const FIRST: [&str; 2] = ["kind", "apiVersion"];
     for field in FIRST {
         if let Some(value) = map.get(field) {
-            put(field, value);
+            put(&mut text, field, value);
         }
     }
-    let mut metadata = map.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
-    metadata.remove("resourceVersion");
-    put("metadata", &Value::Object(metadata));
+    let metadata = map.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+    put(&mut text, "metadata", &Unversioned(metadata));
     for (field, value) in map {
         if field != "metadata" && !FIRST.contains(&field.as_str()) {
-            put(field, value);
+            put(&mut text, field, value);
         }
     }
     text.push(b'}');
     text.into()
+}
+
+/// Writes a field of the outermost object.
+fn put(text: &mut Vec<u8>, key: &str, value: &impl Serialize) {
+    if text.len() > 1 {
+        text.push(b',');
+    }
+    serde_json::to_writer(&mut *text, key).expect("a string is written to memory");
+    text.push(b':');
+    serde_json::to_writer(text, value).expect("a JSON tree is written to memory");
+}
+
+/// `metadata` without its `resourceVersion`, written without a copy of it.
+struct Unversioned<'a>(&'a Map<String, Value>);
+
+impl Serialize for Unversioned<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().filter(|(field, _)| *field != "resourceVersion"))
+    }
 }
 
 /// Reads what [`encode`] wrote, with the revision filled in.

@@ -3,6 +3,8 @@
 
 mod autoscaler;
 
+use std::borrow::Cow;
+
 use decapod_api::field;
 use decapod_api::resource::{self, Resource, Storage};
 use decapod_api::validate::Scope;
@@ -37,21 +39,21 @@ pub(crate) fn served(resource: &Resource, mut object: Value) -> Value {
     }
 }
 
-/// From the row's own version to the one that is kept.
-pub(crate) fn stored(resource: &Resource, object: &Value) -> Value {
+/// From the row's own version to the one that is kept: nearly always the same, which is not copied.
+pub(crate) fn stored<'a>(resource: &Resource, object: &'a Value) -> Cow<'a, Value> {
+    let Storage::SharedWith(group, version) = resource.storage else { return Cow::Borrowed(object) };
     let mut object = object.clone();
-    let Storage::SharedWith(group, version) = resource.storage else { return object };
     object["apiVersion"] = resource::api_version(group, version).into();
-    match resource.plural {
+    Cow::Owned(match resource.plural {
         "events" => rename(object, EVENT_FIELDS.iter().chain(&EVENT_REPORTER).map(|&(a, b)| (b, a))),
         _ => autoscaler::to_v2(object),
-    }
+    })
 }
 
 /// An object as it comes back once it is stored: what its own version does not show is filled in where
 /// the kept one has a default for it.
 pub(crate) fn canonical(resource: &Resource, object: Value) -> Value {
-    if keeps_more(resource) { served(resource, stored(resource, &object)) } else { object }
+    if keeps_more(resource) { served(resource, stored(resource, &object).into_owned()) } else { object }
 }
 
 /// All that is wrong with an object, in the terms of the version that is kept: its own may not show all.
@@ -69,7 +71,7 @@ pub(crate) fn validate(
     };
     let Some(kept) = kept else { return (resource.ops.validate)(new, old, scope) };
     let old = old.map(|old| stored(resource, old));
-    (kept.ops.validate)(&stored(resource, new), old.as_ref(), scope)
+    (kept.ops.validate)(&stored(resource, new), old.as_deref(), scope)
 }
 
 /// Whether the version that is kept has more than a row's own, so that the rest travels in annotations.
@@ -112,7 +114,7 @@ mod tests {
                     "targetCPUUtilizationPercentage": 50}}),
             ),
         ] {
-            let kept = stored(resource, &object);
+            let kept = stored(resource, &object).into_owned();
             assert_ne!(kept["apiVersion"], object["apiVersion"]);
             assert_eq!(served(resource, kept), object);
         }

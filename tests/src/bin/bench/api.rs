@@ -18,7 +18,7 @@ const OBJECTS: usize = 2000;
 /// Clients at once where the rate counts, and what they make.
 const CLIENTS: usize = 32;
 const CREATED_AT_ONCE: usize = 4000;
-const LISTS: usize = 20;
+const LISTS: usize = 200;
 const CHANGES: usize = 100;
 /// Watchers at once, with the marks for the CPU of a delivery in microseconds, and for the slowest of a
 /// hundred in milliseconds.

@@ -8,6 +8,7 @@
 mod alone;
 mod api;
 mod figures;
+mod floor;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ const PODS: usize = 30;
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    floor::measure()?;
     let alone = arguments == ["--alone"];
     if !alone && let Some((kubeconfig, pids)) = other(arguments.into_iter())? {
         return runtime.block_on(async {
