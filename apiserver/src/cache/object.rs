@@ -1,6 +1,6 @@
 //! An object as the cache holds it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use decapod_storage::encryption::undeciphered;
@@ -22,6 +22,9 @@ pub(crate) struct Object {
     revision: Revision,
     /// Where the namespace begins in the key, or the name if there is none.
     prefix: usize,
+    /// The object in the encoding of machines, once one asked for it: lists are put together of these.
+    /// It takes about half of the body's memory, for the kinds that such clients list.
+    packed: OnceLock<Bytes>,
     /// Why the value cannot be read. Such an object is not left out silently: reading it fails.
     broken: Option<Arc<str>>,
 }
@@ -42,12 +45,12 @@ impl Object {
             }
         };
         let Decoded { body, facts } = decoded;
-        Self { revision: entry.modified, entry, body, facts, prefix, broken }
+        Self { revision: entry.modified, entry, body, facts, prefix, packed: OnceLock::new(), broken }
     }
 
     /// The object as it was last, told at the revision at which it went.
     pub(super) fn departed(&self, revision: Revision) -> Self {
-        Self { revision, ..self.clone() }
+        Self { revision, packed: OnceLock::new(), ..self.clone() }
     }
 
     /// The key in the store.
@@ -122,7 +125,16 @@ impl Object {
         bytes.freeze()
     }
 
-    /// What it takes in memory, the body included.
+    /// The object in the encoding of machines, made by the first who wants it.
+    pub(crate) fn packed<E>(&self, make: impl FnOnce(&Self) -> Result<Bytes, E>) -> Result<Bytes, E> {
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed.clone());
+        }
+        let packed = make(self)?;
+        Ok(self.packed.get_or_init(|| packed).clone())
+    }
+
+    /// What it takes in memory, the body included; the same whatever was made of it since.
     pub(super) fn size(&self) -> usize {
         size_of::<Self>() + self.body.len() + self.facts.labels.size() + self.facts.fields.size()
     }

@@ -1,10 +1,12 @@
 //! Get and list.
 
+use bytes::Bytes;
 use decapod_api::status::Error;
 use http::{Response, StatusCode};
 
 use super::Request;
 use super::render::Wanted;
+use crate::http::accept::Encoding;
 use crate::http::{Body, reply};
 use crate::registry::object;
 use crate::registry::options::ListOptions;
@@ -23,5 +25,10 @@ pub(super) async fn list(request: &Request<'_>) -> Result<Response<Body>, Error>
     let wanted = Wanted::of(request)?;
     let options = ListOptions::parse(&request.info.query)?;
     let list = request.core.registry.list(&call, &options).await?;
+    if wanted.packs() {
+        let mut response = reply::with_type(StatusCode::OK, Encoding::Protobuf.media(), Bytes::new());
+        reply::compress(request.headers, wanted.packed(request.resource, &list)?, &mut response);
+        return Ok(response);
+    }
     Ok(reply::bytes(StatusCode::OK, wanted.list(request.resource, &list)?))
 }

@@ -9,6 +9,7 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::http::accept::{Encoding, Form};
+use crate::http::protobuf::encode;
 use crate::http::{Body, reply};
 use crate::registry::list::Listed;
 use crate::registry::reads::Object;
@@ -86,15 +87,25 @@ impl Wanted {
         }
     }
 
-    /// A list.
+    /// Whether lists are put together of objects that are in protobuf already.
+    pub(crate) fn packs(&self) -> bool {
+        (self.form, self.encoding) == (Form::Object, Encoding::Protobuf)
+    }
+
+    /// A list in protobuf.
+    pub(crate) fn packed(&self, resource: &Resource, list: &Listed) -> Result<Bytes, Error> {
+        let items = list.view.items.iter().map(|object| {
+            object.packed(|object| Ok::<_, Error>(encode::bare(&parse(object)?).map_err(unencodable)?.into()))
+        });
+        let items = items.collect::<Result<Vec<_>, _>>()?;
+        let (version, kind) = (resource.api_version(), resource.list_kind());
+        let whole = encode::list(&version, &kind, &list_meta(list), items.into_iter().map(Ok));
+        Ok(whole.map_err(unencodable)?.into())
+    }
+
+    /// A list in JSON.
     pub(crate) fn list(&self, resource: &Resource, list: &Listed) -> Result<Bytes, Error> {
-        let mut meta = json!({"resourceVersion": list.view.revision.to_string()});
-        if let Some(token) = &list.continue_token {
-            meta["continue"] = token.as_str().into();
-        }
-        if let Some(remaining) = list.remaining {
-            meta["remainingItemCount"] = remaining.into();
-        }
+        let meta = list_meta(list);
         match self.form {
             Form::Object => Ok(concatenated(resource, &meta, &list.view.items)),
             Form::Metadata => {
@@ -113,6 +124,21 @@ impl Wanted {
             }
         }
     }
+}
+
+fn list_meta(list: &Listed) -> Value {
+    let mut meta = json!({"resourceVersion": list.view.revision.to_string()});
+    if let Some(token) = &list.continue_token {
+        meta["continue"] = token.as_str().into();
+    }
+    if let Some(remaining) = list.remaining {
+        meta["remainingItemCount"] = remaining.into();
+    }
+    meta
+}
+
+fn unencodable(error: encode::Error) -> Error {
+    Error::Internal(format!("the answer cannot be encoded: {error}"))
 }
 
 // The age of an object is that at which it is shown, whatever clock its timestamps are from.

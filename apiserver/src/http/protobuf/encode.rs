@@ -24,37 +24,68 @@ pub(crate) fn encodes(version: &str, kind: &str) -> bool {
 
 /// An object or a list, in its envelope.
 pub(crate) fn encode(object: &Value) -> Result<Vec<u8>, Error> {
-    let text = |name: &str| object[name].as_str().unwrap_or_default();
-    let (version, kind) = (text("apiVersion"), text("kind"));
-    let unknown = || Error::Unknown(kind.to_owned());
-    let fields = object.as_object().ok_or_else(unknown)?;
-    let mut raw = Vec::new();
-    match (kind.strip_suffix("List"), fields.get("items")) {
+    let (version, kind) = (text(object, "apiVersion"), text(object, "kind"));
+    match (kind.strip_suffix("List"), object.get("items")) {
         (Some(item), Some(items)) => {
-            if let Some(Value::Object(meta)) = fields.get("metadata") {
-                nested(1, &mut raw, |to| message("meta.v1.ListMeta", meta, to))?;
-            }
-            let name = message_name(version, item);
-            let (name, _) = MESSAGES.get_key_value(name.as_str()).ok_or_else(unknown)?;
-            for item in items.as_array().into_iter().flatten() {
-                let item = item.as_object().ok_or(Error::Mismatch("items"))?;
-                nested(2, &mut raw, |to| message(name, item, to))?;
-            }
+            let name = message_of(version, item)?;
+            let items = items.as_array().into_iter().flatten().map(|item| {
+                let mut encoded = Vec::new();
+                message(name, item.as_object().ok_or(Error::Mismatch("items"))?, &mut encoded)?;
+                Ok(Bytes::from(encoded))
+            });
+            list(version, kind, &object["metadata"], items)
         }
-        _ => {
-            let name = message_name(version, kind);
-            let (name, _) = MESSAGES.get_key_value(name.as_str()).ok_or_else(unknown)?;
-            message(name, fields, &mut raw)?;
-        }
+        _ => Ok(enveloped(version, kind, &bare(object)?)),
     }
+}
+
+/// An object without its envelope, as lists have it.
+pub(crate) fn bare(object: &Value) -> Result<Vec<u8>, Error> {
+    let (version, kind) = (text(object, "apiVersion"), text(object, "kind"));
+    let fields = object.as_object().ok_or_else(|| Error::Unknown(kind.to_owned()))?;
+    let mut raw = Vec::new();
+    message(message_of(version, kind)?, fields, &mut raw)?;
+    Ok(raw)
+}
+
+/// A list of objects that are encoded already, in its envelope.
+pub(crate) fn list(
+    version: &str,
+    kind: &str,
+    meta: &Value,
+    items: impl Iterator<Item = Result<Bytes, Error>>,
+) -> Result<Vec<u8>, Error> {
+    let mut raw = Vec::new();
+    if let Value::Object(meta) = meta {
+        nested(1, &mut raw, |to| message("meta.v1.ListMeta", meta, to))?;
+    }
+    for item in items {
+        delimited(2, &item?, &mut raw);
+    }
+    Ok(enveloped(version, kind, &raw))
+}
+
+fn text<'a>(object: &'a Value, name: &str) -> &'a str {
+    object[name].as_str().unwrap_or_default()
+}
+
+fn message_of(version: &str, kind: &str) -> Result<&'static str, Error> {
+    let name = message_name(version, kind);
+    MESSAGES
+        .get_key_value(name.as_str())
+        .map(|(name, _)| *name)
+        .ok_or_else(|| Error::Unknown(kind.to_owned()))
+}
+
+fn enveloped(version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
     let mut meta = Vec::new();
     delimited(1, version.as_bytes(), &mut meta);
     delimited(2, kind.as_bytes(), &mut meta);
     let mut envelope = Vec::with_capacity(raw.len() + meta.len() + 20);
     envelope.extend_from_slice(MAGIC);
     delimited(1, &meta, &mut envelope);
-    delimited(2, &raw, &mut envelope);
-    Ok(envelope)
+    delimited(2, raw, &mut envelope);
+    envelope
 }
 
 /// One frame of a watch: its length in four bytes, then a `WatchEvent` without an envelope, of which the

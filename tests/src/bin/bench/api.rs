@@ -178,13 +178,18 @@ impl Target {
             pods.patch(&format!("listed-{i}"), &PatchParams::default(), &patch).await?;
         }
         self.per("merge patch", before, OBJECTS, Some(marks::PATCH))?;
-        let before = self.cpu()?;
-        for _ in 0..LISTS {
-            let request = http::Request::get("/api/v1/namespaces/default/pods").body(Vec::new())?;
-            let text = self.client.request_text(request).await?;
-            ensure!(text.len() > OBJECTS * 500, "a short list: {} bytes", text.len());
+        for (media, mark) in
+            [("application/json", Some(marks::LIST)), ("application/vnd.kubernetes.protobuf", None)]
+        {
+            let before = self.cpu()?;
+            for _ in 0..LISTS {
+                let request = http::Request::get("/api/v1/namespaces/default/pods").header("accept", media);
+                let answer = self.client.send(request.body(kube::client::Body::empty())?).await?;
+                let bytes = answer.into_body().collect().await?.to_bytes();
+                ensure!(bytes.len() > OBJECTS * 300, "a short list: {} bytes", bytes.len());
+            }
+            self.per(&format!("list of {OBJECTS} pods, {media}"), before, LISTS, mark)?;
         }
-        self.per(&format!("list of {OBJECTS} pods"), before, LISTS, Some(marks::LIST))?;
         let before = self.cpu()?;
         for i in 0..OBJECTS {
             pods.delete(&format!("listed-{i}"), &DeleteParams::default().grace_period(0)).await?;

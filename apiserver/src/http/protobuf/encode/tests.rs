@@ -133,6 +133,9 @@ fn lists_events_and_refusals() {
     assert!(bytes.starts_with(b"k8s\0"));
     let text = String::from_utf8_lossy(&bytes).into_owned();
     assert!(text.contains("ConfigMapList") && text.contains('7'), "{text}");
+    let map = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "a"}, "data": {"k": "v"}});
+    let items = std::iter::once(bare(&map).map(Bytes::from));
+    assert_eq!(super::list("v1", "ConfigMapList", &list["metadata"], items).unwrap(), bytes);
     let event = frame("ADDED", b"xyz");
     assert_eq!(&event[..], b"\0\0\0\x0e\x0a\x05ADDED\x12\x05\x0a\x03xyz");
     assert!(matches!(encode(&json!({"kind": "Nope", "apiVersion": "v1"})), Err(Error::Unknown(_))));
