@@ -5,6 +5,7 @@
 
 mod binding;
 mod core;
+mod metrics;
 mod queue;
 mod shell;
 

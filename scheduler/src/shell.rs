@@ -17,6 +17,7 @@ use crate::core::decide::Scheduler;
 use crate::core::plugins::{self, Prepared};
 use crate::core::pod::PodInfo;
 use crate::core::snapshot::{Snapshot, is_terminal};
+use crate::metrics;
 use crate::queue::{Queue, Waiting};
 
 /// Bindings and conditions that are being written at a time: enough to hide their latency, few enough to
@@ -31,6 +32,14 @@ struct Written {
     uid: String,
     /// The outcome of a binding; `None` for a condition.
     bound: Option<Result<Bound, Error>>,
+    tried: Tried,
+}
+
+/// Which attempt to schedule a pod this was, and when it began.
+#[derive(Clone, Copy)]
+struct Tried {
+    attempt: u32,
+    begin: Duration,
 }
 
 pub(crate) struct Shell<R> {
@@ -75,6 +84,7 @@ impl<R: Rng + Send> Shell<R> {
                 tokio::task::yield_now().await;
                 continue;
             }
+            metrics::pending(self.queue.counts());
             let now = self.now();
             let due = self.queue.next_due().map(|due| due.saturating_sub(now));
             let clock = self.writer.clock.clone();
@@ -131,20 +141,22 @@ impl<R: Rng + Send> Shell<R> {
     fn decide(&mut self, waiting: &Waiting) {
         let info = &waiting.info;
         let (pod, uid) = (info.pod.clone(), info.uid.clone());
+        let tried = Tried { attempt: waiting.attempts.saturating_add(1), begin: self.now() };
         match self.scheduler.decide(info, &self.snapshot) {
             Ok(node) => {
                 tracing::debug!(pod = pod.name_any(), node, attempts = waiting.attempts, "decided");
                 self.snapshot.assume(info.clone(), &node);
                 let writer = self.writer.clone();
-                self.write(uid, async move { Some(writer.bind(&pod, &node).await) });
+                self.write(uid, tried, async move { Some(writer.bind(&pod, &node).await) });
             }
             Err(error) => {
                 let relational = plugins::RELATIONAL.iter().any(|plugin| error.plugins.contains(plugin));
                 self.queue.reject(&uid, relational, self.now());
+                self.attempted("unschedulable", tried);
                 let counts = self.queue.counts();
                 tracing::debug!(pod = pod.name_any(), %error, plugins = ?error.plugins, ?counts, "no node");
                 let (writer, message) = (self.writer.clone(), error.to_string());
-                self.write(uid, async move {
+                self.write(uid, tried, async move {
                     writer.tell_unschedulable(&pod, &message).await;
                     None
                 });
@@ -155,6 +167,7 @@ impl<R: Rng + Send> Shell<R> {
     fn write(
         &mut self,
         uid: String,
+        tried: Tried,
         future: impl Future<Output = Option<Result<Bound, Error>>> + Send + 'static,
     ) {
         self.writing += 1;
@@ -162,7 +175,7 @@ impl<R: Rng + Send> Shell<R> {
         self.supervisor.spawn("scheduler-write", async move {
             let bound = future.await;
             // The loop is gone at a shutdown; then nobody needs to know.
-            written.send(Written { uid, bound }).ok();
+            written.send(Written { uid, bound, tried }).ok();
         });
     }
 
@@ -170,7 +183,11 @@ impl<R: Rng + Send> Shell<R> {
         self.writing = self.writing.saturating_sub(1);
         let uid = &written.uid;
         match written.bound {
-            None | Some(Ok(Bound::Yes)) => {}
+            None => {}
+            Some(Ok(Bound::Yes)) => {
+                self.attempted("scheduled", written.tried);
+                metrics::scheduled_at(written.tried.attempt);
+            }
             Some(Ok(Bound::Moot)) => {
                 // If the pod still waits it is tried again; else its change removes it.
                 self.release(uid);
@@ -178,10 +195,15 @@ impl<R: Rng + Send> Shell<R> {
             }
             Some(Err(error)) => {
                 tracing::warn!(uid, error = decapod_client::error::chain(&error), "a pod was not bound");
+                self.attempted("error", written.tried);
                 self.release(uid);
                 self.queue.retry(uid, self.now());
             }
         }
+    }
+
+    fn attempted(&self, result: &'static str, tried: Tried) {
+        metrics::attempt(&self.scheduler_name, result, self.now().saturating_sub(tried.begin));
     }
 
     /// Gives back what was assumed for a pod.
@@ -221,7 +243,8 @@ impl<R: Rng + Send> Shell<R> {
             .is_some_and(|spec| spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()));
         if gated {
             let (writer, pod) = (self.writer.clone(), pod.clone());
-            self.write(info.uid.clone(), async move {
+            let tried = Tried { attempt: 0, begin: self.now() };
+            self.write(info.uid.clone(), tried, async move {
                 writer.tell_gated(&pod).await;
                 None
             });

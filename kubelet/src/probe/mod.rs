@@ -45,6 +45,20 @@ struct Worker {
     pod: Arc<Pod>,
     /// Monotonic time of the next check; `None` while one runs or the probe rests.
     due: Option<Duration>,
+    /// How many checks succeeded, and how many failed, of this and earlier containers of the name.
+    results: (u64, u64),
+}
+
+/// The results of one probe so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) namespace: String,
+    pub(crate) pod: String,
+    pub(crate) uid: Uid,
+    pub(crate) container: String,
+    pub(crate) kind: &'static str,
+    pub(crate) successful: u64,
+    pub(crate) failed: u64,
 }
 
 #[derive(Default)]
@@ -117,6 +131,7 @@ impl Probes {
             let state = State::new(kind, Timing::of(probe), seed);
             let wait = state.timing.initial_delay.saturating_sub(running_for);
             let due = (!state.rests).then(|| now + wait);
+            let results = known.map_or((0, 0), |worker| worker.results);
             table.put(
                 key,
                 Worker {
@@ -125,10 +140,26 @@ impl Probes {
                     probe: Arc::new(probe.clone()),
                     pod: pod.clone(),
                     due,
+                    results,
                 },
             );
         }
         self.inner.changed.notify_one();
+    }
+
+    /// The results of all probes of this node's pods.
+    pub(crate) fn tallies(&self) -> Vec<Tally> {
+        let table = self.inner.table();
+        let tally = |(key, worker): (&Key, &Worker)| Tally {
+            namespace: worker.pod.metadata.namespace.clone().unwrap_or_default(),
+            pod: worker.pod.metadata.name.clone().unwrap_or_default(),
+            uid: key.uid.clone(),
+            container: key.container.clone(),
+            kind: key.kind.as_str(),
+            successful: worker.results.0,
+            failed: worker.results.1,
+        };
+        table.workers.iter().map(tally).collect()
     }
 
     /// Stops probing one container.
@@ -195,6 +226,8 @@ impl Probes {
         let Some(worker) = table.workers.get_mut(key).filter(|w| w.target.container_id == id) else {
             return;
         };
+        let results = &mut worker.results;
+        *(if outcome.success { &mut results.0 } else { &mut results.1 }) += 1;
         let changed = worker.state.observe(outcome.success);
         if !outcome.success {
             let message = format!("{} probe failed: {}", key.kind.as_str(), outcome.output);

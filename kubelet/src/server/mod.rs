@@ -9,6 +9,7 @@ mod channel;
 mod files;
 mod forward;
 mod logs;
+mod metrics;
 mod session;
 mod spdy;
 mod summary;
@@ -29,8 +30,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use k8s_openapi::api::core::v1::Pod;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -134,11 +133,13 @@ fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/pods", get(pods))
-        .route("/metrics", get(metrics))
         .route("/configz", get(files::configz))
         .route("/stats/summary", get(summary::handle))
         .route("/logs/", get(files::root))
         .route("/logs/{*path}", get(files::below))
+        .route("/metrics", get(metrics::kubelet))
+        .route("/metrics/probes", get(metrics::probes))
+        .route("/metrics/resource", get(metrics::resource))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::handle))
         .route("/exec/{namespace}/{pod}/{container}", get(session::exec).post(session::exec))
         .route("/attach/{namespace}/{pod}/{container}", get(session::attach).post(session::attach))
@@ -247,34 +248,4 @@ async fn pods(State(shared): State<Arc<Shared>>) -> Json<serde_json::Value> {
         .map(|pod| serde_json::to_value(&**pod).expect("a typed pod has a JSON form"))
         .collect();
     Json(serde_json::json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items }))
-}
-
-async fn metrics(State(shared): State<Arc<Shared>>) -> Result<String, Refusal> {
-    let sandboxes = shared.runtime.sandbox_list(None).await?;
-    let containers = shared.runtime.container_list(None).await?;
-    let ready = decapod_proto::cri::PodSandboxState::SandboxReady as i32;
-    let running = decapod_proto::cri::ContainerState::ContainerRunning as i32;
-    let values = [
-        ("kubelet_desired_pods", "Pods that are bound to this node", shared.pods.len()),
-        (
-            "kubelet_running_pods",
-            "Pods that have a ready sandbox",
-            sandboxes.iter().filter(|s| s.state == ready).count(),
-        ),
-        (
-            "kubelet_running_containers",
-            "Containers that run",
-            containers.iter().filter(|c| c.state == running).count(),
-        ),
-    ];
-    let mut registry = Registry::default();
-    for (name, help, value) in values {
-        let gauge = Gauge::<i64>::default();
-        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        registry.register(name, help, gauge);
-    }
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry)
-        .map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
-    Ok(text)
 }

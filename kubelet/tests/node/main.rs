@@ -308,6 +308,13 @@ async fn the_node_server_serves_the_api_server_alone() {
     assert!(summary["node"]["memory"]["workingSetBytes"].as_u64() > Some(0), "{summary}");
     assert!(get(api, "/logs/").await.contains("<pre>"));
     assert!(get(api, "/logs/../../etc/passwd").await.starts_with("HTTP/1.1 404"));
+    let usage = get(api, "/metrics/resource").await;
+    assert!(
+        usage.contains("container_cpu_usage_seconds_total{container=\"c\",namespace=\"default\",pod=\"p\"}"),
+        "{usage}"
+    );
+    assert!(usage.contains("resource_scrape_error 0"), "{usage}");
+    assert!(get(api, "/metrics/probes").await.contains("# TYPE prober_probe_total counter"));
     assert!(get(api, "/exec/default/p/c?command=true&stdout=true").await.contains("WebSocket"));
     world.end().await;
 }
