@@ -10,6 +10,7 @@ mod down;
 mod image;
 mod join;
 mod kubeconfig;
+mod limits;
 mod lock;
 mod renewal;
 mod server;

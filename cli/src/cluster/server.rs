@@ -83,6 +83,8 @@ impl Server {
             tokens: settings.tokens.options()?,
             audit: settings.audit.options()?,
             admission_config: settings.admission_control_config_file.clone(),
+            limits: settings.limits.limits()?,
+            components: Some(decapod_client::metrics::text),
             encryption: Some(Arc::new(encryption)),
             ..Default::default()
         };

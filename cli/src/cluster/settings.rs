@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::datastore::Datastore;
+use super::limits::LimitFlags;
 use crate::failure::Failure;
 
 const DEFAULT_NAME: &str = "decapod";
@@ -223,6 +224,9 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) audit: Audit,
     #[command(flatten)]
+    #[serde(default)]
+    pub(crate) limits: LimitFlags,
+    #[command(flatten)]
     #[serde(flatten)]
     pub(crate) store: Datastore,
 }
@@ -380,6 +384,7 @@ impl Settings {
     /// Whether the ranges and ports make a cluster.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         self.store.check()?;
+        self.limits.limits()?;
         let overlap =
             self.pod_cidr.contains(&self.service_cidr) || self.service_cidr.contains(&self.pod_cidr);
         if overlap {

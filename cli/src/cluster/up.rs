@@ -108,6 +108,7 @@ impl Up {
         command.args(s.store.flags());
         command.args(s.tokens.flags());
         command.args(s.audit.flags());
+        command.args(s.limits.flags());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
         Ok(command.spawn()?)
     }
