@@ -174,6 +174,7 @@ impl Cacher {
             let (live, revision) = self.read(|state, revision| (state.live(), revision))?;
             return view(&live, revision, query);
         };
+        self.reached.check_age(exact)?;
         // A row that does not change is not trimmed by its changes.
         self.lock().state.trim(Instant::now());
         match self.read(|state, _| state.past(exact, &query.selection.prefix))? {

@@ -29,7 +29,7 @@ const WINDOW_EVENTS: usize = 8_192;
 /// a sixth of what a large cluster may take in all.
 const WINDOW_BYTES: usize = 16 << 20;
 /// For how long: Kubernetes promises clients five minutes to take up where they were.
-const WINDOW_AGE: Duration = Duration::from_secs(300);
+pub(super) const WINDOW_AGE: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Default)]
 pub(super) struct State {
