@@ -66,7 +66,7 @@ The ConfigMap "held" is invalid: metadata.finalizers: Forbidden: no new finalize
 $ kubectl patch cm held --type=merge -p '{"metadata":{"finalizers":null}}'
 configmap/held patched
 $ kubectl get cm held --ignore-not-found
-$ kubectl run p --image=busybox:1 --restart=Never -- sh -c 'trap "" TERM; sleep 3600'
+$ kubectl run p --image=busybox:1 --restart=Never --command -- sh -c 'trap "" TERM; sleep 3600'
 pod/p created
 $ kubectl wait --for=condition=Ready pod/p --timeout=60s
 pod/p condition met

@@ -127,7 +127,7 @@ $ kubectl get ns kube-system --output=jsonpath='{.status.phase}'
 Active
 $ kubectl get configmaps.v1. one -o name
 configmap/one
-$ (timeout 3 kubectl get cm -l app=a -w -o name & sleep 1; kubectl label cm one extra=1 >/dev/null; wait; true)
+$ w=$(mktemp); kubectl get cm -l app=a -w -o name >$w & until [ -s $w ]; do sleep 0.1; done; kubectl label cm one extra=1 >/dev/null; until [ $(wc -l <$w) = 2 ]; do sleep 0.1; done; kill $!; cat $w; rm $w
 configmap/one
 configmap/one
 $ timeout 2 kubectl get cm one --watch-only -o name; true

@@ -15,7 +15,7 @@ $ NODE=$(kubectl get nodes -o name); kubectl cordon $NODE
 node/[..] cordoned
 $ kubectl get nodes --no-headers
 [..]Ready,SchedulingDisabled[..]
-$ NODE=$(kubectl get nodes -o name); kubectl drain $NODE --ignore-daemonsets --pod-selector=app=web --timeout=3s 2>&1 | grep -m1 -o "Cannot evict pod as it would violate the pod's disruption budget."
+$ NODE=$(kubectl get nodes -o name); kubectl drain $NODE --ignore-daemonsets --pod-selector=app=web --timeout=10s 2>&1 | grep -m1 -o "Cannot evict pod as it would violate the pod's disruption budget."
 Cannot evict pod as it would violate the pod's disruption budget.
 $ kubectl patch pdb web --type=merge -p '{"spec":{"minAvailable":0}}'
 poddisruptionbudget.policy/web patched

@@ -133,7 +133,7 @@ $ kubectl describe deployment web | grep -E '^  (Available|Progressing)' | sort
   Progressing    True    NewReplicaSetAvailable
 $ (kubectl wait --for=delete deployment/web --timeout=60s & sleep 0.5; kubectl delete deployment web >/dev/null; wait)
 deployment.apps/web condition met
-$ kubectl wait --for=create cm/kube-root-ca.crt --timeout=10s
+$ kubectl wait --for=create cm/kube-root-ca.crt --timeout=60s
 configmap/kube-root-ca.crt condition met
 $ kubectl wait --for=condition=Ready pod/none --timeout=1s
 ? 1

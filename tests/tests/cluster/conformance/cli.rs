@@ -94,6 +94,8 @@ fn describe(cluster: &Cluster) -> Result<()> {
         let pods = running(scene, 1)?;
         let name = pods[0]["metadata"]["name"].as_str().context("no name")?;
         let node = pods[0]["spec"]["nodeName"].as_str().context("no node")?;
+        leads_to(scene, "primary", &pods[0]["status"]["podIP"], 6379)?;
+        scene.until("rc/primary", "its status", |primary| primary["status"]["readyReplicas"] == 1)?;
         let of_pod = scene.k(&["describe", "pod", name])?;
         says(
             &of_pod,
