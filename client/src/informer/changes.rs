@@ -1,7 +1,8 @@
 //! What a subscriber of an informer hears.
 //!
 //! A subscriber that is slow loses nothing and costs little: per object there is one pending change, from
-//! the state that the subscriber last took to the newest one.
+//! the state that the subscriber last took to the newest one. An object that came and went before he heard
+//! of it is told as gone: whoever made it himself has to hear that.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +18,8 @@ use crate::ObjectKey;
 pub struct Change<K> {
     /// Which object.
     pub key: ObjectKey,
-    /// The state that this subscriber last heard of; `None` if it knew none.
+    /// The state that this subscriber last heard of, or the last one of an object that came and went
+    /// unheard; `None` if there was none before.
     pub old: Option<Arc<K>>,
     /// The newest state; `None` if the object is gone.
     pub new: Option<Arc<K>>,
@@ -74,8 +76,7 @@ impl<K> Changes<K> {
     }
 }
 
-/// Pending changes of one subscriber. Bounded by the number of objects that exist plus those that the
-/// subscriber knew and that are gone.
+/// Pending changes of one subscriber: one an object that exists or existed since he last looked.
 #[derive(Debug)]
 pub(super) struct Mailbox<K> {
     post: Mutex<Post<K>>,
@@ -102,7 +103,10 @@ impl<K> Mailbox<K> {
     pub(super) fn put(&self, key: &ObjectKey, old: Option<&Arc<K>>, new: Option<&Arc<K>>) {
         let mut post = self.lock();
         if let Some(sides) = post.pending.get_mut(key) {
-            sides.1 = new.cloned();
+            let last = std::mem::replace(&mut sides.1, new.cloned());
+            if new.is_none() {
+                sides.0 = sides.0.take().or(last);
+            }
         } else {
             post.pending.insert(key.clone(), (old.cloned(), new.cloned()));
             post.order.push_back(key.clone());
@@ -124,13 +128,8 @@ impl<K> Mailbox<K> {
 
 impl<K> Post<K> {
     fn take(&mut self) -> Option<Change<K>> {
-        loop {
-            let key = self.order.pop_front()?;
-            let (old, new) = self.pending.remove(&key).expect("an ordered key is pending");
-            // An object that came and went before the subscriber heard of it was never there for it.
-            if old.is_some() || new.is_some() {
-                return Some(Change { key, old, new });
-            }
-        }
+        let key = self.order.pop_front()?;
+        let (old, new) = self.pending.remove(&key).expect("an ordered key is pending");
+        Some(Change { key, old, new })
     }
 }

@@ -249,7 +249,12 @@ mod tests {
         store.remove(&ObjectKey::new("ns", "a"));
         store.put(map("c", 6));
         store.remove(&ObjectKey::new("ns", "c"));
-        assert_eq!(heard(&mut changes), [("a".into(), text(4), None)]);
+        let unheard = ("c".into(), text(6), None);
+        assert_eq!(heard(&mut changes), [("a".into(), text(4), None), unheard]);
+        store.put(map("d", 7));
+        store.remove(&ObjectKey::new("ns", "d"));
+        store.put(map("d", 8));
+        assert_eq!(heard(&mut changes), [("d".into(), text(7), text(8))]);
     }
 
     #[test]
