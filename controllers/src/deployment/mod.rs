@@ -176,7 +176,10 @@ impl Controller {
                 }
             }
             Err(error) if error.is_namespace_terminating() => Ok(Created::Yes),
-            Err(error) => Ok(Created::Refused(error)),
+            Err(error) => {
+                self.family.written.failed(key, &error);
+                Ok(Created::Refused(error))
+            }
         }
     }
 
@@ -194,6 +197,7 @@ impl Controller {
         }
         let api = self.set_api(key);
         let patched = api.patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+        let patched = patched.inspect_err(|error| self.family.written.failed(key, error));
         self.family.written.wrote(key, &patched.says("update a ReplicaSet")?);
         if update.replicas.0 != update.replicas.1 {
             self.tell_scaling(deployment, &set.name_any(), update.replicas);
@@ -214,7 +218,10 @@ impl Controller {
             Ok(_) => self.family.written.deleted(key, &set.uid().unwrap_or_default()),
             // It is gone, or it changed: then the next plan looks at it again.
             Err(error) if error.is_not_found() || error.is_conflict() => {}
-            Err(error) => return Err(error).says("delete an old ReplicaSet"),
+            Err(error) => {
+                self.family.written.failed(key, &error);
+                return Err(error).says("delete an old ReplicaSet");
+            }
         }
         Ok(())
     }
