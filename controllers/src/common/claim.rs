@@ -16,7 +16,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::{Result, Says};
+use super::{Error, Result, Says};
 
 /// A kind of namespaced objects that can own or be owned.
 pub(crate) trait Namespaced:
@@ -116,6 +116,9 @@ pub(crate) fn candidates<K: Namespaced>(informer: &Informer<K>, owner: &ObjectMe
 }
 
 /// Writes the adoptions and releases; returns what belongs to the owner.
+///
+/// # Errors
+/// A write was refused, or [`Error::StaleCache`]: there is something to adopt, but the owner is about to go.
 pub(crate) async fn apply<O: Namespaced, K: Namespaced>(
     client: &Client,
     owner: &O,
@@ -124,7 +127,11 @@ pub(crate) async fn apply<O: Namespaced, K: Namespaced>(
     let mut mine = claims.kept;
     let namespace = owner.namespace().unwrap_or_default();
     let objects: Api<K> = Api::namespaced(client.clone(), &namespace);
-    if !claims.adopt.is_empty() && may_adopt(client, owner).await? {
+    if !claims.adopt.is_empty() {
+        // What it may not adopt was made for it perhaps, and orphaned: it must not make that again.
+        if !may_adopt(client, owner).await? {
+            return Err(Error::StaleCache);
+        }
         let reference = controller_reference(owner);
         for orphan in claims.adopt {
             let patch = json!({"metadata": {"ownerReferences": [reference], "uid": orphan.uid()}});

@@ -17,8 +17,8 @@ pub(crate) enum Error {
     /// The object's selector cannot be used; only a change of the object helps.
     #[error("the selector is invalid")]
     Selector(#[from] ParseError),
-    /// The cache did not show the controller's own writes in time.
-    #[error("the cache lags behind this controller's writes")]
+    /// The cache did not show in time what the controller wrote, or what the API server says.
+    #[error("the cache lags behind the API server")]
     StaleCache,
     /// Some of the requests of one step failed; the first of them.
     #[error("{failed} of {total} requests failed")]

@@ -68,7 +68,8 @@ impl<O: Owner, K: Namespaced> Family<O, K> {
             self.written.found(key, &shown, &now.says("find out what became of a write")?.items);
         }
         self.written.settled(key, &self.owned, &*self.context.clock).await?;
-        Ok(Some(owner))
+        // It may have changed meanwhile: what is owned must not be newer than who owns it.
+        Ok(self.owners.get(key))
     }
 
     /// What belongs to `owner`, after adopting and releasing. Objects that are not `eligible` stay whose
