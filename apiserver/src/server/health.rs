@@ -28,9 +28,9 @@ impl Health {
         self.0.store(SERVING, Ordering::Release);
     }
 
-    /// No more requests are wanted.
-    pub(super) fn stopping(&self) {
-        self.0.store(STOPPING, Ordering::Release);
+    /// No more requests are wanted. Whether that is news.
+    pub(super) fn stopping(&self) -> bool {
+        self.0.swap(STOPPING, Ordering::AcqRel) != STOPPING
     }
 
     /// Whether requests are wanted; else the check that failed.

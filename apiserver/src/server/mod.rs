@@ -337,12 +337,19 @@ impl Handle {
         self.service.0.health.ready(&self.service.0.registry).await.is_ok()
     }
 
-    /// Stops: `/readyz` fails at once, then watches end and no more connections are taken; open requests get the
-    /// time that [`Limits::drain`] says.
-    pub async fn shutdown(&self) {
+    /// The first step of a stop: `/readyz` fails from now on, so that whoever balances load sends nothing more.
+    /// All is served as before; returns after [`Limits::shutdown_delay`], or at once where it was announced before.
+    pub async fn announce_shutdown(&self) {
         let core = &self.service.0;
-        core.health.stopping();
-        tokio::time::sleep(core.limits.shutdown_delay).await;
+        if core.health.stopping() {
+            tokio::time::sleep(core.limits.shutdown_delay).await;
+        }
+    }
+
+    /// Stops: announces it, unless that was done; then watches end and no more connections are taken; open requests
+    /// get the time that [`Limits::drain`] says.
+    pub async fn shutdown(&self) {
+        self.announce_shutdown().await;
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;

@@ -46,18 +46,21 @@ fn require_root(what: &str) -> Result<(), Failure> {
     .hint(format!("run `sudo decapod {what}`")))
 }
 
-/// Runs until a signal asks to stop, or a task failed that none can do without; then ends all tasks.
+/// Runs until a signal asks to stop, or a task failed that none can do without. The tasks run on.
 async fn run_until_told(supervisor: &Supervisor) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let result = tokio::select! {
+    tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         failure = supervisor.failed() => Err(Failure::new(format!("a task ended: {failure}"))),
-    };
+    }
+}
+
+/// Ends all tasks.
+async fn end(supervisor: &Supervisor) {
     let remaining = supervisor.shutdown(GRACE).await;
     if !remaining.is_empty() {
         tracing::warn!(?remaining, "tasks had to be dropped");
     }
-    result
 }

@@ -60,6 +60,9 @@ impl Server {
             Ok(()) => super::run_until_told(&supervisor).await,
             Err(failure) => Err(failure),
         };
+        // Whoever balances load must hear first: until the delay is over the cluster works on as before.
+        api.announce_shutdown().await;
+        super::end(&supervisor).await;
         api.shutdown().await;
         result
     }

@@ -3,18 +3,25 @@
 //!
 //! So each write is noted under the key that was reconciled, and the next reconciliation of that key
 //! waits until the cache has seen it. Deletions need no waiting: what was deleted is left out of the view.
+//!
+//! A write that was not answered may have been done. Where doing it again would do it twice (a name that the
+//! API server makes up, a choice that rests on what was chosen before), the controller notes the doubt and
+//! asks the API server before it plans again.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use decapod_client::ObjectKey;
 use decapod_client::clock::{self, Clock};
 use decapod_client::informer::Informer;
-use kube::Resource;
+use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
 
-use super::{Error, Result};
+use super::{Error, Result, Says};
 
 /// How long a cache may lag before the reconciliation is put off: far longer than a watch takes, and
 /// short enough not to hold a worker while the API server is away.
@@ -69,8 +76,32 @@ impl Expectations {
         }
     }
 
+    /// Ends the doubt of `key`, if there is one: asks the API server what exists of what the cache `shown`
+    /// at most shows. Call it before [`Self::settled`], which then waits for what was found.
+    ///
+    /// # Errors
+    /// The API server did not answer: the doubt remains.
+    pub(crate) async fn resolve<K>(
+        &self,
+        key: &ObjectKey,
+        api: &Api<K>,
+        among: &ListParams,
+        shown: impl FnOnce() -> Vec<Arc<K>>,
+    ) -> Result<()>
+    where
+        K: Resource + Clone + DeserializeOwned + Debug,
+    {
+        if !self.is_in_doubt(key) {
+            return Ok(());
+        }
+        let shown = shown();
+        let now = api.list_metadata(among).await.says("find out what became of a write")?;
+        self.found(key, &shown, &now.items);
+        Ok(())
+    }
+
     /// Whether it is open what became of a write of `key`.
-    pub(crate) fn is_in_doubt(&self, key: &ObjectKey) -> bool {
+    fn is_in_doubt(&self, key: &ObjectKey) -> bool {
         self.lock().get(key).is_some_and(|pending| pending.doubted)
     }
 
@@ -78,7 +109,7 @@ impl Expectations {
     /// gets to the newest of what exists by itself, and what it showed and is no more was deleted. The
     /// revision of the list as a whole would not do: a cache learns of that only by a bookmark, a minute
     /// later.
-    pub(crate) fn found<K: Resource>(&self, key: &ObjectKey, shown: &[Arc<K>], now: &[PartialObjectMeta<K>]) {
+    fn found<K: Resource>(&self, key: &ObjectKey, shown: &[Arc<K>], now: &[PartialObjectMeta<K>]) {
         let newest = now.iter().filter_map(|object| object.metadata.resource_version.as_deref());
         let newest = newest.max_by_key(|revision| number(revision)).unwrap_or_default();
         let exist: HashSet<&str> = now.iter().filter_map(|object| object.metadata.uid.as_deref()).collect();

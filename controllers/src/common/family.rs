@@ -61,12 +61,9 @@ impl<O: Owner, K: Namespaced> Family<O, K> {
             self.own.forget(key);
             return Ok(None);
         };
-        if self.written.is_in_doubt(key) {
-            let shown = self.owned.owned_by(owner.meta().uid.as_deref().unwrap_or_default());
-            let api: Api<K> = Api::namespaced(self.context.client.clone(), &key.namespace);
-            let now = api.list_metadata(&ListParams::default()).await;
-            self.written.found(key, &shown, &now.says("find out what became of a write")?.items);
-        }
+        let api: Api<K> = Api::namespaced(self.context.client.clone(), &key.namespace);
+        let shown = || self.owned.owned_by(owner.meta().uid.as_deref().unwrap_or_default());
+        self.written.resolve(key, &api, &ListParams::default(), shown).await?;
         self.written.settled(key, &self.owned, &*self.context.clock).await?;
         // It may have changed meanwhile: what is owned must not be newer than who owns it.
         Ok(self.owners.get(key))

@@ -8,7 +8,7 @@ use decapod_client::error::ErrorExt;
 use decapod_client::informer::Informer;
 use decapod_client::reconcile::{self, Queue};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 
 use super::plan::{MANAGED_LABEL, Plan, SERVICE_LABEL};
@@ -54,12 +54,24 @@ impl Slices {
     /// # Errors
     /// The cache does not show the last writes in time.
     pub(super) async fn of(&self, key: &ObjectKey) -> Result<Vec<Arc<EndpointSlice>>> {
+        let labels = format!("{SERVICE_LABEL}={},{MANAGED_LABEL}={}", key.name, self.manager);
+        let among = ListParams::default().labels(&labels);
+        self.written.resolve(key, &self.api(key), &among, || self.shown(key)).await?;
         self.written.settled(key, &self.informer, &*self.context.clock).await?;
+        Ok(self.written.without_deleted(key, self.shown(key)))
+    }
+
+    /// The slices of a Service as the cache shows them.
+    fn shown(&self, key: &ObjectKey) -> Vec<Arc<EndpointSlice>> {
         let mut slices = self.informer.list_in(&key.namespace);
         slices.retain(|slice| {
             is_of(slice, self.manager) && slice.labels().get(SERVICE_LABEL) == Some(&key.name)
         });
-        Ok(self.written.without_deleted(key, slices))
+        slices
+    }
+
+    fn api(&self, key: &ObjectKey) -> Api<EndpointSlice> {
+        Api::namespaced(self.context.client.clone(), &key.namespace)
     }
 
     /// Writes a plan: what comes before what goes.
@@ -67,23 +79,24 @@ impl Slices {
     /// # Errors
     /// A write was refused, for another reason than that the namespace is on its way out.
     pub(super) async fn apply(&self, key: &ObjectKey, plan: &Plan) -> Result<()> {
-        let api: Api<EndpointSlice> = Api::namespaced(self.context.client.clone(), &key.namespace);
+        let api = self.api(key);
+        let note = |error: &kube::Error| self.written.failed(key, error);
         let parameters = PostParams::default();
         for slice in &plan.create {
-            match api.create(&parameters, slice).await {
+            match api.create(&parameters, slice).await.inspect_err(note) {
                 Ok(created) => self.written.wrote(key, &created),
                 Err(error) if namespaces::is_over(&error) => return Ok(()),
                 Err(error) => return Err(error).says("create an EndpointSlice"),
             }
         }
         for slice in &plan.update {
-            let updated = api.replace(&slice.name_any(), &parameters, slice).await;
+            let updated = api.replace(&slice.name_any(), &parameters, slice).await.inspect_err(note);
             self.written.wrote(key, &updated.says("update an EndpointSlice")?);
         }
         for slice in &plan.delete {
             let preconditions = Preconditions { uid: slice.uid(), resource_version: None };
             let parameters = DeleteParams::default().preconditions(preconditions);
-            match api.delete(&slice.name_any(), &parameters).await {
+            match api.delete(&slice.name_any(), &parameters).await.inspect_err(note) {
                 Ok(_) => self.written.deleted(key, &slice.uid().unwrap_or_default()),
                 Err(error) if error.is_not_found() || error.is_conflict() => {}
                 Err(error) => return Err(error).says("delete an EndpointSlice"),

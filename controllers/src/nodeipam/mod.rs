@@ -15,7 +15,7 @@ use decapod_client::event::Recorder;
 use decapod_client::informer::Informer;
 use decapod_client::reconcile::{self, Queue};
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
@@ -87,6 +87,9 @@ impl Controller {
         self.nodes.synced().await;
         // All writes are noted under one key: every decision depends on all of them.
         let all = ObjectKey::default();
+        let api: Api<Node> = Api::all(self.context.client.clone());
+        // A block whose giving was not answered may be taken: no other node must get it.
+        self.expectations.resolve(&all, &api, &ListParams::default(), || self.nodes.list()).await?;
         self.expectations.settled(&all, &self.nodes, &*self.context.clock).await?;
         let Some(node) = self.nodes.get(key).filter(|node| blocks(node).next().is_none()) else {
             return Ok(None);
@@ -103,8 +106,8 @@ impl Controller {
             "metadata": {"resourceVersion": node.resource_version(), "uid": node.uid()},
             "spec": {"podCIDR": block.to_string(), "podCIDRs": [block.to_string()]},
         });
-        let api: Api<Node> = Api::all(self.context.client.clone());
-        match api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        let patched = api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        match patched.inspect_err(|error| self.expectations.failed(&all, error)) {
             Ok(patched) => self.expectations.wrote(&all, &patched),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error).says("give a node its pod CIDR"),

@@ -7,6 +7,7 @@ mod collecting;
 mod crashes;
 mod faults;
 mod limits;
+mod lost;
 mod quotas;
 mod rollouts;
 mod rootca;
