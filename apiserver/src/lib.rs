@@ -20,6 +20,7 @@ mod openapi;
 mod registry;
 mod server;
 mod table;
+mod usage;
 mod version;
 
 pub mod pki;

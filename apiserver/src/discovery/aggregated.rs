@@ -6,6 +6,7 @@ use http::header::ACCEPT;
 use serde_json::{Value, json};
 
 use super::{groups, resources};
+use crate::usage;
 
 /// The version of the document that a client asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +60,8 @@ pub(super) fn document(core: bool, version: Version) -> Value {
                 .versions
                 .iter()
                 .map(|v| {
-                    let resources: Vec<Value> = resources(group.name, v).map(resource).collect();
+                    let mut resources: Vec<Value> = resources(group.name, v).map(resource).collect();
+                    resources.extend(usage::discovered(group.name, v, true));
                     json!({"version": v, "resources": resources, "freshness": "Current"})
                 })
                 .collect();

@@ -4,6 +4,7 @@ use decapod_api::resource::{Gvk, Resource, api_version};
 use serde_json::{Map, Value, json};
 
 use super::{groups, resources};
+use crate::usage;
 
 pub(super) fn core_versions() -> Value {
     json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
@@ -33,7 +34,8 @@ fn describe(name: &str, versions: &[&str]) -> Value {
 }
 
 pub(super) fn resource_list(group: &str, version: &str) -> Option<Value> {
-    let list: Vec<Value> = resources(group, version).flat_map(entries).collect();
+    let mut list: Vec<Value> = resources(group, version).flat_map(entries).collect();
+    list.extend(usage::discovered(group, version, false));
     if list.is_empty() {
         return None;
     }

@@ -1,7 +1,7 @@
 //! What the API server serves, in the words of the discovery protocol: legacy documents per group
 //! and version, and the aggregated ones.
 //!
-//! All of it is made from the table of kinds. **Invariant**: what discovery names is routed, and
+//! All of it is made from the table of kinds, and of the figures of `usage`, which have no row there. **Invariant**: what discovery names is routed, and
 //! what is routed is named.
 
 mod aggregated;
@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::http::Body;
 use crate::http::body;
+use crate::usage;
 
 /// The groups by falling priority, as Kubernetes lists them: which group's kind a short name means.
 const PRIORITY: &[&str] = &[
@@ -38,6 +39,7 @@ const PRIORITY: &[&str] = &[
     "discovery.k8s.io",
     "resource.k8s.io",
     "flowcontrol.apiserver.k8s.io",
+    usage::GROUP,
 ];
 
 /// A group with its versions, the preferred one first.
@@ -60,8 +62,9 @@ fn groups() -> Vec<Group> {
             group.versions.push(resource.version);
         }
     }
+    groups.push(Group { name: usage::GROUP, versions: vec![usage::VERSION] });
     for group in &mut groups {
-        // All are stable versions: the highest number is preferred.
+        // All but the figures' are stable versions: the highest number is preferred.
         group.versions.sort_by_key(|v| std::cmp::Reverse(number(v)));
     }
     groups.sort_by_key(|g| PRIORITY.iter().position(|p| *p == g.name).unwrap_or(PRIORITY.len()));

@@ -13,7 +13,7 @@ use crate::http::protobuf::encode;
 use crate::http::{Body, body, reply};
 
 /// Finishes an answer that is JSON as a whole; others are as they are.
-pub(super) async fn answer(
+pub(crate) async fn answer(
     request: &HeaderMap,
     accepted: Accepted,
     response: Response<Body>,

@@ -5,7 +5,7 @@
 //! not name is refused here, so discovery and routing cannot differ.
 
 mod eviction;
-mod finish;
+pub(crate) mod finish;
 mod object;
 mod read;
 pub(crate) mod render;
@@ -30,6 +30,7 @@ use crate::registry::options::WriteOptions;
 use crate::registry::patch::Patch;
 use crate::registry::{Call, managed};
 use crate::server::Core;
+use crate::usage;
 
 /// A request on its way to the registry.
 pub(crate) struct Request<'a> {
@@ -105,6 +106,9 @@ pub(crate) async fn resource(
     request: http::Request<Body>,
 ) -> Result<Response<Body>, Error> {
     let a = &info.attributes;
+    if a.group == usage::GROUP {
+        return usage::answer(core, info, user, request.headers()).await;
+    }
     let row = resource::find(&a.group, &a.version, &a.resource).ok_or(Error::UnknownPath)?;
     let (mut parts, incoming) = request.into_parts();
     let socket = if a.verb == "watch" { websocket::asked(&mut parts).await? } else { None };

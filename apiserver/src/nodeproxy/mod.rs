@@ -5,6 +5,7 @@
 //! bytes: what the kubelet answers, and upgraded connections (WebSocket, SPDY) as they are.
 
 mod dial;
+mod fetch;
 mod headers;
 pub(crate) mod insecure;
 mod log;
@@ -27,6 +28,7 @@ use crate::endpoint;
 use crate::http::Body;
 use crate::http::body;
 pub(crate) use dial::Kubelets;
+pub(crate) use fetch::fetch;
 use rewrite::Place;
 use target::{Backend, Found, Target};
 

@@ -116,7 +116,7 @@ fn after(path: &str, segments: usize) -> &str {
     slash.map(|(at, _)| &path[at..]).unwrap_or_default()
 }
 
-fn at_node(node: &Value, path: String) -> Result<Target, Error> {
+pub(super) fn at_node(node: &Value, path: String) -> Result<Target, Error> {
     let addresses: Vec<&Value> = node["status"]["addresses"].as_array().into_iter().flatten().collect();
     let by = |kind: &str| -> Option<IpAddr> {
         addresses.iter().find(|a| a["type"] == kind)?["address"].as_str()?.parse().ok()

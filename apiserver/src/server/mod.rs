@@ -41,6 +41,7 @@ use crate::nodeproxy::Kubelets;
 use crate::pki::{self, CertificateRequest, Pki, Renewing};
 use crate::registry::Registry;
 use crate::registry::allocate::{Cidr, Network};
+use crate::usage::{self, Usage};
 pub(crate) use filter::Service;
 pub use inprocess::InProcess;
 pub use limits::Limits;
@@ -146,6 +147,7 @@ pub(crate) struct Core {
     pub(crate) rbac: Rbac,
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) kubelets: Kubelets,
+    pub(crate) usage: Usage,
     pub(crate) metrics: Metrics,
     pub(crate) health: health::Health,
     pub(crate) limits: Limits,
@@ -222,6 +224,7 @@ impl Server {
         mirror::policy(&core, &tasks).await.map_err(StartError::Bootstrap)?;
         bootstrap::keep(&core, &tasks);
         flow_status::keep(&core, &tasks);
+        usage::keep(&core, &tasks);
         core.health.bootstrapped();
         let service = Service(core);
         tasks.spawn(tls::serve(listener, tls, service.clone(), stop.clone()));
@@ -260,6 +263,7 @@ fn make_core(
         vec![Arc::new(Masters), Arc::new(NodeAuthorizer::new(registry.clone())), Arc::new(rbac.clone())];
     Ok(Core {
         kubelets: Kubelets::new(pki, clock.clone(), options.proxy_to_loopback)?,
+        usage: Usage::default(),
         authenticator: Authenticator {
             tokens: tokens.clone(),
             file,

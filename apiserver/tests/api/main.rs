@@ -26,5 +26,6 @@ mod services;
 mod strict;
 mod tokens;
 mod tokens_more;
+mod usage;
 mod watch;
 mod watch_socket;

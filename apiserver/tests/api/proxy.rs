@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use crate::harness::{Client, Cluster, message, pod};
 
 /// A stand-in for a kubelet that wants the API server's certificate. Returns its port.
-async fn kubelet(pki: &Pki) -> u16 {
+pub(crate) async fn kubelet(pki: &Pki, router: Router) -> u16 {
     let pair = pki
         .issue(&CertificateRequest::server("system:node:n1", vec!["127.0.0.1".to_owned()]), SystemClock.now())
         .unwrap();
@@ -44,10 +44,6 @@ async fn kubelet(pki: &Pki) -> u16 {
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let router = Router::new()
-        .route("/containerLogs/{namespace}/{pod}/{container}", get(logs))
-        .route("/exec/{namespace}/{pod}/{container}", get(exec).post(exec))
-        .route("/healthz", get(|| async { "fine" }));
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
             let (acceptor, router) = (acceptor.clone(), router.clone());
@@ -92,7 +88,11 @@ async fn exec(RawQuery(query): RawQuery, upgrade: WebSocketUpgrade) -> Response 
 
 async fn cluster_with_pod() -> (Cluster, Client) {
     let cluster = Cluster::start().await;
-    let port = kubelet(&cluster.pki).await;
+    let router = Router::new()
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(logs))
+        .route("/exec/{namespace}/{pod}/{container}", get(exec).post(exec))
+        .route("/healthz", get(|| async { "fine" }));
+    let port = kubelet(&cluster.pki, router).await;
     let admin = cluster.admin();
     admin.service_account("default").await;
     let status = json!({"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
