@@ -3,11 +3,14 @@
 //!
 //! **Invariant**: only cgroups below the root that [`crate::Options`] names are made, changed or removed.
 
+mod read;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::pod::qos::{CPU_PERIOD_US, Class, Limits};
+pub(crate) use read::Reading;
 
 /// How the kernel's cgroups are mounted here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +67,8 @@ impl Cgroups {
         Ok(cgroups)
     }
 
-    fn kubepods(&self) -> String {
+    /// The cgroup above those of all pods.
+    pub(crate) fn kubepods(&self) -> String {
         format!("{}/kubepods", self.root)
     }
 
@@ -81,6 +85,16 @@ impl Cgroups {
         let path = self.pod(class, uid);
         self.create(&path, limits)?;
         Ok(path)
+    }
+
+    /// Weighs all pods together against the system, and bounds their memory where some is kept from them.
+    pub(crate) fn bound(&self, shares: u64, memory: Option<i64>) -> Result<(), Error> {
+        self.create(&self.kubepods(), Limits { shares, quota: None, memory })
+    }
+
+    /// Whether there is one tree for all controllers (v2).
+    pub(crate) fn is_unified(&self) -> bool {
+        matches!(self.hierarchy, Hierarchy::V2(_))
     }
 
     /// Weighs all Burstable pods together, by the sum of their requests, against BestEffort ones and the system.
@@ -283,6 +297,25 @@ mod tests {
     #[test]
     fn shares_become_weights() {
         assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 39, 10_000));
+    }
+
+    #[test]
+    fn one_tree_for_all_controllers_hands_them_down() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
+        let limits = Limits { shares: 1024, quota: Some(50_000), memory: Some(64 << 20) };
+        create_v2(root.path(), "/d/kubepods/podu1", limits).unwrap();
+        let read = |file: &str| fs::read_to_string(root.path().join(file)).unwrap();
+        for above in ["", "d/", "d/kubepods/"] {
+            let handed = read(&format!("{above}cgroup.subtree_control"));
+            assert_eq!(handed, "+cpu +memory +pids +io +cpuset", "{above}");
+        }
+        let pod = |file: &str| read(&format!("d/kubepods/podu1/{file}"));
+        assert_eq!((pod("cpu.weight"), pod("cpu.max")), ("39".to_owned(), "50000 100000".to_owned()));
+        assert_eq!(pod("memory.max"), (64 << 20).to_string());
+        let free = Limits { shares: 2, quota: None, memory: None };
+        create_v2(root.path(), "/d/kubepods/podu1", free).unwrap();
+        assert_eq!((pod("cpu.max"), pod("memory.max")), ("max 100000".to_owned(), "max".to_owned()));
     }
 
     #[test]

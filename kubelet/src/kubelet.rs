@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use decapod_api::quantity::Quantity;
 use decapod_client::clock::Clock;
 use decapod_client::event::Recorder;
 use decapod_client::informer::Informers;
@@ -13,11 +14,17 @@ use decapod_runtime::Runtime;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 
 use crate::cgroup::{self, Cgroups};
+use crate::drain::Drain;
+use crate::eviction::{Evictions, Manager};
 use crate::images::Images;
+use crate::measures::Measures;
+use crate::node::facts::Machine;
 use crate::node::{self, Registrar};
+use crate::oom;
 use crate::options::Options;
-use crate::pod::mark;
+use crate::pod::{mark, qos};
 use crate::probe::Probes;
+use crate::rotate;
 use crate::server::{self, Server};
 use crate::shared::{Shared, logs_root};
 use crate::tell::Tell;
@@ -112,8 +119,11 @@ impl Kubelet {
         let memory = node::facts::machine(&options.data_dir).memory;
         let images =
             Images::new(runtime.clone(), clock.clone(), supervisor.clone(), wakes.clone(), tell.clone());
+        let cgroups = Cgroups::new(&options.cgroup_root)?;
+        let (shares, bound) = pods_share(&options, &node::facts::machine(&options.data_dir));
+        cgroups.bound(shares, bound)?;
         let shared = Arc::new(Shared {
-            cgroups: Cgroups::new(&options.cgroup_root)?,
+            cgroups,
             probes: Probes::new(clock.clone(), wakes.clone(), tell.clone()),
             runtime_name: version.runtime_name.clone(),
             options,
@@ -128,6 +138,8 @@ impl Kubelet {
             volumes,
             images,
             tell,
+            evictions: Evictions::default(),
+            measures: Measures::default(),
             wakes,
             host_ips,
             memory,
@@ -135,6 +147,11 @@ impl Kubelet {
         let server = Server::bind(&shared).await?;
         let runtime_version = format!("{}://{}", version.runtime_name, version.runtime_version);
         Ok(Self { shared, server, runtime_version })
+    }
+
+    /// What ends the pods when the machine is about to stop.
+    pub fn drain(&self) -> Drain {
+        Drain::new(self.shared.clone())
     }
 
     /// Registers the node and runs its pods until the supervisor shuts down. Containers then run on.
@@ -146,11 +163,22 @@ impl Kubelet {
         supervisor.spawn_until_shutdown("node-lease", node::heartbeat(shared.clone()));
         supervisor.spawn_until_shutdown("probes", shared.probes.clone().run());
         supervisor.spawn_until_shutdown("runtime-events", follow_runtime(shared.clone()));
+        supervisor.spawn_until_shutdown("eviction", Manager::new(shared.clone()).run());
+        supervisor.spawn_until_shutdown("log-rotation", rotate::run(shared.clone()));
+        supervisor.spawn_until_shutdown("out-of-memory", oom::follow(shared.clone()));
         supervisor.spawn_until_shutdown("pod-workers", Workers::new(shared).run());
         if let Some(server) = server {
             supervisor.spawn_until_shutdown("node-server", server.run());
         }
     }
+}
+
+/// What all pods together weigh, and how much memory they may have: all of it where none is reserved.
+fn pods_share(options: &Options, machine: &Machine) -> (u64, Option<i64>) {
+    let reserved = options.reserved;
+    let millis = machine.cpu_millis.saturating_sub_unsigned(reserved.cpu).max(0);
+    let memory = machine.memory.saturating_sub_unsigned(reserved.memory).max(0);
+    (qos::shares(Quantity::from_millis(millis)), (reserved.memory > 0).then_some(memory))
 }
 
 /// Where secrets lie.

@@ -6,25 +6,36 @@
 
 mod cgroup;
 mod config;
+mod drain;
 mod environment;
+mod eviction;
 mod files;
 mod images;
 mod inotify;
 mod kubelet;
 mod logs;
+mod measures;
 mod node;
+mod oom;
 mod options;
 mod pod;
 mod probe;
+mod rotate;
 mod server;
 mod shared;
 mod tell;
 mod traffic;
+mod usage;
 mod volume;
 mod wake;
 mod worker;
 
+pub use drain::Drain;
+pub use eviction::EvictionOptions;
+pub use eviction::threshold::{
+    Amount, Error as ThresholdError, Signal, Threshold, parse as parse_thresholds,
+};
 pub use kubelet::{Dependencies, Error, Kubelet, teardown};
-pub use options::{Options, ServerOptions, fixed};
+pub use options::{LogOptions, Options, Reserved, ServerOptions, fixed};
 pub use server::Error as ServerError;
 pub use traffic::{NoServices, Traffic};

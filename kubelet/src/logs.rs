@@ -1,12 +1,14 @@
 //! Reads container logs as the runtime writes them (CRI format), with the options of `kubectl logs`.
 
 use std::io::{self, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use decapod_client::clock::Clock;
+use flate2::read::MultiGzDecoder;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::fs::File;
@@ -14,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::mpsc;
 
 use crate::inotify::Watch;
+use crate::rotate;
 
 /// How much is read at once.
 const CHUNK: usize = 32 * 1024;
@@ -122,8 +125,9 @@ pub(crate) async fn send(
     let follow = options.follow;
     let mut reader = Reader::open(path, options.tail).await.map_err(failed)?;
     let mut writer = Writer { options, sent: 0, within: false };
-    let mut watch = if follow { Some(Watch::new(path).map_err(failed)?) } else { None };
+    let mut watch = if follow { reader.watch().map_err(failed)? } else { None };
     let mut ended = false;
+    let mut next = None;
     loop {
         let mut out = BytesMut::new();
         let more = reader.read(&mut writer, &mut out).await.map_err(failed)?;
@@ -137,26 +141,46 @@ pub(crate) async fn send(
         if more {
             continue;
         }
-        let Some(watch) = watch.as_mut() else { return Ok(()) };
-        if reader.rotated(path).await {
-            reader = Reader::open(path, None).await.map_err(failed)?;
-            *watch = Watch::new(path).map_err(failed)?;
+        if !follow {
+            return Ok(());
+        }
+        if let Some(next) = next.take() {
+            reader = next;
+            watch = reader.watch().map_err(failed)?;
+            continue;
+        }
+        next = reader.next(path).await.map_err(failed)?;
+        if next.is_some() {
+            // Nobody writes into this file any more: once again to its end, and then on.
             continue;
         }
         if ended {
             return Ok(());
         }
+        let changed = async {
+            match watch.as_mut() {
+                Some(watch) => watch.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = sink.closed() => return Ok(()),
-            changed = watch.changed() => changed.map_err(failed)?,
+            changed = changed => changed.map_err(failed)?,
             // Once the container has ended, one more look catches what it wrote last.
             () = clock.sleep(ALIVE_CHECK) => ended = !alive().await,
         }
     }
 }
 
+/// What a log is read from.
+enum Content {
+    Plain(File),
+    /// A log that was moved aside long ago; its name. Reading it blocks, but for no more than unpacking takes.
+    Packed(Box<MultiGzDecoder<std::fs::File>>, PathBuf),
+}
+
 struct Reader {
-    file: File,
+    content: Content,
     /// Read but not yet parsed.
     rest: BytesMut,
 }
@@ -168,13 +192,27 @@ impl Reader {
             let start = tail_start(&mut file, lines).await?;
             file.seek(SeekFrom::Start(start)).await?;
         }
-        Ok(Self { file, rest: BytesMut::new() })
+        Ok(Self { content: Content::Plain(file), rest: BytesMut::new() })
+    }
+
+    fn packed(path: &Path) -> io::Result<Self> {
+        let content = Box::new(MultiGzDecoder::new(std::fs::File::open(path)?));
+        Ok(Self { content: Content::Packed(content, path.to_owned()), rest: BytesMut::new() })
     }
 
     /// Reads one chunk; false at the end of the file as it is now.
     async fn read(&mut self, writer: &mut Writer, out: &mut BytesMut) -> io::Result<bool> {
         self.rest.reserve(CHUNK);
-        if self.file.read_buf(&mut self.rest).await? == 0 {
+        let length = match &mut self.content {
+            Content::Plain(file) => file.read_buf(&mut self.rest).await?,
+            Content::Packed(content, _) => {
+                let mut chunk = [0; CHUNK];
+                let length = io::Read::read(content, &mut chunk)?;
+                self.rest.put_slice(&chunk[..length]);
+                length
+            }
+        };
+        if length == 0 {
             return Ok(false);
         }
         while let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
@@ -192,13 +230,60 @@ impl Reader {
         Ok(true)
     }
 
-    /// Whether the path leads to another file by now.
-    async fn rotated(&self, path: &Path) -> bool {
-        use std::os::unix::fs::MetadataExt;
-        let (Ok(open), Ok(named)) = (self.file.metadata().await, tokio::fs::metadata(path).await) else {
-            return false;
-        };
-        open.ino() != named.ino()
+    /// The name that the file has now, wherever it was moved, or that it had last.
+    fn name(&self) -> io::Result<PathBuf> {
+        match &self.content {
+            Content::Packed(_, name) => Ok(name.clone()),
+            Content::Plain(file) => {
+                let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+                let text = name.to_string_lossy();
+                Ok(text.strip_suffix(" (deleted)").map_or_else(|| name.clone(), PathBuf::from))
+            }
+        }
+    }
+
+    /// Watches what is written; nothing where it was moved aside just now, which the next look finds.
+    fn watch(&self) -> io::Result<Option<Watch>> {
+        match Watch::new(&self.name()?) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            watch => watch.map(Some),
+        }
+    }
+
+    /// The file that follows this one, if this one was moved aside and is not written any more.
+    async fn next(&self, path: &Path) -> io::Result<Option<Self>> {
+        let name = self.name()?;
+        if name.file_name() == path.file_name() {
+            return Ok(None);
+        }
+        loop {
+            let found = match rotate::after(path, &name)? {
+                Some(old) if old.packed => Self::packed(&old.path),
+                Some(old) => Self::open(&old.path, None).await,
+                None => match Self::open(path, None).await {
+                    // Moved aside meanwhile, and another one after it: then this is not the one that follows.
+                    Ok(newest) if rotate::after(path, &name)?.is_some_and(|old| !newest.is(&old.path)) => {
+                        continue;
+                    }
+                    newest => newest,
+                },
+            };
+            match found {
+                // Packed or moved aside meanwhile; or the new one is not there yet, nor is any other.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    if rotate::after(path, &name)?.is_none() {
+                        return Ok(None);
+                    }
+                }
+                found => return found.map(Some),
+            }
+        }
+    }
+
+    /// Whether it is the file of that name, packed or not.
+    fn is(&self, path: &Path) -> bool {
+        let plain = |path: &Path| path.to_string_lossy().trim_end_matches(".gz").to_owned();
+        self.name().is_ok_and(|name| plain(&name) == plain(path))
     }
 }
 

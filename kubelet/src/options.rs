@@ -11,6 +11,8 @@ use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::eviction::EvictionOptions;
+
 /// Settings of one node agent. [`Options::new`] has Kubernetes' defaults.
 #[derive(Debug)]
 pub struct Options {
@@ -40,8 +42,43 @@ pub struct Options {
     pub lease_period: Duration,
     /// How often everything is compared although nothing happened: the safety net, 5 min by default.
     pub relist_period: Duration,
+    /// When pods are evicted.
+    pub eviction: EvictionOptions,
+    /// What the operating system and its daemons need of the machine, and so pods do not get
+    /// (`--system-reserved` and `--kube-reserved` together).
+    pub reserved: Reserved,
+    /// How logs of containers are kept.
+    pub logs: LogOptions,
     /// The node server (`:10250`), for logs, exec and port forwarding; none if not given.
     pub server: Option<ServerOptions>,
+}
+
+/// What is kept from pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reserved {
+    /// Thousandths of a processor.
+    pub cpu: u64,
+    /// Bytes.
+    pub memory: u64,
+    /// Bytes of the file system below the data directory.
+    pub storage: u64,
+}
+
+/// How logs of containers are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    /// A log that is larger is moved aside and begun anew, in bytes: 10 MiB by default (`containerLogMaxSize`).
+    pub max_size: u64,
+    /// Files of one container, the one that is written among them: 5 by default (`containerLogMaxFiles`).
+    pub max_files: usize,
+    /// How often sizes are looked at: 10 s by default.
+    pub period: Duration,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { max_size: 10 << 20, max_files: 5, period: Duration::from_secs(10) }
+    }
 }
 
 /// Settings of the node server.
@@ -87,6 +124,9 @@ impl Options {
             max_pods: 110,
             lease_period: Duration::from_secs(10),
             relist_period: Duration::from_secs(300),
+            eviction: EvictionOptions::default(),
+            reserved: Reserved::default(),
+            logs: LogOptions::default(),
             server: None,
         }
     }

@@ -11,8 +11,10 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 
 use crate::Options;
 use crate::cgroup::Cgroups;
+use crate::eviction::Evictions;
 use crate::files::Dns;
 use crate::images::Images;
+use crate::measures::Measures;
 use crate::probe::Probes;
 use crate::tell::Tell;
 use crate::traffic::Traffic;
@@ -35,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) images: Images,
     pub(crate) probes: Probes,
     pub(crate) tell: Tell,
+    pub(crate) evictions: Evictions,
+    pub(crate) measures: Measures,
     pub(crate) wakes: Wakes,
     /// The node's addresses as text, the primary first.
     pub(crate) host_ips: Vec<String>,

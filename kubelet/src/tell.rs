@@ -37,9 +37,25 @@ impl Tell {
         self.recorder.record(container(pod, name), Severity::Warning, reason, message);
     }
 
+    /// Something wrong about the node.
+    pub(crate) fn node_warning(&self, name: &str, reason: &str, message: impl Into<String>) {
+        self.recorder.record(node(name), Severity::Warning, reason, message);
+    }
+
     /// Something normal about the node.
     pub(crate) fn node(&self, node: ObjectReference, reason: &str, message: impl Into<String>) {
         self.recorder.record(node, Severity::Normal, reason, message);
+    }
+}
+
+/// Events about a node carry its name as uid, by an old habit of Kubernetes that `kubectl describe` relies on.
+pub(crate) fn node(name: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Node".to_owned()),
+        name: Some(name.to_owned()),
+        uid: Some(name.to_owned()),
+        ..ObjectReference::default()
     }
 }
 

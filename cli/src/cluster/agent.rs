@@ -11,7 +11,7 @@ use decapod_client::ObjectKey;
 use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
-use decapod_kubelet::{Dependencies, Kubelet, ServerOptions};
+use decapod_kubelet::{Dependencies, Drain, Kubelet, ServerOptions};
 use decapod_network::pod::{HostPort, PodNetwork};
 use decapod_network::proxy::{self, ServiceProxy, Traffic};
 use decapod_network::{Protocol, pod};
@@ -95,12 +95,14 @@ impl Agent {
             clock: clock.clone(),
             place,
         };
-        start(parts).await?;
+        let drain = start(parts).await?;
         if let Some(held) = held {
             let serving = join::keep_serving(client, held, node, self.settings.address(), clock);
             supervisor.spawn_until_shutdown("serving-certificate", serving);
         }
-        super::run_until_told(&supervisor).await
+        let told = super::run_until_told(&supervisor).await;
+        super::shutdown::pods(&drain, self.settings.resources.shutdown()?).await;
+        told
     }
 
     /// The node's server, and where its certificate is to be put if none was given.
@@ -222,15 +224,22 @@ fn proxy_options(place: &Place, settings: &Settings, node: &str) -> proxy::Optio
     }
 }
 
-fn kubelet_options(place: &Place, settings: &Settings, node: &str) -> decapod_kubelet::Options {
-    decapod_kubelet::Options {
+fn kubelet_options(
+    place: &Place,
+    settings: &Settings,
+    node: &str,
+) -> Result<decapod_kubelet::Options, Failure> {
+    Ok(decapod_kubelet::Options {
+        eviction: settings.resources.eviction()?,
+        reserved: settings.resources.reserved()?,
+        logs: settings.resources.logs()?,
         data_dir: place.data().join("kubelet"),
         run_dir: place.run(),
         cgroup_root: place.cgroup(),
         cluster_dns: vec![IpAddr::V4(settings.dns())],
         cluster_domain: settings.cluster_domain.clone(),
         ..decapod_kubelet::Options::new(node, vec![settings.address()])
-    }
+    })
 }
 
 /// This node's service rules, as the kubelet sees them.
@@ -262,7 +271,7 @@ pub(super) struct Parts {
 }
 
 /// Starts the agent. Returns once the node is registered; its network comes with its addresses.
-pub(super) async fn start(parts: Parts) -> Result<(), Failure> {
+pub(super) async fn start(parts: Parts) -> Result<Drain, Failure> {
     let Parts { place, settings, node, client, services, server, supervisor, clock } = parts;
     let network = Arc::new(NodeNetwork::default());
     let runtime = runtime(&place, network.clone()).await?;
@@ -287,11 +296,12 @@ pub(super) async fn start(parts: Parts) -> Result<(), Failure> {
         supervisor: supervisor.clone(),
         clock: clock.clone(),
     };
-    let mut options = kubelet_options(&place, &settings, &node);
+    let mut options = kubelet_options(&place, &settings, &node)?;
     options.server = server;
     let kubelet = Kubelet::new(options, dependencies)
         .await
         .map_err(|e| Failure::new(format!("the kubelet cannot start: {}", chain(&e))))?;
+    let drain = kubelet.drain();
     kubelet.run();
     // Last: who can connect knows that the agent runs.
     control::serve(&socket(&place), runtime.clone(), &supervisor)?;
@@ -305,7 +315,7 @@ pub(super) async fn start(parts: Parts) -> Result<(), Failure> {
             set_up_network(&network, &runtime, pod_options(&place, &settings, pod_cidr)).await
         });
     }
-    Ok(())
+    Ok(drain)
 }
 
 fn pod_cidr_of(node: &Node) -> Option<Ipv4Net> {
@@ -383,7 +393,7 @@ pub(super) async fn remove_pods(place: &Place) -> Result<(), Failure> {
     let settings = place.load()?;
     let runtime = runtime(place, Arc::new(NoNetwork)).await?;
     if let Some(settings) = &settings {
-        let options = kubelet_options(place, settings, "");
+        let options = kubelet_options(place, settings, "")?;
         decapod_kubelet::teardown(&options, &runtime).await.map_err(|e| failed("pods", &e))?;
     }
     let removed = runtime.remove_all().await.map_err(|e| failed("containers", &e));

@@ -13,8 +13,10 @@ mod kubeconfig;
 mod limits;
 mod lock;
 mod renewal;
+mod resource_flags;
 mod server;
 mod settings;
+mod shutdown;
 mod status;
 mod up;
 

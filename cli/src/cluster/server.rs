@@ -11,7 +11,7 @@ use decapod_apiserver::{Handle, UserInfo};
 use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
-use decapod_kubelet::ServerOptions;
+use decapod_kubelet::{Drain, ServerOptions};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
@@ -57,7 +57,13 @@ impl Server {
         supervisor.spawn_until_shutdown("admin-kubeconfig", admin.keep(pair, clock.clone()));
         let started = self.components(&place, &api, &supervisor, &clock).await;
         let result = match started {
-            Ok(()) => super::run_until_told(&supervisor).await,
+            Ok(drain) => {
+                let told = super::run_until_told(&supervisor).await;
+                if let Some(drain) = drain {
+                    super::shutdown::pods(&drain, self.settings.resources.shutdown()?).await;
+                }
+                told
+            }
             Err(failure) => Err(failure),
         };
         // Whoever balances load must hear first: until the delay is over the cluster works on as before.
@@ -104,7 +110,7 @@ impl Server {
         api: &Handle,
         supervisor: &Supervisor,
         clock: &Arc<dyn Clock>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<Drain>, Failure> {
         let client = |user: &str, groups: &[&str]| {
             kube::Client::new(api.service_as(UserInfo::new(user, groups)), "default")
         };
@@ -146,7 +152,7 @@ impl Server {
         let info = addons::cluster_info(&format!("https://{reached}"), api.pki().ca_pem());
         let addons = addons::apply(&addons_client, settings, &info);
         if self.no_agent {
-            return addons.await;
+            return addons.await.map(|()| None);
         }
         let node = settings.node()?;
         let parts = agent::Parts {
@@ -159,7 +165,7 @@ impl Server {
             clock: clock.clone(),
             node,
         };
-        tokio::try_join!(agent::start(parts), addons).map(drop)
+        tokio::try_join!(agent::start(parts), addons).map(|(drain, ())| Some(drain))
     }
 }
 

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::datastore::Datastore;
 use super::limits::LimitFlags;
+use super::resource_flags::ResourceFlags;
 use crate::failure::Failure;
 
 const DEFAULT_NAME: &str = "decapod";
@@ -227,6 +228,9 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) limits: LimitFlags,
     #[command(flatten)]
+    #[serde(default)]
+    pub(crate) resources: ResourceFlags,
+    #[command(flatten)]
     #[serde(flatten)]
     pub(crate) store: Datastore,
 }
@@ -385,6 +389,10 @@ impl Settings {
     pub(crate) fn check(&self) -> Result<(), Failure> {
         self.store.check()?;
         self.limits.limits()?;
+        self.resources.eviction()?;
+        self.resources.reserved()?;
+        self.resources.logs()?;
+        self.resources.shutdown()?;
         let overlap =
             self.pod_cidr.contains(&self.service_cidr) || self.service_cidr.contains(&self.pod_cidr);
         if overlap {

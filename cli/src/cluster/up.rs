@@ -109,6 +109,7 @@ impl Up {
         command.args(s.tokens.flags());
         command.args(s.audit.flags());
         command.args(s.limits.flags());
+        command.args(s.resources.flags());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
         Ok(command.spawn()?)
     }

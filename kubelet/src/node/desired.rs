@@ -1,6 +1,6 @@
 //! The Node object as it should be. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use decapod_api::quantity::Quantity;
 use decapod_proto::cri;
@@ -12,19 +12,13 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
-use super::facts::{Free, Machine, architecture};
+use super::facts::{Machine, architecture};
 use crate::Options;
+use crate::eviction::Pressure;
+use crate::eviction::threshold::Signal;
 
 /// Images listed in the status, the largest first: Kubernetes' default bound.
 const MAX_IMAGES: usize = 50;
-/// Kubernetes' default thresholds for pressure: memory in bytes, inodes in hundredths.
-const MEMORY_PRESSURE: i64 = 100 << 20;
-/// Of the disk, in hundredths. Half of Kubernetes' default: the disk is often a workstation's, where a tenth may be
-/// many gigabytes.
-const DISK_PRESSURE: i64 = 5;
-const INODE_PRESSURE: i64 = 5;
-/// Fewer process ids than this are pressure.
-const PID_PRESSURE: i64 = 1000;
 
 /// What the runtime says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +32,7 @@ pub(crate) enum RuntimeState {
 pub(crate) struct Input<'a> {
     pub(crate) options: &'a Options,
     pub(crate) machine: Machine,
-    pub(crate) free: Free,
+    pub(crate) pressures: &'a BTreeSet<Pressure>,
     pub(crate) info: &'a NodeSystemInfo,
     pub(crate) images: &'a [cri::Image],
     pub(crate) runtime: &'a RuntimeState,
@@ -84,15 +78,14 @@ pub(crate) fn node(options: &Options, status: NodeStatus) -> Node {
 /// The status; `old` gives the times of conditions that did not change.
 pub(crate) fn status(input: &Input<'_>, old: Option<&NodeStatus>) -> NodeStatus {
     let options = input.options;
-    let resources = resources(input);
     let mut addresses: Vec<NodeAddress> =
         options.node_ips.iter().map(|ip| address("InternalIP", &ip.to_string())).collect();
     addresses.push(address("Hostname", &options.node_name));
     let port = options.server.as_ref().map(|s| i32::from(s.listen.port()));
     NodeStatus {
         addresses: Some(addresses),
-        capacity: Some(resources.clone()),
-        allocatable: Some(resources),
+        capacity: Some(resources(input, input.machine)),
+        allocatable: Some(resources(input, allocatable(input))),
         conditions: Some(conditions(input, old)),
         daemon_endpoints: port
             .map(|port| NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port }) }),
@@ -106,15 +99,31 @@ fn address(kind: &str, address: &str) -> NodeAddress {
     NodeAddress { type_: kind.to_owned(), address: address.to_owned() }
 }
 
-fn resources(input: &Input<'_>) -> BTreeMap<String, ApiQuantity> {
-    let machine = input.machine;
+/// What pods can have: not what is reserved, nor what hard eviction thresholds keep free.
+fn allocatable(input: &Input<'_>) -> Machine {
+    let (machine, options) = (input.machine, input.options);
+    let less = |all: i64, reserved: u64, signal: Option<Signal>| {
+        let kept = signal.map_or(0, |signal| options.eviction.reserve(signal, all.unsigned_abs()));
+        all.saturating_sub_unsigned(reserved.saturating_add(kept)).max(0)
+    };
+    let reserved = options.reserved;
+    Machine {
+        cpu_millis: less(machine.cpu_millis, reserved.cpu, None),
+        memory: less(machine.memory, reserved.memory, Some(Signal::MemoryAvailable)),
+        disk: less(machine.disk, reserved.storage, Some(Signal::NodeFsAvailable)),
+        ..machine
+    }
+}
+
+fn resources(input: &Input<'_>, machine: Machine) -> BTreeMap<String, ApiQuantity> {
+    let hugepages = machine.hugepages;
     [
-        ("cpu", Quantity::from_units(machine.cpus)),
+        ("cpu", Quantity::from_millis(machine.cpu_millis)),
         ("memory", Quantity::from_bytes(machine.memory)),
         ("ephemeral-storage", Quantity::from_bytes(machine.disk)),
         ("pods", Quantity::from_units(i64::from(input.options.max_pods))),
-        ("hugepages-1Gi", Quantity::ZERO),
-        ("hugepages-2Mi", Quantity::ZERO),
+        ("hugepages-1Gi", Quantity::from_bytes(hugepages.gibibytes << 30)),
+        ("hugepages-2Mi", Quantity::from_bytes(hugepages.two_mebibytes << 21)),
     ]
     .into_iter()
     .map(|(name, amount)| (name.to_owned(), amount.into()))
@@ -143,8 +152,7 @@ fn pressure(kind: &'static str, yes: bool, bad: (&'static str, &str), good: (&'s
 }
 
 fn conditions(input: &Input<'_>, old: Option<&NodeStatus>) -> Vec<NodeCondition> {
-    let free = input.free;
-    let disk = free.disk_percent < DISK_PRESSURE || free.inode_percent < INODE_PRESSURE;
+    let short = |of: Pressure| input.pressures.contains(&of);
     let ready: Verdict = match input.runtime {
         RuntimeState::Ready => ("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned()),
         RuntimeState::NotReady(why) => ("Ready", false, "KubeletNotReady", why.clone()),
@@ -152,19 +160,19 @@ fn conditions(input: &Input<'_>, old: Option<&NodeStatus>) -> Vec<NodeCondition>
     let verdicts = [
         pressure(
             "MemoryPressure",
-            free.memory < MEMORY_PRESSURE,
+            short(Pressure::Memory),
             ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
             ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
         ),
         pressure(
             "DiskPressure",
-            disk,
+            short(Pressure::Disk),
             ("KubeletHasDiskPressure", "kubelet has disk pressure"),
             ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
         ),
         pressure(
             "PIDPressure",
-            free.pids < PID_PRESSURE,
+            short(Pressure::Pid),
             ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
             ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         ),
@@ -216,13 +224,21 @@ pub(crate) fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::facts::HugePages;
     use super::*;
+
+    static NONE: BTreeSet<Pressure> = BTreeSet::new();
 
     fn input<'a>(options: &'a Options, info: &'a NodeSystemInfo, runtime: &'a RuntimeState) -> Input<'a> {
         Input {
             options,
-            machine: Machine { cpus: 2, memory: 4 << 30, disk: 50 << 30 },
-            free: Free { memory: 1 << 30, disk_percent: 50, inode_percent: 50, pids: 30_000 },
+            machine: Machine {
+                cpu_millis: 2000,
+                memory: 4 << 30,
+                disk: 50 << 30,
+                hugepages: HugePages { two_mebibytes: 4, gibibytes: 0 },
+            },
+            pressures: &NONE,
             info,
             images: &[],
             runtime,
@@ -232,6 +248,21 @@ mod tests {
 
     fn condition<'a>(status: &'a NodeStatus, kind: &str) -> &'a NodeCondition {
         status.conditions.iter().flatten().find(|c| c.type_ == kind).unwrap()
+    }
+
+    #[test]
+    fn what_is_reserved_is_not_allocatable() {
+        let mut options = Options::new("n1", vec!["192.0.2.1".parse().unwrap()]);
+        options.reserved = crate::options::Reserved { cpu: 250, memory: 412 << 20, storage: 0 };
+        let (info, ready) = (NodeSystemInfo::default(), RuntimeState::Ready);
+        let status = status(&input(&options, &info, &ready), None);
+        let amounts = |map: Option<BTreeMap<String, ApiQuantity>>| {
+            let map = map.unwrap();
+            ["cpu", "memory", "ephemeral-storage", "hugepages-2Mi"].map(|name| map[name].0.clone())
+        };
+        assert_eq!(amounts(status.capacity), ["2", "4Gi", "50Gi", "8Mi"]);
+        // 412Mi are reserved, and the eviction of pods keeps another 100Mi and a twentieth of the disk.
+        assert_eq!(amounts(status.allocatable), ["1750m", "3584Mi", "48640Mi", "8Mi"].map(str::to_owned));
     }
 
     #[test]
@@ -248,7 +279,8 @@ mod tests {
         assert_eq!(condition(&second, "Ready").last_transition_time.as_ref().unwrap().0.as_second(), 0);
         let broken = RuntimeState::NotReady("container runtime is down".into());
         later.runtime = &broken;
-        later.free.memory = 1;
+        let short = [Pressure::Memory].into();
+        later.pressures = &short;
         let third = status(&later, Some(&second));
         assert!(differs(&second, &third));
         assert_eq!(condition(&third, "Ready").status, "False");

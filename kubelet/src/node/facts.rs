@@ -13,24 +13,22 @@ pub(crate) const KUBELET_VERSION: &str = concat!("v1.36.0+decapod-", env!("CARGO
 /// The machine in numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Machine {
-    /// Whole processors that the agent may use.
-    pub(crate) cpus: i64,
+    /// Processors that the agent may use, in thousandths.
+    pub(crate) cpu_millis: i64,
     /// Bytes of memory.
     pub(crate) memory: i64,
     /// Bytes of the file system below the data directory.
     pub(crate) disk: i64,
+    pub(crate) hugepages: HugePages,
 }
 
-/// What the machine has free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Free {
-    pub(crate) memory: i64,
-    /// Hundredths of the disk that are available.
-    pub(crate) disk_percent: i64,
-    /// Hundredths of the inodes that are free.
-    pub(crate) inode_percent: i64,
-    /// Process ids that are left.
-    pub(crate) pids: i64,
+/// Huge pages that the machine has set aside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HugePages {
+    /// Pages of 2 MiB.
+    pub(crate) two_mebibytes: i64,
+    /// Pages of 1 GiB.
+    pub(crate) gibibytes: i64,
 }
 
 fn read(path: &str) -> String {
@@ -50,31 +48,16 @@ pub(crate) fn machine(data_dir: &Path) -> Machine {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let disk = statvfs(data_dir).map_or(0, |v| v.blocks() * v.fragment_size());
     Machine {
-        cpus: i64::try_from(cpus).unwrap_or(1),
+        cpu_millis: i64::try_from(cpus).unwrap_or(1) * 1000,
         memory: meminfo(&read("/proc/meminfo"), "MemTotal"),
         disk: i64::try_from(disk).unwrap_or(i64::MAX),
+        hugepages: HugePages { two_mebibytes: hugepages(2048), gibibytes: hugepages(1 << 20) },
     }
 }
 
-pub(crate) fn free(data_dir: &Path) -> Free {
-    let percent = |part: u64, whole: u64| i64::try_from(part * 100 / whole.max(1)).unwrap_or(100);
-    let (disk_percent, inode_percent) = statvfs(data_dir).map_or((100, 100), |v| {
-        // Some file systems count no inodes at all.
-        let inodes = if v.files() == 0 { 100 } else { percent(v.files_available(), v.files()) };
-        (percent(v.blocks_available(), v.blocks()), inodes)
-    });
-    let max: i64 = read("/proc/sys/kernel/pid_max").parse().unwrap_or(i64::MAX);
-    let running = read("/proc/loadavg")
-        .split_whitespace()
-        .nth(3)
-        .and_then(|tasks| tasks.split('/').nth(1)?.parse::<i64>().ok())
-        .unwrap_or(0);
-    Free {
-        memory: meminfo(&read("/proc/meminfo"), "MemAvailable"),
-        disk_percent,
-        inode_percent,
-        pids: max - running,
-    }
+/// How many huge pages of that many KiB there are.
+fn hugepages(kib: u64) -> i64 {
+    read(&format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages")).parse().unwrap_or(0)
 }
 
 /// `PRETTY_NAME` of an os-release file.
@@ -116,11 +99,10 @@ mod tests {
 
     #[test]
     fn files_of_the_system_are_understood() {
-        assert_eq!(meminfo("MemTotal:       100 kB\nMemAvailable:    7 kB\n", "MemAvailable"), 7168);
+        assert_eq!(meminfo("MemTotal:       7 kB\nMemFree:    1 kB\n", "MemTotal"), 7168);
         assert_eq!(meminfo("", "MemTotal"), 0);
         assert_eq!(pretty_name("NAME=x\nPRETTY_NAME=\"Some Linux 12\"\n").unwrap(), "Some Linux 12");
         let machine = machine(Path::new("/"));
-        assert!(machine.cpus > 0 && machine.memory > 0 && machine.disk > 0);
-        assert!(free(Path::new("/")).pids > 0);
+        assert!(machine.cpu_millis > 0 && machine.memory > 0 && machine.disk > 0);
     }
 }

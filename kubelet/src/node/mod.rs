@@ -17,6 +17,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::shared::Shared;
+use crate::tell;
 pub(crate) use desired::RuntimeState;
 
 /// How often the status is computed: conditions such as memory pressure change without an event.
@@ -68,10 +69,13 @@ impl Registrar {
                 Err(error) => tracing::warn!(error = chain(&error), "the node's status could not be written"),
             }
             let check = match runtime_state(&self.shared).await {
-                RuntimeState::Ready => CHECK,
-                RuntimeState::NotReady(_) => CHECK_UNREADY,
+                RuntimeState::NotReady(_) if !self.shared.evictions.stopping() => CHECK_UNREADY,
+                _ => CHECK,
             };
-            self.shared.clock.sleep(check).await;
+            tokio::select! {
+                () = self.shared.clock.sleep(check) => {}
+                () = self.shared.evictions.changed() => {}
+            }
         }
     }
 
@@ -79,16 +83,8 @@ impl Registrar {
         Api::all(self.shared.client.clone())
     }
 
-    /// Events about a node carry its name as uid, by an old habit of Kubernetes that `kubectl describe` relies on.
     fn reference(&self) -> ObjectReference {
-        let name = &self.shared.options.node_name;
-        ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Node".to_owned()),
-            name: Some(name.clone()),
-            uid: Some(name.clone()),
-            ..ObjectReference::default()
-        }
+        tell::node(&self.shared.options.node_name)
     }
 
     async fn status(&self, old: Option<&NodeStatus>) -> Result<NodeStatus, Error> {
@@ -98,7 +94,7 @@ impl Registrar {
         let input = desired::Input {
             options: &shared.options,
             machine: facts::machine(&shared.options.data_dir),
-            free: facts::free(&shared.options.data_dir),
+            pressures: &shared.evictions.pressures(),
             info: &self.info,
             images: &images,
             runtime: &runtime,
@@ -181,6 +177,9 @@ fn ready(status: &NodeStatus) -> Option<bool> {
 
 /// Ready if the runtime says so of itself and of the network.
 pub(crate) async fn runtime_state(shared: &Shared) -> RuntimeState {
+    if shared.evictions.stopping() {
+        return RuntimeState::NotReady("node is shutting down".to_owned());
+    }
     let status = match shared.runtime.status().await {
         Ok(status) => status.status.unwrap_or_default(),
         Err(error) => return RuntimeState::NotReady(format!("container runtime is down: {}", chain(&error))),

@@ -140,17 +140,19 @@ pub(crate) fn pod(pod_spec: &PodSpec) -> Limits {
         move |c: &Container| amount(c.resources.as_ref().and_then(|r| r.limits.as_ref()), name)
     };
     let limited = |name| all(pod_spec).all(|c| !limit(name)(c).is_zero());
-    let cpu = together(pod_spec, limit("cpu"));
-    let memory = together(pod_spec, limit("memory"));
+    // What the sandbox itself takes comes on top of what the containers may.
+    let overhead = |name| amount(pod_spec.overhead.as_ref(), name);
+    let cpu = together(pod_spec, limit("cpu")) + overhead("cpu");
+    let memory = together(pod_spec, limit("memory")) + overhead("memory");
     Limits {
-        shares: shares(together(pod_spec, request)),
+        shares: shares(together(pod_spec, request) + overhead("cpu")),
         quota: limited("cpu").then(|| quota(cpu)).flatten(),
         memory: limited("memory").then(|| memory.units()),
     }
 }
 
 /// The most that the pod's containers need at once.
-fn together(pod_spec: &PodSpec, need: impl Fn(&Container) -> Quantity) -> Quantity {
+pub(crate) fn together(pod_spec: &PodSpec, need: impl Fn(&Container) -> Quantity) -> Quantity {
     let mut sidecars = Quantity::ZERO;
     let mut most_init = Quantity::ZERO;
     for container in pod_spec.init_containers.iter().flatten() {
@@ -228,6 +230,11 @@ mod tests {
         assert_eq!(pod(&both), Limits { shares: 2048, quota: Some(200_000), memory: Some(2 << 20) });
         let one = spec_of(vec![limited.clone(), with("b", &[("cpu", "1")], &[])]);
         assert_eq!(pod(&one), Limits { shares: 2048, quota: None, memory: None });
+        let mut wrapped = both.clone();
+        let overhead =
+            [("cpu", "500m"), ("memory", "1Mi")].map(|(k, v)| (k.to_owned(), ApiQuantity(v.to_owned())));
+        wrapped.overhead = Some(overhead.into());
+        assert_eq!(pod(&wrapped), Limits { shares: 2560, quota: Some(250_000), memory: Some(3 << 20) });
         let mut init = spec_of(vec![limited.clone()]);
         init.init_containers = Some(vec![with("i", &[], &[("cpu", "3"), ("memory", "9Mi")])]);
         assert_eq!(pod(&init), Limits { shares: 3072, quota: Some(300_000), memory: Some(9 << 20) });

@@ -1,6 +1,7 @@
 //! `/logs/`: the files below `/var/log` of the node, and lists of its folders; and `/configz`: the settings that the
 //! kubelet runs with, by the names of `KubeletConfiguration`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,7 +39,25 @@ fn config(options: &Options) -> Value {
         "enableServer": options.server.is_some(),
         "registerNode": true,
         "authentication": {"anonymous": {"enabled": false}},
+        "containerLogMaxSize": options.logs.max_size.to_string(),
+        "containerLogMaxFiles": options.logs.max_files,
+        "containerLogMonitorInterval": seconds(options.logs.period),
+        "evictionHard": thresholds(options, |threshold| threshold.grace.is_none()),
+        "evictionPressureTransitionPeriod": seconds(options.eviction.transition),
+        "evictionMaxPodGracePeriod": options.eviction.max_grace.as_secs(),
     });
+    let soft = thresholds(options, |threshold| threshold.grace.is_some());
+    if !soft.is_empty() {
+        config["evictionSoft"] = json!(soft);
+    }
+    let reserved = options.reserved;
+    if reserved != crate::Reserved::default() {
+        config["systemReserved"] = json!({
+            "cpu": format!("{}m", reserved.cpu),
+            "memory": reserved.memory.to_string(),
+            "ephemeral-storage": reserved.storage.to_string(),
+        });
+    }
     if let Some(server) = &options.server {
         config["address"] = json!(server.listen.ip().to_string());
         config["port"] = json!(server.listen.port());
@@ -47,6 +66,20 @@ fn config(options: &Options) -> Value {
         config["registerWithTaints"] = json!(options.taints);
     }
     config
+}
+
+fn seconds(duration: std::time::Duration) -> String {
+    format!("{}s", duration.as_secs())
+}
+
+/// Eviction thresholds of one sort, as the configuration has them: amounts by signal.
+fn thresholds(options: &Options, of: fn(&crate::Threshold) -> bool) -> BTreeMap<&'static str, String> {
+    let of_sort = options.eviction.thresholds.iter().filter(|threshold| of(threshold));
+    let amount = |threshold: &crate::Threshold| {
+        let text = threshold.to_string();
+        text.split_once('<').map(|(_, amount)| amount.to_owned()).unwrap_or_default()
+    };
+    of_sort.map(|threshold| (threshold.signal.name(), amount(threshold))).collect()
 }
 
 pub(super) async fn root() -> Result<Response, Refusal> {

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use decapod_proto::cri;
 
 use super::Refusal;
+use crate::measures::{Counts, START_BUCKETS};
 use crate::pod::mark;
 use crate::shared::Shared;
 
@@ -17,16 +18,16 @@ const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Metrics as text. Its names and helps are constants; labels are escaped.
 #[derive(Debug, Default)]
-struct Text(String);
+pub(super) struct Text(pub(super) String);
 
 impl Text {
     /// Begins the series of one name.
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
     }
 
     /// One series; its time is in milliseconds since 1970.
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64, at: Option<i64>) {
+    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64, at: Option<i64>) {
         self.0.push_str(name);
         for (n, (label, value)) in labels.iter().enumerate() {
             let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
@@ -76,7 +77,88 @@ pub(super) async fn kubelet(State(shared): State<Arc<Shared>>) -> Result<Respons
         let count = containers.iter().filter(|container| container.state == value as i32).count();
         text.sample(name, &[("container_state", state)], count as f64, None);
     }
+    own_work(&mut text, &shared.measures.counts());
+    own_process(&mut text);
+    let name = "kubelet_evictions";
+    text.family(name, "counter", "Cumulative number of pod evictions by eviction signal");
+    for (signal, count) in shared.evictions.counts() {
+        text.sample(name, &[("eviction_signal", signal)], count as f64, None);
+    }
     Ok(text.into_response())
+}
+
+/// What the kubelet did.
+fn own_work(text: &mut Text, counts: &Counts) {
+    let counters = [
+        ("kubelet_started_pods_total", "Cumulative number of pods started", counts.pods),
+        (
+            "kubelet_started_pods_errors_total",
+            "Cumulative number of errors when starting pods",
+            counts.pod_errors,
+        ),
+        ("kubelet_started_containers_total", "Cumulative number of containers started", counts.containers),
+        (
+            "kubelet_started_containers_errors_total",
+            "Cumulative number of errors when starting containers",
+            counts.container_errors,
+        ),
+    ];
+    for (name, help, count) in counters {
+        text.family(name, "counter", help);
+        text.sample(name, &[], count as f64, None);
+    }
+    let name = "kubelet_pod_start_duration_seconds";
+    text.family(
+        name,
+        "histogram",
+        "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
+    );
+    let bucket = format!("{name}_bucket");
+    for (bound, count) in START_BUCKETS.iter().zip(counts.starts.buckets) {
+        text.sample(&bucket, &[("le", &bound.to_string())], count as f64, None);
+    }
+    text.sample(&bucket, &[("le", "+Inf")], counts.starts.count as f64, None);
+    text.sample(&format!("{name}_sum"), &[], counts.starts.sum, None);
+    text.sample(&format!("{name}_count"), &[], counts.starts.count as f64, None);
+}
+
+/// The agent's process, by the names that every program of Kubernetes has.
+fn own_process(text: &mut Text) {
+    let status = std::fs::read_to_string("/proc/self/status");
+    let stat = std::fs::read_to_string("/proc/self/stat");
+    let (Ok(status), Ok(stat)) = (status, stat) else {
+        tracing::warn!("what the agent itself uses cannot be read");
+        return;
+    };
+    let kibibytes = |field: &str| {
+        let rest = status.lines().find_map(|line| line.strip_prefix(field))?;
+        rest.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    // What follows the program's name, which may contain anything: user and system time are the 12th and 13th.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|n| n.parse::<f64>().ok());
+    let seconds = ticks(11).zip(ticks(12)).map(|(user, system)| (user + system) / 100.0);
+    let all = [
+        ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.", seconds),
+        (
+            "process_resident_memory_bytes",
+            "gauge",
+            "Resident memory size in bytes.",
+            kibibytes("VmRSS:").map(|n| n * 1024.0),
+        ),
+        (
+            "process_virtual_memory_bytes",
+            "gauge",
+            "Virtual memory size in bytes.",
+            kibibytes("VmSize:").map(|n| n * 1024.0),
+        ),
+    ];
+    for (name, kind, help, value) in all {
+        if let Some(value) = value {
+            text.family(name, kind, help);
+            text.sample(name, &[], value, None);
+        }
+    }
 }
 
 /// The results of probes.

@@ -5,6 +5,7 @@
 //! nobody goes around it.
 
 mod auth;
+mod cadvisor;
 mod channel;
 mod files;
 mod forward;
@@ -138,6 +139,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/logs/", get(files::root))
         .route("/logs/{*path}", get(files::below))
         .route("/metrics", get(metrics::kubelet))
+        .route("/metrics/cadvisor", get(cadvisor::handle))
         .route("/metrics/probes", get(metrics::probes))
         .route("/metrics/resource", get(metrics::resource))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::handle))

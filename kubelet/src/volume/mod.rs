@@ -116,6 +116,11 @@ impl Volumes {
         self.pods.join(uid)
     }
 
+    /// Where an emptyDir of a pod lies.
+    pub(crate) fn empty_dir(&self, uid: &str, volume: &str) -> PathBuf {
+        self.pod_dir(uid).join("volumes/kubernetes.io~empty-dir").join(volume)
+    }
+
     /// The pods that have a folder.
     pub(crate) fn pods_on_disk(&self) -> io::Result<Vec<String>> {
         let mut uids = Vec::new();
@@ -156,7 +161,7 @@ impl Volumes {
         let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|c| c.fs_group);
         let group = group.and_then(|g| u32::try_from(g).ok());
         if let Some(source) = &volume.empty_dir {
-            let path = self.pod_dir(uid).join("volumes/kubernetes.io~empty-dir").join(&volume.name);
+            let path = self.empty_dir(uid, &volume.name);
             kinds::empty_dir(&path, source, group)?;
             return Ok(path);
         }

@@ -46,6 +46,8 @@ pub(crate) struct State {
     messages: BTreeMap<String, String>,
     /// The status that the API server answered with last, and its revision.
     known: Option<(PodStatus, u64)>,
+    /// When the pod was first seen, until it runs.
+    starting: Option<Duration>,
     /// Why the pod as a whole has failed.
     failure: Option<Failure>,
     /// The pod was told that it waits for the network.

@@ -35,6 +35,7 @@ impl PodSync {
             runtime: &self.shared.runtime_name,
             now: self.shared.clock.now(),
         });
+        self.measure_start(&old, &new);
         let Some(patch) = status::patch(spec::uid(pod), &old, &new) else {
             return true;
         };
@@ -62,6 +63,25 @@ impl PodSync {
                 );
                 false
             }
+        }
+    }
+
+    /// Notes when a pod that was never reported is first seen.
+    pub(super) fn note_start(&mut self, pod: &Pod) {
+        let reported = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        if !reported && self.state.known.is_none() && self.state.starting.is_none() {
+            self.state.starting = Some(self.shared.clock.monotonic());
+        }
+    }
+
+    /// Notes how long the pod took from its first sync until it runs; not of one that ran before.
+    fn measure_start(&mut self, old: &PodStatus, new: &PodStatus) {
+        let now = self.shared.clock.monotonic();
+        if new.phase.as_deref() == Some("Running")
+            && let Some(since) = self.state.starting.take()
+            && old.phase.as_deref() != Some("Running")
+        {
+            self.shared.measures.started(now.saturating_sub(since));
         }
     }
 

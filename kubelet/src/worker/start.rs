@@ -121,7 +121,14 @@ impl PodSync {
             node_memory: self.shared.memory,
             target: target.and_then(|t| observed.newest(t)).map(|t| t.id.clone()),
         };
-        config::container(&facts, container).map_err(|e| Some(config_fault(&e)))
+        let mut config = config::container(&facts, container).map_err(|e| Some(config_fault(&e)))?;
+        if self.shared.cgroups.is_unified()
+            && let Some(resources) = config.linux.as_mut().and_then(|linux| linux.resources.as_mut())
+        {
+            // One killed process of a container takes the others with it, rather than leave half of it.
+            resources.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+        }
+        Ok(config)
     }
 
     async fn environment(
@@ -219,7 +226,9 @@ impl PodSync {
         let created = runtime.container_create(&sandbox.id, &config, &sandbox_config).await;
         let id = created.map_err(|e| create_fault(chain(&e)))?;
         self.shared.tell.container(pod, &container.name, "Created", "Container created");
-        if let Err(error) = runtime.container_start(&id).await {
+        let started = runtime.container_start(&id).await;
+        self.shared.measures.container(started.is_ok());
+        if let Err(error) = started {
             return Err(Some(Fault { reason: "RunContainerError", message: chain(&error) }));
         }
         self.shared.tell.container(pod, &container.name, "Started", "Container started");

@@ -1,7 +1,7 @@
 //! One sync of one pod: look, plan, act, tell.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::pod::{observed, qos, spec};
 use crate::probe::{Seed, Target};
 use crate::shared::Shared;
 use crate::tell::format_pod;
-use crate::{config, files, volume};
+use crate::{config, files, rotate, volume};
 
 /// The grace for what is left of a pod that the API server no longer has.
 const ORPHAN_GRACE: Duration = Duration::from_secs(1);
@@ -91,8 +91,12 @@ impl PodSync {
         if self.state.removed {
             return Ok(self.delete(pod).await);
         }
-        let goal = self.goal(pod, pod_spec);
+        self.note_start(pod);
+        let mut goal = self.goal(pod, pod_spec);
         let mut observed = self.look().await?;
+        if goal == Goal::Run && !self.admit(pod, &observed) {
+            goal = Goal::Stop { grace: Duration::ZERO };
+        }
         let mut plan = Plan::default();
         for _ in 0..ROUNDS {
             self.ip = self.pod_ips(pod, &observed).into_iter().next().unwrap_or_default();
@@ -166,6 +170,9 @@ impl PodSync {
                 self.wake_after(remaining);
             }
         }
+        if let Some(goal) = self.evicted(pod) {
+            return goal;
+        }
         let over = pod.status.as_ref().is_some_and(status::is_terminal);
         if over || self.state.failure.is_some() {
             return Goal::Stop { grace: spec::grace(pod_spec) };
@@ -185,8 +192,36 @@ impl PodSync {
     fn fail(&mut self, pod: &Pod, reason: &str, message: &str) {
         if self.state.failure.is_none() {
             self.shared.tell.pod(pod, reason, message);
-            self.state.failure = Some(Failure { reason: reason.to_owned(), message: message.to_owned() });
+            self.state.failure =
+                Some(Failure { reason: reason.to_owned(), message: message.to_owned(), disruption: false });
         }
+    }
+
+    /// How an eviction ends the pod, if it has to go.
+    fn evicted(&mut self, pod: &Pod) -> Option<Goal> {
+        let eviction = self.shared.evictions.of(spec::uid(pod))?;
+        if self.state.failure.is_none() {
+            self.state.failure = Some(Failure {
+                reason: eviction.reason.to_owned(),
+                message: eviction.message,
+                disruption: eviction.disruption,
+            });
+        }
+        Some(Goal::Stop { grace: eviction.grace })
+    }
+
+    /// A pod that is new to a node under pressure may not be taken on.
+    fn admit(&mut self, pod: &Pod, observed: &Observed) -> bool {
+        let known = pod.status.as_ref().is_some_and(|status| status.start_time.is_some())
+            || self.state.known.is_some()
+            || !observed.sandboxes.is_empty()
+            || !observed.containers.is_empty();
+        let refusal = if known { None } else { self.shared.evictions.refuses(pod) };
+        let Some((reason, why)) = refusal else { return true };
+        let message = format!("Pod was rejected: {why}");
+        self.shared.tell.pod_warning(pod, reason, why);
+        self.state.failure = Some(Failure { reason: reason.to_owned(), message, disruption: false });
+        false
     }
 
     /// Ids that are being stopped at least as fast as `grace` asks.
@@ -236,6 +271,7 @@ impl PodSync {
                 Action::ContainerRemove { id } => {
                     self.state.messages.remove(id);
                     let removed = self.shared.runtime.container_remove(id).await;
+                    remove_log(observed, id);
                     self.ok("remove a container", removed)
                 }
             };
@@ -309,7 +345,9 @@ impl PodSync {
         };
         let sandbox = config::sandbox(&facts, attempt);
         let handler = pod_spec.runtime_class_name.clone().unwrap_or_default();
-        match self.shared.runtime.sandbox_run(&sandbox, &handler).await {
+        let made = self.shared.runtime.sandbox_run(&sandbox, &handler).await;
+        self.shared.measures.pod(made.is_ok());
+        match made {
             Ok(_) => true,
             Err(error) => {
                 let message = format!("Failed to create pod sandbox: {}", chain(&error));
@@ -511,6 +549,15 @@ impl PodSync {
             }
         }
         Ok(())
+    }
+}
+
+/// Nobody can ask for the log of an attempt that is removed.
+fn remove_log(observed: &Observed, id: &str) {
+    let container = observed.containers.iter().find(|container| container.id == id);
+    let Some(path) = container.map(|c| c.log_path.as_str()).filter(|path| !path.is_empty()) else { return };
+    if let Err(error) = rotate::remove(Path::new(path)) {
+        tracing::warn!(path, %error, "the log of a removed container is still there");
     }
 }
 

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test without a harness")]
 
 mod api;
+mod resources;
 mod tls;
 
 use std::ffi::OsString;
@@ -20,7 +21,7 @@ use async_trait::async_trait;
 use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
-use decapod_kubelet::{Dependencies, Kubelet, NoServices, Options, teardown};
+use decapod_kubelet::{Dependencies, Drain, EvictionOptions, Kubelet, NoServices, Options, teardown};
 use decapod_runtime::{Attachment, Embedded, ImageConfig, ImageFile, Network, Source, shim};
 use serde_json::{Value, json};
 
@@ -54,15 +55,23 @@ struct World {
     /// Where the node server listens.
     address: std::net::SocketAddr,
     dir: tempfile::TempDir,
+    /// What a test wants otherwise.
+    change: Option<fn(&mut Options)>,
     agent: Option<(Supervisor, Embedded)>,
+    drain: Option<Drain>,
 }
 
 impl World {
     async fn new() -> Self {
+        Self::with(None).await
+    }
+
+    async fn with(change: Option<fn(&mut Options)>) -> Self {
         // A port that was free a moment ago.
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let mut world = Self { api: Api::new(), ca: tls::Ca::new(), address, dir, agent: None };
+        let mut world =
+            Self { api: Api::new(), ca: tls::Ca::new(), address, dir, change, agent: None, drain: None };
         world.start().await;
         world
     }
@@ -72,6 +81,8 @@ impl World {
             data_dir: self.dir.path().join("data"),
             run_dir: self.dir.path().join("run"),
             cgroup_root: format!("/dcp-kubelet-test-{}", std::process::id()),
+            // Whatever this machine is short of.
+            eviction: EvictionOptions { thresholds: Vec::new(), ..EvictionOptions::default() },
             ..Options::new(NODE, vec![IpAddr::from([127, 0, 0, 1])])
         }
     }
@@ -104,8 +115,13 @@ impl World {
             supervisor: supervisor.clone(),
             clock,
         };
-        let options = Options { server: Some(self.ca.server(self.address)), ..self.options() };
-        Kubelet::new(options, dependencies).await.unwrap().run();
+        let mut options = Options { server: Some(self.ca.server(self.address)), ..self.options() };
+        if let Some(change) = self.change {
+            change(&mut options);
+        }
+        let kubelet = Kubelet::new(options, dependencies).await.unwrap();
+        self.drain = Some(kubelet.drain());
+        kubelet.run();
         self.agent = Some((supervisor, runtime));
     }
 
@@ -294,6 +310,12 @@ async fn the_node_server_serves_the_api_server_alone() {
     assert!(none.contains(r#"previous terminated container \"c\" in pod \"p\" not found"#), "{none}");
     assert!(get(api, "/containerLogs/default/x/c").await.starts_with("HTTP/1.1 404"));
     assert!(get(api, "/metrics").await.contains("kubelet_running_pods 1"));
+    let own = get(api, "/metrics").await;
+    assert!(own.contains("kubelet_pod_start_duration_seconds_count 1"), "{own}");
+    assert!(
+        own.contains("kubelet_started_containers_total 1") && own.contains("process_cpu_seconds_total"),
+        "{own}"
+    );
     assert!(get(api, "/configz").await.contains("\"kubeletconfig\":{"));
     let summary = get(api, "/stats/summary").await;
     let (_, summary) = summary.split_once("\r\n\r\n").unwrap();
@@ -314,6 +336,22 @@ async fn the_node_server_serves_the_api_server_alone() {
         "{usage}"
     );
     assert!(usage.contains("resource_scrape_error 0"), "{usage}");
+    let cadvisor = get(api, "/metrics/cadvisor").await;
+    for name in [
+        "container_cpu_usage_seconds_total",
+        "container_memory_working_set_bytes",
+        "container_fs_usage_bytes",
+    ] {
+        let line = cadvisor.lines().find(|l| l.starts_with(&format!("{name}{{container=\"c\"")));
+        assert!(line.is_some_and(|l| l.contains("namespace=\"default\",pod=\"p\"")), "{name}: {cadvisor}");
+    }
+    assert!(cadvisor.contains("machine_memory_bytes "), "{cadvisor}");
+    assert!(summary["node"]["fs"]["capacityBytes"].as_u64() > Some(0), "{summary}");
+    assert!(pod["containers"][0]["logs"]["usedBytes"].as_u64() > Some(0), "{summary}");
+    assert!(
+        summary["node"]["systemContainers"][0]["memory"]["workingSetBytes"].as_u64() > Some(0),
+        "{summary}"
+    );
     assert!(get(api, "/metrics/probes").await.contains("# TYPE prober_probe_total counter"));
     assert!(get(api, "/exec/default/p/c?command=true&stdout=true").await.contains("WebSocket"));
     world.end().await;
@@ -327,7 +365,7 @@ fn main() -> ExitCode {
     let wanted = arguments.iter().filter_map(|a| a.to_str()).find(|a| !a.starts_with('-')).unwrap_or("");
     let mut failed = false;
     macro_rules! test {
-        ($($name:ident),* $(,)?) => {$(
+        ($($name:path),* $(,)?) => {$(
             if stringify!($name).contains(wanted) {
                 let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
                 let runtime = runtime.unwrap();
@@ -345,6 +383,11 @@ fn main() -> ExitCode {
         a_missing_config_map_is_waited_for_and_its_changes_arrive,
         a_failing_liveness_probe_restarts,
         the_node_server_serves_the_api_server_alone,
+        resources::a_pod_over_its_limits_of_disk_is_evicted,
+        resources::a_node_short_of_memory_evicts_and_refuses,
+        resources::a_killed_process_is_named,
+        resources::logs_are_kept_small,
+        resources::pods_end_before_the_machine_does,
     );
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -106,6 +106,8 @@ struct Container {
     phase: watch::Sender<Phase>,
     /// Held by what changes the container as a whole; not by a stop, which waits.
     work: tokio::sync::Mutex<()>,
+    /// What it has written into its root file system, as last measured.
+    layer: Mutex<Option<cri::FilesystemUsage>>,
 }
 
 impl Sandbox {
@@ -121,7 +123,7 @@ impl Sandbox {
 impl Container {
     fn new(record: ContainerRecord, phase: Phase) -> Arc<Self> {
         let (phase, _) = watch::channel(phase);
-        Arc::new(Container { record, phase, work: tokio::sync::Mutex::default() })
+        Arc::new(Container { record, phase, work: tokio::sync::Mutex::default(), layer: Mutex::default() })
     }
 
     fn phase(&self) -> Phase {

@@ -8,7 +8,7 @@ use decapod_proto::cri;
 use futures::stream::BoxStream;
 
 use super::sandbox::HANDLERS;
-use super::{Embedded, session};
+use super::{Embedded, blocking, session};
 use crate::cri::{Connection, Runtime, Session};
 use crate::error::{Error, Kind, Result};
 use crate::protocol::Streams;
@@ -74,7 +74,8 @@ impl Runtime for Embedded {
     }
 
     async fn sandbox_stats(&self, id: &str) -> Result<cri::PodSandboxStats> {
-        self.inner.sandbox_stats(id)
+        let (inner, id) = (self.inner.clone(), id.to_owned());
+        blocking("read what a sandbox uses", move || inner.sandbox_stats(&id)).await?
     }
 
     async fn container_create(

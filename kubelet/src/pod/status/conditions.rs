@@ -9,6 +9,9 @@ use super::{Input, whole_seconds};
 const OWNED: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+/// The condition of a pod that has to go for the sake of others.
+const DISRUPTION: &str = "DisruptionTarget";
+
 /// Status, reason and message of one condition.
 struct Verdict {
     status: bool,
@@ -54,6 +57,15 @@ pub(super) fn fill(input: &Input<'_>, status: &mut PodStatus) {
         .filter(|c| !OWNED.contains(&c.type_.as_str()))
         .cloned()
         .collect();
+    if let Some(failure) = input.failure.filter(|failure| failure.disruption) {
+        conditions.retain(|condition| condition.type_ != DISRUPTION);
+        let verdict = Verdict {
+            status: true,
+            reason: Some("TerminationByKubelet"),
+            message: Some(failure.message.clone()),
+        };
+        conditions.push(condition(input, DISRUPTION, verdict));
+    }
     conditions.extend(verdicts.into_iter().map(|(kind, verdict)| condition(input, kind, verdict)));
     status.conditions = Some(conditions);
 }

@@ -34,6 +34,8 @@ pub(crate) struct Waiting {
 pub(crate) struct Failure {
     pub(crate) reason: String,
     pub(crate) message: String,
+    /// The node ended the pod for its own sake: condition `DisruptionTarget`.
+    pub(crate) disruption: bool,
 }
 
 /// What a status is computed from.

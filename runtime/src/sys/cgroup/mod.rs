@@ -16,7 +16,7 @@ use std::time::Duration;
 use decapod_proto::cri;
 
 pub(crate) use device::Rule;
-pub(crate) use usage::Usage;
+pub(crate) use usage::{Pressure, Usage};
 
 /// Where control groups are mounted; every distribution agrees on it.
 const ROOT: &str = "/sys/fs/cgroup";
