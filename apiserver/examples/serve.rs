@@ -12,6 +12,9 @@ use decapod_storage::{Embedded, embedded};
 
 type Error = Box<dyn std::error::Error>;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);

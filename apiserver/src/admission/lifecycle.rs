@@ -30,7 +30,7 @@ impl Plugin for NamespaceLifecycle {
 
     async fn mutate(&self, write: &Attributes<'_>, _object: &mut Value) -> Result<(), Error> {
         let call = write.call;
-        match write.registry.find(core("namespaces"), "", &call.namespace).await? {
+        match write.registry.setting(core("namespaces"), "", &call.namespace).await? {
             None => Err(Error::NotFound { resource: "namespaces".to_owned(), name: call.namespace.clone() }),
             Some(namespace) if meta::deleting(&namespace) => Err(Error::NamespaceTerminating {
                 resource: call.resource.qualified(),

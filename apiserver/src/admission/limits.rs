@@ -41,7 +41,7 @@ impl Plugin for LimitRanger {
 
     async fn mutate(&self, write: &Attributes<'_>, object: &mut Value) -> Result<(), Error> {
         if write.call.resource.plural == "pods" {
-            for range in write.registry.all(core("limitranges"), &write.call.namespace).await? {
+            for range in write.registry.settings(core("limitranges"), &write.call.namespace).await? {
                 complete(object, &typed(&range)?);
             }
         }
@@ -49,7 +49,7 @@ impl Plugin for LimitRanger {
     }
 
     async fn validate(&self, write: &Attributes<'_>, object: &Value) -> Result<(), Error> {
-        for range in write.registry.all(core("limitranges"), &write.call.namespace).await? {
+        for range in write.registry.settings(core("limitranges"), &write.call.namespace).await? {
             let range: LimitRange = typed(&range)?;
             let refusals = if write.call.resource.plural == "pods" {
                 let pod: Pod = typed(object)?;

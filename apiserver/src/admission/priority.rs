@@ -45,7 +45,7 @@ impl Plugin for Priority {
         if write.is("", "pods") || object["globalDefault"] != true {
             return Ok(());
         }
-        let others = write.registry.all(classes(), "").await?;
+        let others = write.registry.settings(classes(), "").await?;
         let other = others
             .iter()
             .find(|class| class["globalDefault"] == true && meta::name(class) != meta::name(object));
@@ -67,12 +67,12 @@ fn classes() -> &'static Resource {
 async fn resolve(registry: &Registry, call: &Call, pod: &mut Value) -> Result<(), Error> {
     let name = pod["spec"]["priorityClassName"].as_str().unwrap_or_default().to_owned();
     let class = if name.is_empty() {
-        let all = registry.all(classes(), "").await?;
+        let all = registry.settings(classes(), "").await?;
         let defaults = all.into_iter().filter(|class| class["globalDefault"] == Value::Bool(true));
         // Of several defaults the lowest counts.
         defaults.min_by_key(|class| class["value"].as_i64())
     } else {
-        let found = registry.find(classes(), "", &name).await?;
+        let found = registry.setting(classes(), "", &name).await?;
         Some(found.ok_or_else(|| call.forbidden(format!("no PriorityClass with name {name} was found")))?)
     };
     let value = class.as_ref().and_then(|class| class["value"].as_i64()).unwrap_or(0);

@@ -84,7 +84,7 @@ impl Plugin for ResourceQuota {
         if write.is("", "pods") && write.old.is_some_and(|old| same_lifetime(old, object)) {
             return Ok(());
         }
-        if registry.all(core("resourcequotas"), &call.namespace).await?.is_empty() {
+        if registry.settings(core("resourcequotas"), &call.namespace).await?.is_empty() {
             return Ok(());
         }
         let new = Typed::of(call, object)?;

@@ -1,6 +1,7 @@
 //! Each pod runs as a service account, and gets its token, the cluster's CA and its namespace in
 //! a projected volume.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -82,13 +83,13 @@ fn is_mirror(pod: &Value) -> bool {
     pod["metadata"]["annotations"][MIRROR].is_string()
 }
 
-async fn account_of(registry: &Registry, call: &Call, name: &str) -> Result<Value, Error> {
+async fn account_of(registry: &Registry, call: &Call, name: &str) -> Result<Arc<Value>, Error> {
     let looks = if name == DEFAULT { LOOKS } else { 1 };
     for look in 0..looks {
         if look > 0 {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        if let Some(account) = registry.find(core("serviceaccounts"), &call.namespace, name).await? {
+        if let Some(account) = registry.setting(core("serviceaccounts"), &call.namespace, name).await? {
             return Ok(account);
         }
     }

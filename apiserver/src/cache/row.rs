@@ -120,16 +120,21 @@ impl Cacher {
                 storage::Change::Delete { .. } => (change, None),
             })
             .collect();
+        let mut woken = Vec::new();
         let mut inner = self.lock();
         let Inner { state, watchers, .. } = &mut *inner;
         for (change, current) in decoded {
             let previous = state.get(change.key()).cloned();
             let key = Arc::clone(change.key());
             let event = Arc::new(Event::new(change.revision(), now, key, current, previous));
-            watchers.note(&event);
+            watchers.note(&event, &mut woken);
             state.apply(event);
         }
         state.trim(now);
+        drop(inner);
+        for wake in woken {
+            wake.notify_one();
+        }
     }
 
     fn object(&self, entry: &Arc<Entry>) -> Object {

@@ -2,7 +2,7 @@
 //!
 //! A watcher holds no queue: it remembers how far it is and reads the rest from the window. An event
 //! leaves a note, the first revision to look at, with those watchers whose trigger it meets, and
-//! wakes them: one of a thousand nodes is not woken by the pods of the others.
+//! they are woken: one of a thousand nodes is not woken by the pods of the others.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -87,18 +87,19 @@ impl Watchers {
         }
     }
 
-    /// Notes an event for those that it may concern.
-    pub(super) fn note(&mut self, event: &Event) {
+    /// Notes an event for those that it may concern, and adds whom to wake: once the row is no longer locked, or
+    /// they would wait for it at once.
+    pub(super) fn note(&mut self, event: &Event, woken: &mut Vec<Arc<Notify>>) {
         let revision = event.revision;
         let key = &**event.key();
         let (folder, name) = key.split_at(key.rfind('/').map_or(0, |slash| slash + 1));
-        note(Some(&mut self.any), revision);
-        note(self.keys.get_mut(key), revision);
-        note(self.names.get_mut(name), revision);
-        note(self.folders.get_mut(folder), revision);
+        note(Some(&mut self.any), revision, woken);
+        note(self.keys.get_mut(key), revision, woken);
+        note(self.names.get_mut(name), revision, woken);
+        note(self.folders.get_mut(folder), revision, woken);
         for (field, values) in &mut self.fields {
             for object in event.states() {
-                note(object.field(field).and_then(|value| values.get_mut(value)), revision);
+                note(object.field(field).and_then(|value| values.get_mut(value)), revision, woken);
             }
         }
     }
@@ -120,11 +121,11 @@ impl Watchers {
     }
 }
 
-fn note(slots: Option<&mut Slots>, revision: Revision) {
+fn note(slots: Option<&mut Slots>, revision: Revision, woken: &mut Vec<Arc<Notify>>) {
     for slot in slots.into_iter().flat_map(HashMap::values_mut) {
         if slot.pending.is_none() {
             slot.pending = Some(revision);
-            slot.wake.notify_one();
+            woken.push(Arc::clone(&slot.wake));
         }
     }
 }

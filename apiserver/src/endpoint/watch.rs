@@ -12,7 +12,7 @@ use http::{HeaderValue, Response};
 use rand::Rng;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::Request;
 use super::render::Wanted;
@@ -45,6 +45,7 @@ pub(super) async fn answer(request: &Request<'_>) -> Result<Response<Body>, Erro
     watching.end_at(end);
     let encoder = Encoder { resource: request.resource, wanted };
     let (end, stop) = (Box::pin(tokio::time::sleep_until(end)), request.core.stopping.clone());
+    let stop = Box::pin(stop.cancelled_owned());
     let frames = Frames { encoder, watching, end, stop, first: true, done: false };
     let frames = stream::unfold(frames, |mut frames| async move {
         let bytes = frames.next().await?;
@@ -75,7 +76,8 @@ struct Frames {
     encoder: Encoder,
     watching: Watching,
     end: std::pin::Pin<Box<tokio::time::Sleep>>,
-    stop: CancellationToken,
+    /// Kept from event to event, as the time is: to wait for it anew takes a lock that all watches share.
+    stop: std::pin::Pin<Box<WaitForCancellationFutureOwned>>,
     first: bool,
     done: bool,
 }
@@ -87,7 +89,7 @@ impl Frames {
             return None;
         }
         let batch = tokio::select! {
-            () = self.stop.cancelled() => None,
+            () = &mut self.stop => None,
             () = &mut self.end => None,
             batch = self.watching.next() => batch,
         }?;

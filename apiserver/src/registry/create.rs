@@ -93,7 +93,7 @@ impl Registry {
         for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
             set_meta(object, field, Value::Null);
         }
-        set_meta(object, "uid", uuid::Uuid::new_v4().to_string().into());
+        set_meta(object, "uid", crate::server::random_uuid().to_string().into());
         set_meta(object, "creationTimestamp", rfc3339(self.clock.now()).into());
         Ok(())
     }

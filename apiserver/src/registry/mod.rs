@@ -19,6 +19,7 @@ pub(crate) mod options;
 pub(crate) mod patch;
 pub(crate) mod reads;
 pub(crate) mod repair;
+mod settings;
 pub(crate) mod strategy;
 pub(crate) mod update;
 pub(crate) mod watch;
@@ -129,6 +130,7 @@ pub(crate) struct Registry {
     pub(crate) policy: Rbac,
     /// What the plugins of admission were told.
     pub(crate) admission: admission::Config,
+    decoded: settings::Settings,
 }
 
 impl Registry {
@@ -139,7 +141,8 @@ impl Registry {
         policy: Rbac,
         admission: admission::Config,
     ) -> Self {
-        Self { reads: Reads::new(store.clone()), store, clock, network, policy, admission }
+        let (reads, decoded) = (Reads::new(store.clone()), settings::Settings::default());
+        Self { reads, store, clock, network, policy, admission, decoded }
     }
 
     /// The object in its kind's version, with the revision filled in.

@@ -5,6 +5,7 @@
 
 mod admit;
 mod bootstrap;
+mod coalesce;
 mod filter;
 mod flow;
 mod flow_status;
@@ -42,7 +43,7 @@ use crate::pki::{self, CertificateRequest, Pki, Renewing};
 use crate::registry::Registry;
 use crate::registry::allocate::{Cidr, Network};
 use crate::usage::{self, Usage};
-pub(crate) use filter::Service;
+pub(crate) use filter::{Service, random_uuid};
 pub use inprocess::InProcess;
 pub use limits::Limits;
 

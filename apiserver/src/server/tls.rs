@@ -17,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::coalesce::Coalesce;
 use super::{Peer, Service};
 use crate::auth::UserInfo;
 use crate::clock::Clock;
@@ -120,6 +121,7 @@ async fn connection(
     let certificate = session.peer_certificates().and_then(|chain| chain.first());
     let user = certificate.and_then(|der| UserInfo::from_certificate(der)).map(Arc::new);
     let ends = certificate.and_then(|der| pki::ends(der));
+    let session_is_http2 = session.alpn_protocol() == Some(b"h2");
     let peer = Peer { user, ends, trusted: false, address: Some(address) };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
@@ -132,6 +134,13 @@ async fn connection(
         let (service, peer) = (service.clone(), peer.clone());
         async move { Ok::<_, std::convert::Infallible>(service.handle(request, peer).await) }
     });
+    if session_is_http2 {
+        // Which has no upgrades.
+        let stream = TokioIo::new(Coalesce::new(stream));
+        let builder = builder.http2_only();
+        let connection = builder.serve_connection(stream, handler);
+        return watcher.watch(connection.into_owned()).await;
+    }
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), handler);
     watcher.watch(connection.into_owned()).await
 }

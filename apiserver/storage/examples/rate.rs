@@ -22,9 +22,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = arguments.next().unwrap_or_else(|| std::env::temp_dir().display().to_string());
     let writers: usize = arguments.next().map_or(Ok(16), |text| text.parse())?;
     let seconds: u64 = arguments.next().map_or(Ok(5), |text| text.parse())?;
-    let file = Path::new(&folder).join(format!("dcp-rate-{}.redb", std::process::id()));
-    let result = measure(&file, writers, Duration::from_secs(seconds)).await;
-    std::fs::remove_file(&file)?;
+    let folder = Path::new(&folder).join(format!("dcp-rate-{}", std::process::id()));
+    let result = measure(&folder.join("store.redb"), writers, Duration::from_secs(seconds)).await;
+    std::fs::remove_dir_all(&folder)?;
     result
 }
 

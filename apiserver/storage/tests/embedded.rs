@@ -199,7 +199,9 @@ fn only_one_has_the_file_open_and_only_its_owner_reads_it() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder, Options::default());
     let path = folder.path().join("db/state.redb");
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    for path in [path.clone(), path.with_extension("redb.journal")] {
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "{path:?}");
+    }
     assert!(matches!(Embedded::open(&path, Options::default()), Err(OpenError::Database { .. })));
     drop(store);
     Embedded::open(&path, Options::default()).unwrap();

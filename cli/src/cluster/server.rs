@@ -31,6 +31,9 @@ pub(crate) struct Server {
     /// Do not run this machine's node.
     #[arg(long)]
     no_agent: bool,
+    /// Run the API server with its store and nothing else: no scheduler, no controllers, no node, no addons.
+    #[arg(long, conflicts_with = "background")]
+    api_only: bool,
     /// Leave the terminal's session (`decapod up` starts the server so).
     #[arg(long, hide = true)]
     background: bool,
@@ -39,7 +42,7 @@ pub(crate) struct Server {
 impl Server {
     /// Runs until it is told to stop.
     pub(crate) async fn run(&self) -> Result<(), Failure> {
-        if !self.no_agent {
+        if !self.no_agent && !self.api_only {
             super::require_root("server")?;
         }
         if self.background {
@@ -55,7 +58,10 @@ impl Server {
         let admin = Admin::new(&place, &api);
         let pair = admin.write(clock.now())?;
         supervisor.spawn_until_shutdown("admin-kubeconfig", admin.keep(pair, clock.clone()));
-        let started = self.components(&place, &api, &supervisor, &clock).await;
+        let started = match self.api_only {
+            true => Ok(()),
+            false => self.components(&place, &api, &supervisor, &clock).await,
+        };
         let result = match started {
             Ok(drain) => {
                 let told = super::run_until_told(&supervisor).await;

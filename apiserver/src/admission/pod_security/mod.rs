@@ -72,7 +72,7 @@ impl Plugin for PodSecurity {
                 return Ok(());
             }
         }
-        let Some(namespace) = write.registry.find(core("namespaces"), "", &call.namespace).await? else {
+        let Some(namespace) = write.registry.setting(core("namespaces"), "", &call.namespace).await? else {
             return Err(Error::Internal(format!("failed to lookup namespace \"{}\"", call.namespace)));
         };
         let (policies, _) = Policies::of(&meta::labels(&namespace), config.defaults);

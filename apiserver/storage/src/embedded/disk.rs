@@ -1,19 +1,28 @@
-//! The log on disk: one row per revision in a redb B-tree, ordered by revision.
+//! The log on disk: one row per revision in a redb B-tree, ordered by revision, and in front of it the
+//! [journal](super::journal), from which rows are carried over many at a time.
 //!
-//! New rows always go to the right-hand edge of the tree, so a batch of writes touches a handful of
-//! pages, however the keys are spread. A row that no kept revision needs is removed. What lives now
-//! is found by reading the rows in order once, at opening; afterwards nothing is read from disk.
+//! New rows always go to the right-hand edge of the tree, so that they touch a handful of
+//! pages, however the keys are spread. A row that no kept revision needs is removed, or never gets there. What lives
+//! now is found by reading the rows in order once, at opening; afterwards nothing is read from disk.
 //!
-//! **Invariant:** a transaction moves the log from one consistent state to the next: its rows, and
-//! how far it is compacted, change together or not at all.
+//! **Invariants:** a transaction moves the log from one consistent state to the next: its rows, and
+//! how far it is compacted, change together or not at all. A row is in the journal until it is in the database or
+//! not needed any more; what a commit that came with changes compacted may come back after a `kill -9`, as more
+//! history than asked for.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
+use super::journal::{self, Direct, Journal};
+use super::row;
 use super::state::{State, Trim};
 use crate::{Change, Entry, Revision};
 
@@ -23,18 +32,15 @@ const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// The revision up to which the log is compacted.
 const COMPACTED: &str = "compacted";
-/// The layout of the rows; a file with another one is refused.
+/// The layout of the rows; a file with an unknown one is refused.
 const FORMAT: &str = "format";
-const FORMAT_VERSION: u64 = 1;
+/// The newest rows may be in the journal, of which programs that know only format 1 do not know.
+const FORMAT_VERSION: u64 = 2;
+const FORMAT_WITHOUT_JOURNAL: u64 = 1;
 
 /// Pages that redb keeps in memory. We read only at opening, and a batch writes few pages, so a
 /// small cache loses nothing: see the figures in `examples/rate.rs`.
 const CACHE_BYTES: usize = 4 << 20;
-
-const ROW_PUT: u8 = 1;
-const ROW_DELETE: u8 = 2;
-/// Kind, revision of creation, length of the key.
-const ROW_HEAD: usize = 1 + 8 + 4;
 
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +86,23 @@ pub enum OpenError {
 #[derive(Debug)]
 pub(super) struct Disk {
     database: Database,
+    journal: Journal,
+    /// What is in the journal and not in the database: not more than the journal holds.
+    pending: Vec<Change>,
+    /// What is to be forgotten with the next transaction.
+    trim: Trim,
+}
+
+/// Why what is on the disk could not be read.
+enum ReadError {
+    Io(io::Error),
+    Damaged(OpenError),
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 impl Disk {
@@ -94,9 +117,11 @@ impl Disk {
             std::fs::create_dir_all(folder).map_err(io(folder))?;
         }
         let file = private_file(path).map_err(io(path))?;
-        // The name of a new file must survive a power cut as much as what is in it.
+        let beside = journal_path(path);
+        let journal = Direct::open(&beside).map_err(io(&beside))?;
+        // The names of new files must survive a power cut as much as what is in them.
         if let Some(folder) = folder {
-            std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))?;
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))?;
         }
         let failed = |source: redb::Error| OpenError::Database {
             path: path.display().to_string(),
@@ -104,20 +129,29 @@ impl Disk {
         };
         drop(file);
         let database = open_patiently(path).map_err(|e| failed(e.into()))?;
-        Self::with_database(database, failed)
+        // Only now: whoever has the database has the journal.
+        let journal = Journal::open(Box::new(journal), journal::CAPACITY).map_err(io(&beside))?;
+        Self::with(database, journal, failed)
     }
 
-    /// Reads what the database holds.
-    pub(super) fn with_database(
+    /// Reads what the database and the journal hold.
+    pub(super) fn with(
         database: Database,
+        journal: Journal,
         failed: impl Fn(redb::Error) -> OpenError,
     ) -> Result<(Self, State), OpenError> {
-        let disk = Self { database };
+        let mut disk = Self { database, journal, pending: Vec::new(), trim: Trim::default() };
         let (format, compacted) = disk.meta().map_err(&failed)?;
         if format != FORMAT_VERSION {
             return Err(OpenError::Format { found: format });
         }
-        let state = disk.load(compacted, failed)?;
+        let mut state = disk.load(compacted, &failed)?;
+        disk.recover(&mut state).map_err(|error| match error {
+            ReadError::Io(error) => failed(redb::Error::Io(error)),
+            ReadError::Damaged(error) => error,
+        })?;
+        disk.carry_over().map_err(&failed)?;
+        disk.journal.start().map_err(|error| failed(redb::Error::Io(error)))?;
         Ok((disk, state))
     }
 
@@ -129,10 +163,11 @@ impl Disk {
             transaction.open_table(LOG)?;
             let format = meta.get(FORMAT)?.map(|value| value.value());
             let compacted = meta.get(COMPACTED)?.map(|value| value.value());
-            if format.is_none() {
+            let outdated = matches!(format, None | Some(FORMAT_WITHOUT_JOURNAL));
+            if outdated {
                 meta.insert(FORMAT, FORMAT_VERSION)?;
             }
-            (format, compacted)
+            (format.filter(|_| !outdated), compacted)
         };
         if found.0.is_none() {
             transaction.commit()?;
@@ -145,7 +180,7 @@ impl Disk {
     fn load(
         &self,
         compacted: Revision,
-        failed: impl Fn(redb::Error) -> OpenError,
+        failed: &impl Fn(redb::Error) -> OpenError,
     ) -> Result<State, OpenError> {
         let transaction = self.database.begin_read().map_err(|e| failed(e.into()))?;
         let log = transaction.open_table(LOG).map_err(|e| failed(e.into()))?;
@@ -159,25 +194,65 @@ impl Disk {
         Ok(state)
     }
 
-    /// Makes the changes, and forgets the rows that are no longer needed, in one durable step.
-    pub(super) fn commit(&self, changes: &[Change], trim: Option<&Trim>) -> Result<(), redb::Error> {
+    /// Adds to what the database holds the rows of the journal that are not in it.
+    fn recover(&mut self, state: &mut State) -> Result<(), ReadError> {
+        let pending = &mut self.pending;
+        self.journal.read(|revision, row| {
+            if revision <= state.revision {
+                return Ok(());
+            }
+            let compacted = state.oldest;
+            let change = replay(state, compacted, revision, row)
+                .map_err(|what| ReadError::Damaged(OpenError::Damaged { revision, what }))?;
+            pending.extend(change);
+            Ok(())
+        })
+    }
+
+    /// Makes the changes durable in one step, and forgets the rows that are no longer needed: at once where no
+    /// change comes along.
+    pub(super) fn commit(&mut self, changes: &[Change], trim: Option<Trim>) -> Result<(), redb::Error> {
+        if let Some(trim) = trim {
+            self.trim.rows.extend(trim.rows);
+            self.trim.oldest = trim.oldest;
+        }
+        if !changes.is_empty() && self.journal.append(changes).map_err(redb::Error::Io)? {
+            self.pending.extend_from_slice(changes);
+            return Ok(());
+        }
+        self.pending.extend_from_slice(changes);
+        self.carry_over()
+    }
+
+    /// Makes the database as new as the journal, whose room is free then.
+    pub(super) fn carry_over(&mut self) -> Result<(), redb::Error> {
+        if self.pending.is_empty() && self.trim == Trim::default() {
+            return Ok(());
+        }
         // Without redb's quick repair: after a kill it saves verifying the pages, which reading all of
         // them at opening dwarfs (0.1 s for 38 MiB either way), and it costs a quarter of the rate
         // and twice the file.
         let transaction = self.database.begin_write()?;
+        let mut gone: BTreeSet<Revision> = self.trim.rows.iter().copied().collect();
         {
             let mut log = transaction.open_table(LOG)?;
-            for change in changes {
-                row_write(&mut log, change)?;
+            for change in &self.pending {
+                // What came and went since the last time needs no row.
+                if !gone.remove(&change.revision()) {
+                    row_write(&mut log, change)?;
+                }
             }
-            for revision in trim.iter().flat_map(|trim| &trim.rows) {
+            for revision in gone {
                 log.remove(revision)?;
             }
         }
-        if let Some(trim) = trim {
-            transaction.open_table(META)?.insert(COMPACTED, trim.oldest)?;
+        if self.trim.oldest > 0 {
+            transaction.open_table(META)?.insert(COMPACTED, self.trim.oldest)?;
         }
         transaction.commit()?;
+        self.pending.clear();
+        self.trim = Trim::default();
+        self.journal.rewind();
         Ok(())
     }
 }
@@ -204,64 +279,48 @@ fn open_patiently(path: &Path) -> Result<Database, redb::DatabaseError> {
 }
 
 /// Opens the file so that only its owner reads it: it holds every Secret of the cluster.
-fn private_file(path: &Path) -> std::io::Result<std::fs::File> {
+pub(super) fn private_file(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Where the journal of a database lies.
+fn journal_path(database: &Path) -> PathBuf {
+    let mut name = OsString::from(database);
+    name.push(".journal");
+    name.into()
 }
 
 fn row_write(log: &mut redb::Table<'_, u64, &'static [u8]>, change: &Change) -> Result<(), redb::Error> {
-    let entry = change.entry();
-    let (kind, value): (u8, &[u8]) = match change {
-        Change::Put { entry, .. } => (ROW_PUT, &entry.value),
-        Change::Delete { .. } => (ROW_DELETE, &[]),
-    };
-    let key = entry.key.as_bytes();
-    let key_length = u32::try_from(key.len()).expect("the store bounds its keys");
-    let mut row = log.insert_reserve(change.revision(), ROW_HEAD + key.len() + value.len())?;
-    let (head, rest) = row.as_mut().split_at_mut(ROW_HEAD);
-    head[0] = kind;
-    head[1..9].copy_from_slice(&entry.created.to_le_bytes());
-    head[9..13].copy_from_slice(&key_length.to_le_bytes());
-    rest[..key.len()].copy_from_slice(key);
-    rest[key.len()..].copy_from_slice(value);
+    let mut row = log.insert_reserve(change.revision(), row::length(change))?;
+    let mut rest = row.as_mut();
+    row::parts(change, |part| {
+        let (place, behind) = std::mem::take(&mut rest).split_at_mut(part.len());
+        place.copy_from_slice(part);
+        rest = behind;
+    });
     Ok(())
 }
 
-struct Row<'a> {
-    kind: u8,
-    created: Revision,
-    key: &'a str,
-    value: &'a [u8],
-}
-
-fn row_read(row: &[u8]) -> Result<Row<'_>, &'static str> {
-    let (head, rest) = row.split_at_checked(ROW_HEAD).ok_or("the row is cut off")?;
-    let created = u64::from_le_bytes(head[1..9].try_into().expect("eight bytes"));
-    let key_length = u32::from_le_bytes(head[9..13].try_into().expect("four bytes")) as usize;
-    let (key, value) = rest.split_at_checked(key_length).ok_or("the key is cut off")?;
-    let key = std::str::from_utf8(key).map_err(|_| "the key is not UTF-8")?;
-    Ok(Row { kind: head[0], created, key, value })
-}
-
-/// Adds one row to what the rows before it made.
+/// Adds one row to what the rows before it made; gives the change that it was, unless it is compacted.
 fn replay(
     state: &mut State,
     compacted: Revision,
     revision: Revision,
     row: &[u8],
-) -> Result<(), &'static str> {
-    let row = row_read(row)?;
+) -> Result<Option<Change>, &'static str> {
+    let row = row::read(row)?;
     let previous = state.get(row.key).cloned();
     // A key that is there already is not kept twice.
     let key = previous.as_ref().map_or_else(|| Arc::from(row.key), |previous| Arc::clone(&previous.key));
     let value = Bytes::copy_from_slice(row.value);
     let entry = Entry { key, value, created: row.created, modified: revision };
     if revision <= compacted {
-        if row.kind != ROW_PUT {
+        if row.kind != row::PUT {
             return Err("a deletion that compaction should have removed");
         }
         let new = state.load_base(entry);
-        return if new { Ok(()) } else { Err("a value that compaction should have removed") };
+        return if new { Ok(None) } else { Err("a value that compaction should have removed") };
     }
     if revision != state.revision + 1 {
         return Err("revisions before it are missing");
@@ -269,13 +328,14 @@ fn replay(
     if row.created != previous.as_ref().map_or(revision, |previous| previous.created) {
         return Err("the revision of creation contradicts the rows before it");
     }
-    state.apply(match (row.kind, previous) {
-        (ROW_PUT, previous) => Change::Put { entry: Arc::new(entry), previous },
-        (ROW_DELETE, Some(previous)) => Change::Delete { previous, revision },
-        (ROW_DELETE, None) => return Err("the deletion of what is not there"),
+    let change = match (row.kind, previous) {
+        (row::PUT, previous) => Change::Put { entry: Arc::new(entry), previous },
+        (row::DELETE, Some(previous)) => Change::Delete { previous, revision },
+        (row::DELETE, None) => return Err("the deletion of what is not there"),
         _ => return Err("the row is of an unknown kind"),
-    });
-    Ok(())
+    };
+    state.apply(change.clone());
+    Ok(Some(change))
 }
 
 #[cfg(test)]
@@ -292,17 +352,33 @@ mod tests {
     }
 
     #[test]
+    fn a_file_from_before_the_journal_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        let database = builder().create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        transaction.open_table(META).unwrap().insert(FORMAT, FORMAT_WITHOUT_JOURNAL).unwrap();
+        let old = row(row::PUT, 1, "/a", "x");
+        transaction.open_table(LOG).unwrap().insert(1, old.as_slice()).unwrap();
+        transaction.commit().unwrap();
+        drop(database);
+        let (disk, state) = Disk::open(&path).unwrap();
+        assert_eq!((disk.meta().unwrap(), state.revision), ((FORMAT_VERSION, 0), 1));
+        assert_eq!(state.get("/a").unwrap().value, "x");
+    }
+
+    #[test]
     fn damaged_rows_are_refused() {
         let mut state = State::starting_at(5);
-        assert!(replay(&mut state, 5, 3, &row(ROW_PUT, 2, "/a", "x")).is_ok());
+        assert!(replay(&mut state, 5, 3, &row(row::PUT, 2, "/a", "x")).is_ok());
         let mut bad = |revision, row: Vec<u8>| replay(&mut state, 5, revision, &row).unwrap_err();
-        assert!(bad(4, row(ROW_PUT, 2, "/a", "y")).contains("compaction"));
-        assert!(bad(4, row(ROW_DELETE, 2, "/b", "")).contains("compaction"));
-        assert!(bad(7, row(ROW_PUT, 7, "/b", "")).contains("missing"));
-        assert!(bad(6, row(ROW_DELETE, 6, "/b", "")).contains("not there"));
+        assert!(bad(4, row(row::PUT, 2, "/a", "y")).contains("compaction"));
+        assert!(bad(4, row(row::DELETE, 2, "/b", "")).contains("compaction"));
+        assert!(bad(7, row(row::PUT, 7, "/b", "")).contains("missing"));
+        assert!(bad(6, row(row::DELETE, 6, "/b", "")).contains("not there"));
         assert!(bad(6, row(9, 6, "/b", "")).contains("unknown"));
         assert!(bad(6, vec![1, 2]).contains("cut off"));
-        assert!(bad(6, row(ROW_PUT, 6, "/b", "")[..14].to_vec()).contains("cut off"));
-        assert!(bad(6, row(ROW_PUT, 1, "/a", "y")).contains("creation"));
+        assert!(bad(6, row(row::PUT, 6, "/b", "")[..14].to_vec()).contains("cut off"));
+        assert!(bad(6, row(row::PUT, 1, "/a", "y")).contains("creation"));
     }
 }

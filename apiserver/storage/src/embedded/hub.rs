@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use futures::stream;
 use tokio::sync::Notify;
 
-use super::state::{State, Trim};
+use super::state::State;
 use crate::{Change, Error, Event, Revision, Watch};
 
 /// How many changes one event carries at most: enough that a large replay is cheap, few enough that
@@ -64,14 +64,20 @@ impl Hub {
     }
 
     /// Publishes the changes, and wakes the watchers that they concern.
-    pub(super) fn publish(&self, changes: &[Change], trim: Option<&Trim>) {
+    pub(super) fn publish(&self, changes: &[Change], oldest: Option<Revision>) {
         let mut inner = self.lock();
+        let mut woken = Vec::new();
         for change in changes {
             inner.state.apply(change.clone());
-            inner.note(change.key(), change.revision());
+            inner.note(change.key(), change.revision(), &mut woken);
         }
-        if let Some(trim) = trim {
-            inner.state.trim(trim.oldest);
+        if let Some(oldest) = oldest {
+            inner.state.trim(oldest);
+        }
+        drop(inner);
+        // Only now, or they would wait for the lock at once.
+        for wake in woken {
+            wake.notify_one();
         }
     }
 
@@ -110,8 +116,8 @@ impl Hub {
 }
 
 impl Inner {
-    /// Notes the revision for the watchers of every prefix of the key.
-    fn note(&mut self, key: &str, revision: Revision) {
+    /// Notes the revision for the watchers of every prefix of the key, and adds whom to wake.
+    fn note(&mut self, key: &str, revision: Revision, woken: &mut Vec<Arc<Notify>>) {
         let mut rest = key;
         let mut bound = Bound::Included(rest);
         // The greatest watched prefix that is not behind `rest` either is one of the key's, or
@@ -126,7 +132,7 @@ impl Inner {
                 for slot in slots.values_mut() {
                     if slot.pending.is_none() {
                         slot.pending = Some(revision);
-                        slot.wake.notify_one();
+                        woken.push(Arc::clone(&slot.wake));
                     }
                 }
                 bound = Bound::Excluded(rest);
@@ -234,7 +240,7 @@ mod tests {
             let slot = Slot { pending: None, progress: false, wake: Arc::new(Notify::new()) };
             inner.slots.entry((*prefix).into()).or_default().insert(1, slot);
         }
-        inner.note(key, 7);
+        inner.note(key, 7, &mut Vec::new());
         let hit = |slots: &HashMap<u64, Slot>| slots[&1].pending == Some(7);
         inner.slots.iter().filter(|(_, slots)| hit(slots)).map(|(prefix, _)| prefix.to_string()).collect()
     }

@@ -1,14 +1,17 @@
 //! The embedded store: the default, for clusters whose state one machine holds.
 //!
 //! All state is in memory ([`state`]); all of it is also in
-//! one file, to which one thread appends with group commit ([`writer`], [`disk`]). A write is
+//! a file and the journal beside it, to which one thread appends with group commit ([`writer`], [`disk`],
+//! [`journal`]). A write is
 //! answered when it is on the disk. Watchers follow the history in memory ([`hub`]), which after
 //! opening the file again is what it was before.
 
 mod disk;
 mod hub;
+mod journal;
 #[cfg(test)]
 mod power;
+mod row;
 mod state;
 mod writer;
 

@@ -9,11 +9,15 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::disk::{Disk, OpenError, builder};
+use super::journal::{Journal, Medium};
 use super::{Embedded, Options};
 use crate::{List, Precondition, Revision, Store};
 
 /// More than the power lasts for.
 const WRITES: usize = 1_000;
+
+/// A few of them fill the journal.
+const LARGEST: usize = 5_000;
 
 /// The sector of a disk: written whole or not at all.
 const SECTOR: usize = 512;
@@ -25,6 +29,11 @@ struct Platter {
     /// What was written since, in order.
     written: Vec<(u64, Vec<u8>)>,
     length: u64,
+}
+
+/// What both files of a store hang on.
+#[derive(Debug, Default)]
+struct Power {
     syncs: usize,
     /// After this many syncs nothing reaches the disk any more: the power is gone.
     cut_after: Option<usize>,
@@ -55,15 +64,54 @@ impl Platter {
 }
 
 #[derive(Debug, Clone, Default)]
-struct Drive(Arc<Mutex<Platter>>);
+struct Drive {
+    platter: Arc<Mutex<Platter>>,
+    power: Arc<Mutex<Power>>,
+}
+
+impl Drive {
+    fn with(image: Vec<u8>) -> Self {
+        let length = image.len() as u64;
+        let platter = Platter { synced: image, length, ..Platter::default() };
+        Self { platter: Arc::new(Mutex::new(platter)), power: Arc::default() }
+    }
+
+    /// Another one on the same power.
+    fn beside(&self) -> Self {
+        Self { platter: Arc::default(), power: Arc::clone(&self.power) }
+    }
+
+    fn remains(&self, chance: &mut StdRng) -> Vec<u8> {
+        self.platter.lock().unwrap().remains(chance)
+    }
+}
+
+impl Medium for Drive {
+    fn length(&self) -> std::io::Result<u64> {
+        redb::StorageBackend::len(self)
+    }
+
+    fn read(&self, at: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        redb::StorageBackend::read(self, at, buffer)
+    }
+
+    fn put(&mut self, at: u64, blocks: &[u8]) -> std::io::Result<()> {
+        {
+            let mut platter = self.platter.lock().unwrap();
+            platter.length = platter.length.max(at + blocks.len() as u64);
+            platter.written.push((at, blocks.to_vec()));
+        }
+        redb::StorageBackend::sync_data(self)
+    }
+}
 
 impl redb::StorageBackend for Drive {
     fn len(&self) -> std::io::Result<u64> {
-        Ok(self.0.lock().unwrap().length)
+        Ok(self.platter.lock().unwrap().length)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        let platter = self.0.lock().unwrap();
+        let platter = self.platter.lock().unwrap();
         let (from, to) = (offset, offset + out.len() as u64);
         out.fill(0);
         let overlay = |out: &mut [u8], start: u64, data: &[u8]| {
@@ -81,16 +129,17 @@ impl redb::StorageBackend for Drive {
     }
 
     fn set_len(&self, length: u64) -> std::io::Result<()> {
-        self.0.lock().unwrap().length = length;
+        self.platter.lock().unwrap().length = length;
         Ok(())
     }
 
     fn sync_data(&self) -> std::io::Result<()> {
-        let mut platter = self.0.lock().unwrap();
-        if platter.cut_after.is_some_and(|cut| platter.syncs >= cut) {
+        let mut power = self.power.lock().unwrap();
+        if power.cut_after.is_some_and(|cut| power.syncs >= cut) {
             return Err(std::io::Error::other("the power is gone"));
         }
-        platter.syncs += 1;
+        power.syncs += 1;
+        let mut platter = self.platter.lock().unwrap();
         for (offset, data) in std::mem::take(&mut platter.written) {
             Platter::apply(&mut platter.synced, offset, &data);
         }
@@ -98,15 +147,19 @@ impl redb::StorageBackend for Drive {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.0.lock().unwrap().written.push((offset, data.to_vec()));
+        self.platter.lock().unwrap().written.push((offset, data.to_vec()));
         Ok(())
     }
 }
 
-fn open(drive: &Drive) -> Result<Embedded, OpenError> {
+/// So small that it is carried over all the time.
+const JOURNAL: u64 = 24 << 10;
+
+fn open(database: &Drive, journal: &Drive) -> Result<Embedded, OpenError> {
     let failed = |error: redb::Error| panic!("{error}");
-    let database = builder().create_with_backend(drive.clone()).expect("the drive opens");
-    let (disk, state) = Disk::with_database(database, failed)?;
+    let database = builder().create_with_backend(database.clone()).expect("the drive opens");
+    let journal = Journal::open(Box::new(journal.clone()), JOURNAL).expect("the journal opens");
+    let (disk, state) = Disk::with(database, journal, failed)?;
     let mut options = Options::default();
     // So small that compaction is at work all the time.
     options.history.changes = 16;
@@ -118,7 +171,7 @@ async fn write_until_cut(store: &Embedded, chance: &mut StdRng) -> BTreeMap<Stri
     let mut acknowledged = BTreeMap::new();
     for _ in 0..WRITES {
         let key = format!("/registry/{}", chance.random_range(0..20));
-        let value = Bytes::from(vec![b'x'; chance.random_range(0..5_000)]);
+        let value = Bytes::from(vec![b'x'; chance.random_range(0..LARGEST)]);
         let known = acknowledged.get(&key).copied().flatten();
         let result = match known {
             None => store.create(&key, value).await.map(|entry| Some(entry.modified)),
@@ -146,18 +199,20 @@ async fn write_until_cut(store: &Embedded, chance: &mut StdRng) -> BTreeMap<Stri
 async fn a_power_cut_loses_nothing_acknowledged() {
     for seed in 0..60 {
         let mut chance = StdRng::seed_from_u64(seed);
-        let drive = Drive::default();
-        let store = open(&drive).unwrap();
-        let syncs = drive.0.lock().unwrap().syncs;
-        drive.0.lock().unwrap().cut_after = Some(syncs + chance.random_range(1..150));
+        let database = Drive::default();
+        let journal = database.beside();
+        let store = open(&database, &journal).unwrap();
+        {
+            let mut power = database.power.lock().unwrap();
+            power.cut_after = Some(power.syncs + chance.random_range(1..150));
+        }
         let acknowledged = write_until_cut(&store, &mut chance).await;
         let newest = store.revision().await.unwrap();
-        let image = drive.0.lock().unwrap().remains(&mut chance);
+        let images = [database.remains(&mut chance), journal.remains(&mut chance)];
         drop(store);
 
-        let length = image.len() as u64;
-        let platter = Platter { synced: image, length, ..Platter::default() };
-        let store = open(&Drive(Arc::new(Mutex::new(platter)))).unwrap();
+        let [database, journal] = images.map(Drive::with);
+        let store = open(&database, &journal).unwrap();
         assert!(store.revision().await.unwrap() >= newest, "seed {seed}");
         let there: BTreeMap<String, Revision> = store
             .list("/", List::default())

@@ -110,6 +110,12 @@ impl Writer {
                 }
             }
         }
+        // So that the next opening finds all of it in one place; what is in the journal is as safe.
+        if self.failed.is_none()
+            && let Err(error) = self.disk.carry_over()
+        {
+            tracing::warn!(%error, "closing the database: the journal keeps what is not in it");
+        }
     }
 
     /// The writes that wait, and a request of another kind if one ended them.
@@ -144,7 +150,7 @@ impl Writer {
             let due = ages.due(now, state.revision, history.age);
             trim_target(state, history, due).map(|target| state.trim_plan(target, TRIM_WITH_BATCH))
         });
-        let result = if changes.is_empty() { self.healthy() } else { self.commit(&changes, trim.as_ref()) };
+        let result = if changes.is_empty() { self.healthy() } else { self.commit(&changes, trim) };
         for (reply, answer) in answers {
             // A writer that has gone does not learn how its write ended.
             reply.send(result.clone().map_err(unavailable).and(answer)).ok();
@@ -156,15 +162,16 @@ impl Writer {
     }
 
     /// Makes the changes durable, then visible.
-    fn commit(&mut self, changes: &[Change], trim: Option<&Trim>) -> Result<(), Failed> {
+    fn commit(&mut self, changes: &[Change], trim: Option<Trim>) -> Result<(), Failed> {
         self.healthy()?;
+        let oldest = trim.as_ref().map(|trim| trim.oldest);
         if let Err(error) = self.disk.commit(changes, trim) {
             tracing::error!(%error, "writing to the database failed: no more writes until it is opened again");
             let failed = Failed(Arc::new(error));
             self.failed = Some(failed.clone());
             return Err(failed);
         }
-        self.hub.publish(changes, trim);
+        self.hub.publish(changes, oldest);
         Ok(())
     }
 
@@ -177,7 +184,7 @@ impl Writer {
                 Ok((state.oldest < revision).then(|| state.trim_plan(revision, TRIM_ALONE)))
             })?;
             match trim {
-                Some(trim) => self.commit(&[], Some(&trim)).map_err(unavailable)?,
+                Some(trim) => self.commit(&[], Some(trim)).map_err(unavailable)?,
                 None => return Ok(()),
             }
         }

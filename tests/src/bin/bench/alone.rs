@@ -1,5 +1,5 @@
-//! The control plane without a node, in a process of its own: what the marks of the API are about. The
-//! scheduler and the controllers are in it, and watch what is made.
+//! The API server in a process of its own, first with its store alone, which is what the marks of the API are about,
+//! then with the scheduler and the controllers in the same process, which watch what is made.
 
 use std::time::{Duration, Instant};
 
@@ -14,19 +14,30 @@ const OBJECTS: usize = 10_000;
 const STARTS: usize = 5;
 
 pub(crate) async fn measure() -> Result<()> {
-    let mut server = Server::prepare("dcpbench", Vec::new())?;
-    server.start().await?;
-    // What a start takes is given back.
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    println!("The API server with its store:");
+    let server = started(vec!["--api-only".to_owned()]).await?;
     let api = target(&server).await?;
     api.measure().await?;
     api.selector().await?;
+    drop(server);
+
+    println!("\nWith the scheduler and the controllers:");
+    let server = started(Vec::new()).await?;
+    target(&server).await?.measure().await?;
     drop(server);
 
     let mut server = Server::prepare("dcpbench", Vec::new())?;
     server.start().await?;
     target(&server).await?.fill(OBJECTS).await?;
     starts(&mut server).await
+}
+
+async fn started(flags: Vec<String>) -> Result<Server> {
+    let mut server = Server::prepare("dcpbench", flags)?;
+    server.start().await?;
+    // What a start takes is given back.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    Ok(server)
 }
 
 async fn target(server: &Server) -> Result<Target> {

@@ -12,6 +12,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use super::figures::{Mark, cpu, percentiles, pss, say};
+use super::h2;
 
 /// Objects of each measurement.
 const OBJECTS: usize = 2000;
@@ -53,17 +54,36 @@ const PARTS: usize = 100;
 const FOUND: usize = 100;
 const SELECTIONS: usize = 100;
 
+/// How watchers connect.
+#[derive(Clone, Copy, Debug)]
+enum Wire {
+    /// HTTP/1.1: each watcher by a connection of its own, as the agents of as many nodes.
+    Own,
+    /// HTTP/2: [`h2::STREAMS`] watchers by one connection, as client-go does in one process.
+    Shared,
+}
+
 /// An API server and the processes whose work is counted: its own, and its store's.
 pub(crate) struct Target {
     client: kube::Client,
+    config: kube::Config,
     pids: Vec<i64>,
+}
+
+impl std::fmt::Display for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Own => "HTTP/1.1",
+            Self::Shared => "HTTP/2",
+        })
+    }
 }
 
 impl Target {
     pub(crate) async fn new(kubeconfig: &Path, pids: Vec<i64>) -> Result<Self> {
         let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig)?;
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
-        Ok(Self { client: kube::Client::try_from(config)?, pids })
+        Ok(Self { client: kube::Client::try_from(config.clone())?, config, pids })
     }
 
     /// CPU time that the processes have used so far.
@@ -92,8 +112,10 @@ impl Target {
         // Creates, gets, patches and deletes of pods, and the creates at once.
         let calls = 4 * OBJECTS + CREATED_AT_ONCE;
         self.memory(&format!("after {calls} calls"), Some(marks::AFTER))?;
-        for (watchers, delivery, slowest) in WATCHERS {
-            self.watches(watchers, delivery, slowest).await?;
+        for wire in [Wire::Own, Wire::Shared] {
+            for (watchers, delivery, slowest) in WATCHERS {
+                self.watches(wire, watchers, delivery, slowest).await?;
+            }
         }
         self.memory("after the watches", None)
     }
@@ -219,17 +241,24 @@ impl Target {
     }
 
     /// What a delivery costs the server, and how long after the write it arrives.
-    async fn watches(&self, watchers: usize, cpu: Option<Mark>, slowest: Option<Mark>) -> Result<()> {
+    async fn watches(
+        &self,
+        wire: Wire,
+        watchers: usize,
+        cpu: Option<Mark>,
+        slowest: Option<Mark>,
+    ) -> Result<()> {
+        let clients = self.watching(wire, watchers).await?;
         let maps: Api<ConfigMap> = Api::default_namespaced(self.client.clone());
         let map = serde_json::from_value(json!({"metadata": {"name": "watched"}, "data": {"n": "0"}}))?;
         let made = maps.create(&PostParams::default(), &map).await?;
         let version = made.metadata.resource_version.context("no version")?;
         let arrivals = Arc::new(Mutex::new(Vec::with_capacity(watchers * CHANGES)));
         let mut running = Vec::new();
-        for _ in 0..watchers {
-            running.push(tokio::spawn(watch(self.client.clone(), version.clone(), Arc::clone(&arrivals))));
+        for client in clients {
+            running.push(tokio::spawn(watch(client, version.clone(), Arc::clone(&arrivals))));
         }
-        // All of them are there once the server has answered them: a change that each of them sees.
+        // Until all of them are there: what a handshake costs is not a delivery's.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let before = self.cpu()?;
         let mut written = Vec::new();
@@ -244,16 +273,29 @@ impl Target {
             watcher.await??;
         }
         self.per(
-            &format!("watch delivery, {watchers} watchers, patches included"),
+            &format!("watch delivery, {watchers} watchers, {wire}, patches included"),
             before,
             watchers * CHANGES,
             cpu,
         )?;
         let arrivals = std::mem::take(&mut *arrivals.lock().expect("no watcher panicked"));
         let took = arrivals.into_iter().map(|(change, at): (usize, Instant)| at - written[change]).collect();
-        percentiles(&format!("delivery to {watchers} watchers"), took, None, slowest);
+        percentiles(&format!("delivery to {watchers} watchers, {wire}"), took, None, slowest);
         maps.delete("watched", &DeleteParams::default()).await?;
         Ok(())
+    }
+
+    /// A client for each watcher.
+    async fn watching(&self, wire: Wire, watchers: usize) -> Result<Vec<kube::Client>> {
+        let mut clients = Vec::new();
+        while clients.len() < watchers {
+            let (client, watches) = match wire {
+                Wire::Own => (self.client.clone(), watchers),
+                Wire::Shared => (h2::connect(&self.config).await?, h2::STREAMS),
+            };
+            clients.extend(std::iter::repeat_n(client, watches.min(watchers - clients.len())));
+        }
+        Ok(clients)
     }
 }
 

@@ -9,6 +9,7 @@ mod alone;
 mod api;
 mod figures;
 mod floor;
+mod h2;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -36,7 +37,6 @@ fn main() -> Result<()> {
             target.selector().await
         });
     }
-    println!("The control plane alone:");
     runtime.block_on(alone::measure())?;
     if alone {
         return Ok(());
