@@ -3,15 +3,20 @@
 
 use std::sync::Arc;
 
+use decapod_api::storage;
 use decapod_client::clock::Clock;
 use decapod_client::error::ErrorExt;
 use decapod_client::event::Recorder;
-use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{
+    Binding, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::response::Status;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
+
+use crate::core::plugins::Assignment;
 
 /// Why a decision could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +24,9 @@ pub(crate) enum Error {
     /// The API server refused the binding or did not answer.
     #[error("cannot bind the pod")]
     Bind(#[source] Box<kube::Error>),
+    /// The pod's claims could not be told of the node.
+    #[error("cannot have the volumes of the pod bound")]
+    Volumes(#[source] Box<kube::Error>),
 }
 
 /// How a binding ended.
@@ -29,6 +37,8 @@ pub(crate) enum Bound {
     /// The pod is gone, or another is in its place, or it is bound already: nothing is left to do, what
     /// became of it comes as a change.
     Moot,
+    /// Its volumes are on their way: it is bound once they are there.
+    Waits,
 }
 
 /// Writes in the scheduler's name.
@@ -77,6 +87,50 @@ impl Writer {
                 self.recorder.warning(pod, "FailedScheduling", message.clone());
                 self.note(pod, "SchedulerError", &message).await;
                 Err(Error::Bind(Box::new(error)))
+            }
+        }
+    }
+
+    /// Gives the claims that waited for `node` their volumes, or has them made there.
+    ///
+    /// # Errors
+    /// When the API server refused or did not answer: the pod has to be tried again.
+    pub(crate) async fn assign(&self, assignments: &[Assignment], node: &str) -> Result<Bound, Error> {
+        for assignment in assignments {
+            match self.assign_one(assignment, node).await {
+                Ok(()) => {}
+                // It changed since: the change is on its way here.
+                Err(error) if error.is_not_found() || error.is_conflict() => return Ok(Bound::Moot),
+                Err(error) => return Err(Error::Volumes(Box::new(error))),
+            }
+        }
+        Ok(Bound::Waits)
+    }
+
+    async fn assign_one(&self, assignment: &Assignment, node: &str) -> kube::Result<()> {
+        let parameters = PostParams::default();
+        match assignment {
+            Assignment::Bind(claim, volume) => {
+                if storage::refers_to(volume, claim) {
+                    return Ok(());
+                }
+                let mut bound = PersistentVolume::clone(volume);
+                bound.spec.get_or_insert_default().claim_ref = Some(claim.object_ref(&()));
+                let annotations = bound.metadata.annotations.get_or_insert_default();
+                annotations.insert(storage::BOUND_BY_CONTROLLER.to_owned(), "yes".to_owned());
+                let api: Api<PersistentVolume> = Api::all(self.client.clone());
+                api.replace(&volume.name_any(), &parameters, &bound).await.map(drop)
+            }
+            Assignment::Provision(claim) => {
+                let mut told = PersistentVolumeClaim::clone(claim);
+                let annotations = told.metadata.annotations.get_or_insert_default();
+                let known = annotations.insert(storage::SELECTED_NODE.to_owned(), node.to_owned());
+                if known.as_deref() == Some(node) {
+                    return Ok(());
+                }
+                let namespace = claim.namespace().unwrap_or_default();
+                let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
+                api.replace(&claim.name_any(), &parameters, &told).await.map(drop)
             }
         }
     }

@@ -15,13 +15,14 @@ use decapod_client::clock::Clock;
 use decapod_client::event::Recorder;
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Client;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use binding::Writer;
-use shell::Shell;
+use shell::{Shell, World};
 
 /// How the scheduler runs.
 #[derive(Clone, Debug)]
@@ -54,12 +55,25 @@ pub fn run(
     let chance = StdRng::seed_from_u64(options.seed);
     let (pods, nodes) = (informers.of::<Pod>(), informers.of::<Node>());
     let namespaces = informers.of::<Namespace>();
+    let (claims, volumes) = (informers.of::<PersistentVolumeClaim>(), informers.of::<PersistentVolume>());
+    let classes = informers.of::<StorageClass>();
     let shell = Shell::new(options.scheduler_name, chance, writer, supervisor.clone());
     supervisor.spawn_until_shutdown("scheduler", async move {
         // Before all bound pods are known every node looks empty.
         nodes.synced().await;
         pods.synced().await;
         namespaces.synced().await;
-        shell.run(pods.subscribe(), nodes.subscribe(), namespaces.subscribe()).await;
+        claims.synced().await;
+        volumes.synced().await;
+        classes.synced().await;
+        let world = World {
+            pods: pods.subscribe(),
+            nodes: nodes.subscribe(),
+            namespaces: namespaces.subscribe(),
+            claims: claims.subscribe(),
+            volumes: volumes.subscribe(),
+            classes: classes.subscribe(),
+        };
+        shell.run(world).await;
     });
 }

@@ -109,6 +109,13 @@ impl Queue {
         self.fail(uid, |_| Place::Unschedulable(now));
     }
 
+    /// A node was found, but the pod's volumes are not there yet: it waits until they change. This is no failure.
+    pub(crate) fn hold(&mut self, uid: &str, now: Duration) {
+        let Some(mut waiting) = self.take_out(uid) else { return };
+        waiting.place = Place::Unschedulable(now);
+        self.put_in(waiting);
+    }
+
     /// Something else went wrong: the pod is tried again after its back-off.
     pub(crate) fn retry(&mut self, uid: &str, now: Duration) {
         self.fail(uid, |attempts| Place::Backoff(now + backoff(attempts)));
@@ -147,7 +154,8 @@ impl Queue {
         let Some(mut waiting) = self.take_out(uid) else { return };
         let Place::Unschedulable(failed) = waiting.place else { return self.put_in(waiting) };
         let until = failed + backoff(waiting.attempts);
-        waiting.place = if until <= now { Place::Active } else { Place::Backoff(until) };
+        waiting.place =
+            if waiting.attempts == 0 || until <= now { Place::Active } else { Place::Backoff(until) };
         self.put_in(waiting);
     }
 
@@ -282,6 +290,17 @@ mod tests {
         }
         queue.wake_relational(second(9));
         assert_eq!((pop(&mut queue, 9).as_deref(), pop(&mut queue, 9)), (Some("social"), None));
+    }
+
+    #[test]
+    fn a_pod_that_was_held_is_tried_as_soon_as_something_changes() {
+        let mut queue = Queue::default();
+        queue.put(pod("p", 0, &[]), second(5));
+        pop(&mut queue, 5);
+        queue.hold("p", second(5));
+        assert_eq!(pop(&mut queue, 5), None);
+        queue.wake(second(5), |_| true);
+        assert_eq!(pop(&mut queue, 5).as_deref(), Some("p"));
     }
 
     #[test]

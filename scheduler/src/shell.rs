@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use decapod_client::informer::{Change, Changes};
 use decapod_client::task::Supervisor;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 use rand::Rng;
 use tokio::sync::mpsc;
 
 use crate::binding::{Bound, Error, Writer};
 use crate::core::decide::Scheduler;
-use crate::core::plugins::{self, Prepared};
+use crate::core::plugins::{self, Assignment, Prepared};
 use crate::core::pod::PodInfo;
 use crate::core::snapshot::{Snapshot, is_terminal};
 use crate::metrics;
@@ -40,6 +41,16 @@ struct Written {
 struct Tried {
     attempt: u32,
     begin: Duration,
+}
+
+/// Everything that happens in the cluster and matters here.
+pub(crate) struct World {
+    pub(crate) pods: Changes<Pod>,
+    pub(crate) nodes: Changes<Node>,
+    pub(crate) namespaces: Changes<Namespace>,
+    pub(crate) claims: Changes<PersistentVolumeClaim>,
+    pub(crate) volumes: Changes<PersistentVolume>,
+    pub(crate) classes: Changes<StorageClass>,
 }
 
 pub(crate) struct Shell<R> {
@@ -69,15 +80,20 @@ impl<R: Rng + Send> Shell<R> {
     }
 
     /// Schedules until the changes end.
-    pub(crate) async fn run(
-        mut self,
-        mut pods: Changes<Pod>,
-        mut nodes: Changes<Node>,
-        mut namespaces: Changes<Namespace>,
-    ) {
+    pub(crate) async fn run(mut self, world: World) {
+        let World { mut pods, mut nodes, mut namespaces, mut claims, mut volumes, mut classes } = world;
         loop {
             while let Some(change) = namespaces.try_next() {
                 self.namespace_changed(&change);
+            }
+            while let Some(change) = classes.try_next() {
+                self.class_changed(&change);
+            }
+            while let Some(change) = volumes.try_next() {
+                self.volume_changed(&change);
+            }
+            while let Some(change) = claims.try_next() {
+                self.claim_changed(&change);
             }
             self.take_in(&mut pods, &mut nodes);
             if self.decide_some() {
@@ -105,6 +121,18 @@ impl<R: Rng + Send> Shell<R> {
                 },
                 change = namespaces.next() => match change {
                     Some(change) => self.namespace_changed(&change),
+                    None => return,
+                },
+                change = claims.next() => match change {
+                    Some(change) => self.claim_changed(&change),
+                    None => return,
+                },
+                change = volumes.next() => match change {
+                    Some(change) => self.volume_changed(&change),
+                    None => return,
+                },
+                change = classes.next() => match change {
+                    Some(change) => self.class_changed(&change),
                     None => return,
                 },
                 Some(written) = self.written.1.recv() => self.write_ended(written),
@@ -145,8 +173,13 @@ impl<R: Rng + Send> Shell<R> {
         match self.scheduler.decide(info, &self.snapshot) {
             Ok(node) => {
                 tracing::debug!(pod = pod.name_any(), node, attempts = waiting.attempts, "decided");
-                self.snapshot.assume(info.clone(), &node);
+                let assignments = self.assignments(info, &node);
                 let writer = self.writer.clone();
+                if !assignments.is_empty() {
+                    self.write(uid, tried, async move { Some(writer.assign(&assignments, &node).await) });
+                    return;
+                }
+                self.snapshot.assume(info.clone(), &node);
                 self.write(uid, tried, async move { Some(writer.bind(&pod, &node).await) });
             }
             Err(error) => {
@@ -162,6 +195,15 @@ impl<R: Rng + Send> Shell<R> {
                 });
             }
         }
+    }
+
+    /// What the claims of the pod that wait for a node get on this one.
+    fn assignments(&self, info: &PodInfo, node: &str) -> Vec<Assignment> {
+        if info.claims.is_empty() {
+            return Vec::new();
+        }
+        let prepared = Prepared::new(info, &self.snapshot, &|_, _| false);
+        self.snapshot.node(node).map(|node| prepared.assignments(node)).unwrap_or_default()
     }
 
     fn write(
@@ -187,6 +229,15 @@ impl<R: Rng + Send> Shell<R> {
             Some(Ok(Bound::Yes)) => {
                 self.attempted("scheduled", written.tried);
                 metrics::scheduled_at(written.tried.attempt);
+            }
+            Some(Ok(Bound::Waits)) => {
+                let now = self.now();
+                self.queue.hold(uid, now);
+                // They may have come meanwhile: then no further change will tell.
+                let snapshot = &self.snapshot;
+                self.queue.wake(now, |info| {
+                    info.uid == *uid && Prepared::new(info, snapshot, &|_, _| false).is_settled()
+                });
             }
             Some(Ok(Bound::Moot)) => {
                 // If the pod still waits it is tried again; else its change removes it.
@@ -217,6 +268,32 @@ impl<R: Rng + Send> Shell<R> {
         let labels = change.new.as_ref().map(|namespace| namespace.labels().clone());
         self.snapshot.namespace_set(&change.key.name, labels);
         self.queue.wake_relational(self.now());
+    }
+
+    fn claim_changed(&mut self, change: &Change<PersistentVolumeClaim>) {
+        let (namespace, name) = (&change.key.namespace, &change.key.name);
+        self.snapshot.storage_mut().claim_set(namespace, name, change.new.clone());
+        let now = self.now();
+        self.queue.wake(now, |info| {
+            info.pod.metadata.namespace.as_ref() == Some(namespace)
+                && info.claims.iter().any(|claim| claim.name == *name)
+        });
+    }
+
+    fn volume_changed(&mut self, change: &Change<PersistentVolume>) {
+        self.snapshot.storage_mut().volume_set(&change.key.name, change.new.clone());
+        self.storage_changed();
+    }
+
+    fn class_changed(&mut self, change: &Change<StorageClass>) {
+        self.snapshot.storage_mut().class_set(&change.key.name, change.new.clone());
+        self.storage_changed();
+    }
+
+    /// Volumes came or went: pods with claims may have found what they wait for.
+    fn storage_changed(&mut self) {
+        let now = self.now();
+        self.queue.wake(now, |info| !info.claims.is_empty());
     }
 
     fn pod_changed(&mut self, change: &Change<Pod>) {

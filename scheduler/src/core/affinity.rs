@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use decapod_api::labels::{Operator, Requirement, Selector};
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
+use decapod_api::labels::Selector;
+use decapod_api::node_selector::Term;
+use k8s_openapi::api::core::v1::PodSpec;
 
 /// What a node must be like: the selector and, if there are terms, at least one of them.
 #[derive(Debug, Default)]
@@ -31,49 +32,6 @@ impl Preference {
     pub(crate) fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
         self.term.matches(name, labels)
     }
-}
-
-/// Requirements on labels and on fields (of which there is only the name), all of which must hold. A term
-/// without any, or with one that makes no sense, matches no node.
-#[derive(Debug)]
-struct Term {
-    labels: Vec<Requirement>,
-    names: Vec<Requirement>,
-    valid: bool,
-}
-
-impl Term {
-    fn new(term: &NodeSelectorTerm) -> Self {
-        let labels = term.match_expressions.iter().flatten();
-        let names = term.match_fields.iter().flatten();
-        let count = labels.clone().count() + names.clone().count();
-        let names_valid = names.clone().all(|field| field.key == "metadata.name");
-        let labels: Vec<_> = labels.filter_map(requirement).collect();
-        let names: Vec<_> = names.filter_map(requirement).collect();
-        let valid = count > 0 && names_valid && labels.len() + names.len() == count;
-        Self { labels, names, valid }
-    }
-
-    fn matches(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
-        self.valid
-            && self.labels.iter().all(|one| one.matches(labels.get(&one.key).map(String::as_str)))
-            && self.names.iter().all(|one| one.matches(Some(name)))
-    }
-}
-
-fn requirement(requirement: &NodeSelectorRequirement) -> Option<Requirement> {
-    let values = requirement.values.clone().unwrap_or_default();
-    let number = || values.first().filter(|_| values.len() == 1)?.parse().ok();
-    let operator = match requirement.operator.as_str() {
-        "In" => Operator::In(values),
-        "NotIn" => Operator::NotIn(values),
-        "Exists" => Operator::Exists,
-        "DoesNotExist" => Operator::DoesNotExist,
-        "Gt" => Operator::GreaterThan(number()?),
-        "Lt" => Operator::LessThan(number()?),
-        _ => return None,
-    };
-    Some(Requirement { key: requirement.key.clone(), operator })
 }
 
 /// What the pod requires of its node.

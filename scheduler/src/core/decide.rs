@@ -45,6 +45,9 @@ impl<R: Rng> Scheduler<R> {
         let nodes = snapshot.nodes();
         let enough = enough(snapshot.existing());
         let prepared = Prepared::new(pod, snapshot, &|_, _| false);
+        if let Some((plugin, why)) = prepared.refusal() {
+            return Err(refused(pod, snapshot, plugin, why));
+        }
         let mut fitting = Vec::new();
         let mut error = FitError::new(snapshot.existing());
         let mut rejections = Vec::new();
@@ -109,6 +112,18 @@ impl<R: Rng> Scheduler<R> {
         }
         best.map(|(node, _)| node)
     }
+}
+
+/// No node will do, whatever is removed from it.
+fn refused(pod: &PodInfo, snapshot: &Snapshot, plugin: &'static str, why: &str) -> FitError {
+    let mut error = FitError::refused(snapshot.existing(), plugin, why);
+    if pod.never_preempts {
+        error.note_not_eligible();
+    } else {
+        let nodes = snapshot.nodes().iter().filter(|node| node.node.is_some());
+        error.note_preemption(nodes.map(|node| preemption(pod, node, false, snapshot)));
+    }
+    error
 }
 
 /// How many fitting nodes suffice in a cluster of this size: all of a small one, a share of a large one.

@@ -11,6 +11,8 @@ use super::plugins::Rejection;
 pub(crate) struct FitError {
     /// The nodes that exist.
     pub(crate) nodes: usize,
+    /// Why no node at all would do; then none was looked at.
+    refusal: Option<String>,
     /// How often each reason was given.
     reasons: BTreeMap<String, usize>,
     /// What preemption found, per reason; `None` where it was not considered.
@@ -29,7 +31,15 @@ enum Preempt {
 impl FitError {
     pub(crate) fn new(nodes: usize) -> Self {
         let (reasons, plugins) = (BTreeMap::new(), BTreeSet::new());
-        Self { nodes, reasons, preemption: None, plugins }
+        Self { nodes, refusal: None, reasons, preemption: None, plugins }
+    }
+
+    /// No node at all will do: `plugin` says so.
+    pub(crate) fn refused(nodes: usize, plugin: &'static str, why: &str) -> Self {
+        let mut error = Self::new(nodes);
+        error.plugins.insert(plugin);
+        error.refusal = Some(why.to_owned());
+        error
     }
 
     /// Notes that a node was rejected.
@@ -75,7 +85,10 @@ impl fmt::Display for FitError {
         if self.nodes == 0 {
             return f.write_str("no nodes available to schedule pods");
         }
-        write!(f, "0/{} nodes are available: {}.", self.nodes, join(&self.reasons))?;
+        match &self.refusal {
+            Some(why) => write!(f, "0/{} nodes are available: {why}.", self.nodes)?,
+            None => write!(f, "0/{} nodes are available: {}.", self.nodes, join(&self.reasons))?,
+        }
         // Kubernetes asks dynamic resource allocation first, which has nothing to give back.
         const CLAIMS: &str = "no new claims to deallocate";
         match &self.preemption {

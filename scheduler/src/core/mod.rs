@@ -12,3 +12,4 @@ pub(crate) mod pod;
 pub(crate) mod relation;
 pub(crate) mod resources;
 pub(crate) mod snapshot;
+pub(crate) mod storage;

@@ -57,6 +57,16 @@ pub(crate) struct PodInfo {
     /// The images of its containers, under their full names.
     pub(crate) images: Vec<String>,
     pub(crate) never_preempts: bool,
+    /// The claims that it mounts.
+    pub(crate) claims: Vec<WantedClaim>,
+}
+
+/// A claim that a pod mounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WantedClaim {
+    pub(crate) name: String,
+    /// The claim of a generic ephemeral volume, which is made for the pod.
+    pub(crate) made_for_pod: bool,
 }
 
 impl PodInfo {
@@ -82,6 +92,7 @@ impl PodInfo {
                 .map(|one| one.uid.clone()),
             images: containers().filter_map(|one| one.image.as_deref()).map(full_image_name).collect(),
             never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
+            claims: claims(spec, pod.metadata.name.as_deref().unwrap_or_default()),
             pod: pod.clone(),
         }
     }
@@ -90,6 +101,16 @@ impl PodInfo {
     pub(crate) fn node_name(&self) -> &str {
         self.pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
     }
+}
+
+fn claims(spec: &PodSpec, pod: &str) -> Vec<WantedClaim> {
+    let volumes = spec.volumes.iter().flatten();
+    let claims = volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(source), _) => Some(WantedClaim { name: source.claim_name.clone(), made_for_pod: false }),
+        (None, Some(_)) => Some(WantedClaim { name: format!("{pod}-{}", volume.name), made_for_pod: true }),
+        (None, None) => None,
+    });
+    claims.collect()
 }
 
 /// What a pod requests: what its containers request together, or what the largest init container requests

@@ -13,6 +13,7 @@ use kube::ResourceExt;
 use super::node::NodeInfo;
 use super::pod::PodInfo;
 use super::relation::Namespaces;
+use super::storage::Storage;
 
 /// All nodes with their pods.
 #[derive(Debug, Default)]
@@ -29,6 +30,7 @@ pub(crate) struct Snapshot {
     /// How many pods of each controller are on which nodes.
     families: HashMap<String, HashMap<String, usize>>,
     namespaces: Namespaces,
+    storage: Storage,
     /// Nodes that exist, without those of which only pods are known.
     existing: usize,
 }
@@ -71,6 +73,16 @@ impl Snapshot {
     pub(crate) fn family(&self, controller: &str) -> impl Iterator<Item = (&NodeInfo, usize)> {
         let nodes = self.families.get(controller).into_iter().flatten();
         nodes.filter_map(|(node, count)| Some((self.node(node)?, *count)))
+    }
+
+    /// Claims, volumes and classes.
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Claims, volumes and classes, to take over a change.
+    pub(crate) fn storage_mut(&mut self) -> &mut Storage {
+        &mut self.storage
     }
 
     /// The labels of the namespaces.

@@ -6,12 +6,15 @@ mod images;
 mod resources;
 mod spread;
 mod taints;
+mod volumes;
 
 use std::borrow::Cow;
 
 use super::node::NodeInfo;
 use super::pod::PodInfo;
 use super::snapshot::Snapshot;
+
+pub(crate) use volumes::Assignment;
 
 /// Why a node will not do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +42,7 @@ pub(crate) type Without<'a> = &'a dyn Fn(&NodeInfo, &PodInfo) -> bool;
 pub(crate) struct Prepared {
     affinity: affinity::State,
     spread: spread::State,
+    volumes: volumes::State,
 }
 
 impl Prepared {
@@ -46,7 +50,24 @@ impl Prepared {
         Self {
             affinity: affinity::State::new(pod, snapshot, without),
             spread: spread::State::new(pod, snapshot, without),
+            volumes: volumes::State::new(pod, snapshot),
         }
+    }
+
+    /// Why no node at all will do, and the plugin that says so.
+    pub(crate) fn refusal(&self) -> Option<(&'static str, &str)> {
+        self.volumes.refusal().map(|why| (volumes::NAME, why))
+    }
+
+    /// What the pod's claims that wait for a node get on this one; empty where none waits.
+    pub(crate) fn assignments(&self, node: &NodeInfo) -> Vec<Assignment> {
+        // A node that passed the filters has something for each.
+        self.volumes.assignments(node).unwrap_or_default()
+    }
+
+    /// Whether no claim of the pod waits for its volume any more.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.volumes.is_settled()
     }
 }
 
@@ -61,6 +82,7 @@ pub(crate) fn filter(pod: &PodInfo, node: &NodeInfo, prepared: &Prepared) -> Res
     node_affinity(pod, node)?;
     node_ports(pod, node)?;
     resources::fit(pod, node)?;
+    prepared.volumes.filter(node)?;
     prepared.spread.filter(node)?;
     prepared.affinity.filter(node)
 }
