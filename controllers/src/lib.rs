@@ -12,10 +12,13 @@ mod common;
 mod deployment;
 mod disruption;
 mod endpoints;
+mod ephemeralvolume;
 mod garbage;
+mod localpath;
 mod namespace;
 pub mod nodeipam;
 pub mod nodelifecycle;
+mod persistentvolume;
 mod podgc;
 mod replicaset;
 mod resourcequota;
@@ -82,6 +85,9 @@ pub fn run(
     resourcequota::start(&context, &catalog, options.workers);
     servicecidr::start(&context);
     storageprotection::start(&context);
+    persistentvolume::start(&context);
+    ephemeralvolume::start(&context);
+    localpath::start(&context, options.workers);
     serviceaccount::start(&context);
     bootstrap::start(&context);
     if let Some(authority) = &options.authority {

@@ -1,4 +1,5 @@
-//! What every cluster gets beside the API's own objects: cluster DNS, and what agents may read.
+//! What every cluster gets beside the API's own objects: cluster DNS, what agents may read, and a default class of
+//! storage.
 
 use kube::Client;
 use serde_json::Value;
@@ -9,6 +10,10 @@ use crate::failure::Failure;
 const DNS: &str = include_str!("../../../deploy/dns.yaml");
 /// What nodes, and those who become nodes, may do.
 pub(super) const NODES: &str = include_str!("../../../deploy/nodes.yaml");
+/// The default class of storage and what its provisioner may do.
+const STORAGE: &str = include_str!("../../../deploy/storage.yaml");
+/// What belongs to its users once it is there: it is made, and never brought to what this version wants.
+const ONLY_MADE: [&str; 1] = ["StorageClass"];
 /// The reference of the image that is made of this binary.
 pub(super) const SELF_IMAGE: &str = "decapod.internal/decapod:self";
 
@@ -18,7 +23,7 @@ pub(super) async fn apply(client: &Client, settings: &Settings, info: &Value) ->
     let text = DNS
         .replace("10.96.0.10", &settings.dns().to_string())
         .replace("cluster.local", &settings.cluster_domain);
-    for (what, text) in [("the role of nodes", NODES), ("cluster DNS", &text)] {
+    for (what, text) in [("the role of nodes", NODES), ("storage", STORAGE), ("cluster DNS", &text)] {
         let objects: Vec<Value> = serde_saphyr::from_multiple(text)
             .map_err(|e| Failure::new(format!("the manifest of {what}: {e}")))?;
         for object in objects.iter().filter(|o| o.is_object()) {
@@ -68,6 +73,7 @@ pub(super) async fn one(client: &Client, object: &Value) -> Result<(), Failure> 
             client.request::<Value>(send(http::Method::POST, collection, "application/json")?).await?;
         }
         Err(error) => return Err(error.into()),
+        Ok(_) if ONLY_MADE.contains(&kind) => {}
         Ok(_) => {
             // Lists are replaced whole: a strategic patch would take DNS's two ports 53 for one.
             client.request::<Value>(send(http::Method::PATCH, path, "application/merge-patch+json")?).await?;

@@ -23,6 +23,8 @@ use serde::de::DeserializeOwned;
 use crate::common::{Context, Result, Says};
 use plan::Step;
 
+pub(crate) use plan::claims;
+
 const CLAIM_NAME: &str = "persistentvolumeclaim-protection-controller";
 const VOLUME_NAME: &str = "persistentvolume-protection-controller";
 const CLASS_NAME: &str = "volumeattributesclass-protection-controller";

@@ -26,7 +26,7 @@ pub(super) fn step(meta: &ObjectMeta, finalizer: &str, in_use: impl FnOnce() -> 
 }
 
 /// The names of the claims that a pod mounts.
-pub(super) fn claims(pod: &Pod) -> Vec<String> {
+pub(crate) fn claims(pod: &Pod) -> Vec<String> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     let claims = volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
