@@ -7,6 +7,7 @@ mod accounts;
 mod discovery;
 mod fields;
 mod flow;
+mod storage;
 mod watchers;
 
 use std::time::Duration;
