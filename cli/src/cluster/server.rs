@@ -59,7 +59,7 @@ impl Server {
         let pair = admin.write(clock.now())?;
         supervisor.spawn_until_shutdown("admin-kubeconfig", admin.keep(pair, clock.clone()));
         let started = match self.api_only {
-            true => Ok(()),
+            true => Ok(None),
             false => self.components(&place, &api, &supervisor, &clock).await,
         };
         let result = match started {
