@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 
 use crate::files::Dns;
 use crate::pod::spec::Sort;
-use crate::pod::{mark, qos, spec};
+use crate::pod::{admit, mark, qos, spec};
 
 /// Kubernetes' default for `terminationMessagePath`.
 const MESSAGE_PATH: &str = "/dev/termination-log";
@@ -54,6 +54,8 @@ pub(crate) struct PodFacts<'a> {
     pub(crate) cgroup_parent: String,
     pub(crate) log_directory: PathBuf,
     pub(crate) host_name: String,
+    /// Below which seccomp profiles of the node lie.
+    pub(crate) seccomp_root: PathBuf,
     pub(crate) dns: Dns,
 }
 
@@ -107,7 +109,7 @@ fn linux_sandbox(facts: &PodFacts<'_>) -> cri::LinuxPodSandboxConfig {
         .and_then(|c| c.sysctls.as_ref())
         .into_iter()
         .flatten()
-        .map(|s| (s.name.clone(), s.value.clone()))
+        .map(|s| (admit::sysctl_name(&s.name), s.value.clone()))
         .collect();
     cri::LinuxPodSandboxConfig {
         cgroup_parent: facts.cgroup_parent.clone(),
@@ -116,8 +118,9 @@ fn linux_sandbox(facts: &PodFacts<'_>) -> cri::LinuxPodSandboxConfig {
             run_as_user: context.and_then(|c| c.run_as_user).map(int),
             run_as_group: context.and_then(|c| c.run_as_group).map(int),
             supplemental_groups: groups(context),
+            supplemental_groups_policy: groups_policy(context).into(),
             privileged,
-            seccomp: context.and_then(|c| c.seccomp_profile.as_ref()).map(seccomp),
+            seccomp: context.and_then(|c| c.seccomp_profile.as_ref()).map(|p| seccomp(facts, p)),
             ..Default::default()
         }),
         sysctls,
@@ -135,6 +138,14 @@ fn groups(context: Option<&PodSecurityContext>) -> Vec<i64> {
         context.and_then(|c| c.supplemental_groups.as_ref()).into_iter().flatten().copied().collect();
     groups.extend(context.and_then(|c| c.fs_group));
     groups
+}
+
+/// Whether the groups of the user in the image count as well; by Kubernetes' default they do.
+fn groups_policy(context: Option<&PodSecurityContext>) -> cri::SupplementalGroupsPolicy {
+    match context.and_then(|c| c.supplemental_groups_policy.as_deref()) {
+        Some("Strict") => cri::SupplementalGroupsPolicy::Strict,
+        _ => cri::SupplementalGroupsPolicy::Merge,
+    }
 }
 
 fn port_mappings(pod_spec: &PodSpec) -> Vec<cri::PortMapping> {
@@ -172,12 +183,17 @@ fn namespaces(pod_spec: &PodSpec) -> cri::NamespaceOption {
     }
 }
 
-fn seccomp(profile: &SeccompProfile) -> cri::SecurityProfile {
+fn seccomp(facts: &PodFacts<'_>, profile: &SeccompProfile) -> cri::SecurityProfile {
     let (kind, reference) = match profile.type_.as_str() {
         "Unconfined" => (cri::security_profile::ProfileType::Unconfined, String::new()),
         "Localhost" => (
             cri::security_profile::ProfileType::Localhost,
-            profile.localhost_profile.clone().unwrap_or_default(),
+            // The API server has seen to it that no part of the name is `..`.
+            facts
+                .seccomp_root
+                .join(profile.localhost_profile.as_deref().unwrap_or_default().trim_start_matches('/'))
+                .to_string_lossy()
+                .into_owned(),
         ),
         _ => (cri::security_profile::ProfileType::RuntimeDefault, String::new()),
     };
@@ -341,10 +357,11 @@ fn linux_container(pod: &PodFacts<'_>, facts: &ContainerFacts<'_>) -> cri::Linux
             run_as_username: user_name,
             readonly_rootfs: context.and_then(|c| c.read_only_root_filesystem) == Some(true),
             supplemental_groups: groups(pod.spec.security_context.as_ref()),
+            supplemental_groups_policy: groups_policy(pod.spec.security_context.as_ref()).into(),
             no_new_privs: context.and_then(|c| c.allow_privilege_escalation) == Some(false),
             masked_paths: paths(&MASKED_PATHS),
             readonly_paths: paths(&READONLY_PATHS),
-            seccomp: Some(profile.as_ref().map_or_else(|| default_seccomp(privileged), seccomp)),
+            seccomp: Some(profile.as_ref().map_or_else(|| default_seccomp(privileged), |p| seccomp(pod, p))),
             ..Default::default()
         }),
     }

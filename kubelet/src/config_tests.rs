@@ -21,6 +21,7 @@ fn facts(pod: &Pod) -> PodFacts<'_> {
         cgroup_parent: "/d/kubepods/podu".into(),
         log_directory: "/logs".into(),
         host_name: "p".into(),
+        seccomp_root: "/data/seccomp".into(),
         dns: Dns::default(),
     }
 }

@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
+use crate::env_file;
 use crate::pod::spec;
 
 /// Why an environment cannot be made; the container waits with `CreateContainerConfigError`.
@@ -31,6 +32,10 @@ pub(crate) enum Error {
     Container(String),
     #[error("invalid divisor {0}")]
     Divisor(String),
+    #[error("couldn't parse env file: {0}")]
+    File(String),
+    #[error("environment variable key \"{key}\" not found in file \"{file}\"")]
+    NoFileKey { key: String, file: String },
 }
 
 /// What an environment is made from.
@@ -47,6 +52,8 @@ pub(crate) struct Facts<'a> {
 pub(crate) trait Lookup {
     fn config_map(&self, name: &str) -> Result<Option<Arc<ConfigMap>>, Error>;
     fn secret(&self, name: &str) -> Result<Option<Arc<Secret>>, Error>;
+    /// A file of one of the pod's volumes.
+    fn file(&self, volume: &str, path: &str) -> Result<String, Error>;
 }
 
 /// Variables in the order in which they were defined.
@@ -206,6 +213,17 @@ fn from(
         };
         let value = secret.data.iter().flatten().find(|(k, _)| **k == reference.key).map(|(_, v)| text(&v.0));
         return key(value, optional, "Secret", namespace, &reference.name, &reference.key);
+    }
+    if let Some(reference) = &source.file_key_ref {
+        let text = lookup.file(&reference.volume_name, &reference.path)?;
+        let value = env_file::find(&text, &reference.key).map_err(|e| Error::File(e.to_string()))?;
+        // What is empty counts as not there, as in Kubernetes.
+        return match value.filter(|v| !v.is_empty()) {
+            None if reference.optional != Some(true) => {
+                Err(Error::NoFileKey { key: reference.key.clone(), file: reference.path.clone() })
+            }
+            value => Ok(value),
+        };
     }
     Ok(None)
 }

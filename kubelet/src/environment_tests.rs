@@ -1,6 +1,6 @@
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
-    ConfigMapEnvSource, ConfigMapKeySelector, EnvFromSource, PodSpec, ResourceRequirements,
+    ConfigMapEnvSource, ConfigMapKeySelector, EnvFromSource, FileKeySelector, PodSpec, ResourceRequirements,
     SecretKeySelector, ServicePort, ServiceSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -19,6 +19,10 @@ impl Lookup for Objects {
 
     fn secret(&self, name: &str) -> Result<Option<Arc<Secret>>, Error> {
         Ok(self.secrets.iter().find(|m| m.metadata.name.as_deref() == Some(name)).cloned().map(Arc::new))
+    }
+
+    fn file(&self, volume: &str, path: &str) -> Result<String, Error> {
+        Ok(format!("VOLUME='{volume}'\nFILE='{path}'\n"))
     }
 }
 
@@ -173,4 +177,23 @@ fn services_announce_themselves() {
     assert_eq!(all["MY_WEB_PORT_80_TCP"], "tcp://10.96.0.7:80");
     assert_eq!(all["MY_WEB_PORT_80_TCP_ADDR"], "10.96.0.7");
     assert!(!all.keys().any(|k| k.starts_with("HEADLESS")));
+}
+
+#[test]
+fn a_variable_may_come_from_a_file() {
+    let of = |key: &str, optional: bool| {
+        let reference = FileKeySelector {
+            key: key.into(),
+            path: "made/env".into(),
+            volume_name: "v".into(),
+            optional: Some(optional),
+        };
+        let source = EnvVarSource { file_key_ref: Some(reference), ..EnvVarSource::default() };
+        let container = Container { env: Some(vec![sourced("X", source)]), ..Container::default() };
+        make(&container, &[])
+    };
+    assert_eq!(of("FILE", false).unwrap(), [("X".to_owned(), "made/env".to_owned())]);
+    assert_eq!(of("NONE", true).unwrap(), []);
+    let error = of("NONE", false).unwrap_err().to_string();
+    assert_eq!(error, "environment variable key \"NONE\" not found in file \"made/env\"");
 }

@@ -6,8 +6,10 @@ use k8s_openapi::api::core::v1::{HostAlias, Pod, PodSpec};
 
 use crate::pod::spec;
 
-/// The longest host name that the kernel takes.
+/// The longest label of DNS: a pod's name may be longer.
 const HOST_NAME_MAX: usize = 63;
+/// The longest host name that the kernel takes.
+const KERNEL_NAME_MAX: usize = 64;
 /// Kubernetes' limits for resolv.conf.
 const MAX_NAMESERVERS: usize = 3;
 /// Kubernetes' limit for search domains.
@@ -115,10 +117,22 @@ pub(crate) fn kernel_host_name(pod: &Pod, cluster_domain: &str) -> String {
     if full && !domain.is_empty() { format!("{name}.{domain}") } else { name }
 }
 
+/// A full name that the kernel cannot hold is no name to cut: whoever asks for it would get another host's.
+pub(crate) fn check_host_name(name: &str) -> Result<(), String> {
+    if name.len() <= KERNEL_NAME_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "failed to construct FQDN from pod hostname and cluster domain, FQDN {name} is too long \
+         ({KERNEL_NAME_MAX} characters is the max, {} characters requested)",
+        name.len()
+    ))
+}
+
 /// `/etc/hosts` of a pod with a network of its own.
 pub(crate) fn hosts(ips: &[String], name: &str, domain: &str, aliases: Option<&Vec<HostAlias>>) -> String {
     let mut text = String::from(
-        "# Managed by the kubelet: changes are lost.\n\
+        "# Kubernetes-managed hosts file.\n\
          127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
          fe00::0\tip6-localnet\n\
@@ -140,7 +154,7 @@ pub(crate) fn hosts(ips: &[String], name: &str, domain: &str, aliases: Option<&V
 
 /// `/etc/hosts` of a pod on the host's network: the node's own, and the pod's aliases.
 pub(crate) fn node_hosts(node: &str, aliases: Option<&Vec<HostAlias>>) -> String {
-    let mut text = node.to_owned();
+    let mut text = format!("# Kubernetes-managed hosts file (host network).\n{node}");
     add_aliases(&mut text, aliases);
     text
 }
@@ -149,7 +163,7 @@ fn add_aliases(text: &mut String, aliases: Option<&Vec<HostAlias>>) {
     if aliases.is_none_or(Vec::is_empty) {
         return;
     }
-    text.push_str("\n# Entries of spec.hostAliases.\n");
+    text.push_str("\n# Entries added by HostAliases.\n");
     for alias in aliases.into_iter().flatten() {
         text.push_str(&alias.ip);
         for name in alias.hostnames.iter().flatten() {
@@ -236,5 +250,7 @@ mod tests {
         assert!(text.ends_with("10.0.0.1\tweb-0.db.shop.svc.cluster.local\tweb-0\n"));
         let full = PodSpec { set_hostname_as_fqdn: Some(true), ..sub };
         assert_eq!(kernel_host_name(&pod(full), "cluster.local"), "web-0.db.shop.svc.cluster.local");
+        assert!(check_host_name(&"a".repeat(64)).is_ok());
+        assert!(check_host_name(&"a".repeat(65)).unwrap_err().contains("is too long"));
     }
 }

@@ -1,4 +1,5 @@
-//! Waits for a file to be written to, renamed or removed, without asking again and again.
+//! Waits for a file to be written to, renamed or removed, or for what is in a folder to change, without asking again
+//! and again.
 
 use std::ffi::CString;
 use std::io;
@@ -9,7 +10,7 @@ use std::path::Path;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// A watch on one file.
+/// A watch on one file or folder.
 #[derive(Debug)]
 pub(crate) struct Watch {
     fd: AsyncFd<OwnedFd>,
@@ -18,6 +19,16 @@ pub(crate) struct Watch {
 impl Watch {
     /// Watches the file that `path` leads to now.
     pub(crate) fn new(path: &Path) -> io::Result<Self> {
+        Self::on(path, libc::IN_MODIFY | libc::IN_MOVE_SELF | libc::IN_DELETE_SELF | libc::IN_ATTRIB)
+    }
+
+    /// Watches the files of a folder.
+    pub(crate) fn folder(path: &Path) -> io::Result<Self> {
+        let entries = libc::IN_CREATE | libc::IN_DELETE | libc::IN_MOVED_FROM | libc::IN_MOVED_TO;
+        Self::on(path, entries | libc::IN_CLOSE_WRITE | libc::IN_MOVE_SELF | libc::IN_DELETE_SELF)
+    }
+
+    fn on(path: &Path, mask: u32) -> io::Result<Self> {
         // SAFETY: inotify_init1 takes no pointers; a negative result is handled before it is used.
         let fd = unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) };
         if fd < 0 {
@@ -26,7 +37,6 @@ impl Watch {
         // SAFETY: `fd` is a new descriptor that nobody else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let path = CString::new(path.as_os_str().as_bytes())?;
-        let mask = libc::IN_MODIFY | libc::IN_MOVE_SELF | libc::IN_DELETE_SELF | libc::IN_ATTRIB;
         // SAFETY: `path` is a NUL-terminated string that outlives the call.
         let watch = unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), mask) };
         if watch < 0 {

@@ -27,11 +27,12 @@ use crate::probe::Probes;
 use crate::rotate;
 use crate::server::{self, Server};
 use crate::shared::{Shared, logs_root};
+use crate::statics::Statics;
 use crate::tell::Tell;
 use crate::traffic::Traffic;
 use crate::volume::{self, Objects, Tokens, Volumes};
 use crate::wake::Wakes;
-use crate::worker::{Workers, follow_runtime};
+use crate::worker::{Admitted, Workers, follow_runtime};
 
 /// The grace that pods have when their node is torn down.
 const TEARDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -122,6 +123,11 @@ impl Kubelet {
         let cgroups = Cgroups::new(&options.cgroup_root)?;
         let (shares, bound) = pods_share(&options, &node::facts::machine(&options.data_dir));
         cgroups.bound(shares, bound)?;
+        let folder = options.static_pods.as_deref();
+        let statics = Statics::new(folder, name).map_err(|source| Error::Folder {
+            path: folder.map(PathBuf::from).unwrap_or_default(),
+            source,
+        })?;
         let shared = Arc::new(Shared {
             cgroups,
             probes: Probes::new(clock.clone(), wakes.clone(), tell.clone()),
@@ -141,6 +147,8 @@ impl Kubelet {
             evictions: Evictions::default(),
             measures: Measures::default(),
             wakes,
+            admitted: Admitted::default(),
+            statics: Arc::new(statics),
             host_ips,
             memory,
         });
@@ -162,6 +170,7 @@ impl Kubelet {
         supervisor.spawn_until_shutdown("node-status", registrar.run());
         supervisor.spawn_until_shutdown("node-lease", node::heartbeat(shared.clone()));
         supervisor.spawn_until_shutdown("probes", shared.probes.clone().run());
+        supervisor.spawn_until_shutdown("static-pods", shared.statics.clone().run(shared.clock.clone()));
         supervisor.spawn_until_shutdown("runtime-events", follow_runtime(shared.clone()));
         supervisor.spawn_until_shutdown("eviction", Manager::new(shared.clone()).run());
         supervisor.spawn_until_shutdown("log-rotation", rotate::run(shared.clone()));

@@ -7,6 +7,7 @@
 mod cgroup;
 mod config;
 mod drain;
+mod env_file;
 mod environment;
 mod eviction;
 mod files;
@@ -23,6 +24,7 @@ mod probe;
 mod rotate;
 mod server;
 mod shared;
+mod statics;
 mod tell;
 mod traffic;
 mod usage;

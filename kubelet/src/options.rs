@@ -38,6 +38,12 @@ pub struct Options {
     pub taints: Vec<Taint>,
     /// `status.capacity.pods`: 110 by default.
     pub max_pods: u32,
+    /// Kernel parameters that pods may set beside the safe ones (`--allowed-unsafe-sysctls`): names with dots, where
+    /// a `*` at the end stands for anything. None by default.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// The folder whose files are pods of this node (`--pod-manifest-path`): they run without any API server. None by
+    /// default; it is made if it is not there.
+    pub static_pods: Option<PathBuf>,
     /// How often the Lease in `kube-node-lease` is renewed: 10 s by default, as Kubernetes has it.
     pub lease_period: Duration,
     /// How often everything is compared although nothing happened: the safety net, 5 min by default.
@@ -122,6 +128,8 @@ impl Options {
             labels: BTreeMap::new(),
             taints: Vec::new(),
             max_pods: 110,
+            allowed_unsafe_sysctls: Vec::new(),
+            static_pods: None,
             lease_period: Duration::from_secs(10),
             relist_period: Duration::from_secs(300),
             eviction: EvictionOptions::default(),

@@ -15,11 +15,14 @@ use crate::eviction::Evictions;
 use crate::files::Dns;
 use crate::images::Images;
 use crate::measures::Measures;
+use crate::pod::spec;
 use crate::probe::Probes;
+use crate::statics::{self, Statics};
 use crate::tell::Tell;
 use crate::traffic::Traffic;
 use crate::volume::Volumes;
 use crate::wake::Wakes;
+use crate::worker::{Admitted, mirrored};
 
 /// Handles and facts that do not change while the kubelet runs.
 pub(crate) struct Shared {
@@ -40,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) evictions: Evictions,
     pub(crate) measures: Measures,
     pub(crate) wakes: Wakes,
+    pub(crate) admitted: Admitted,
+    pub(crate) statics: Arc<Statics>,
     /// The node's addresses as text, the primary first.
     pub(crate) host_ips: Vec<String>,
     /// The scheme of container ids.
@@ -52,6 +57,12 @@ impl Shared {
     /// Below this folder each pod has a folder of logs.
     pub(crate) fn logs_root(&self) -> PathBuf {
         logs_root(&self.options.data_dir)
+    }
+
+    /// The uid under which the node runs a pod: that of a mirror is the API server's alone.
+    pub(crate) fn uid_here(&self, pod: &Pod) -> String {
+        let own = mirrored(pod).and_then(|_| self.statics.get(&statics::key_of(pod)));
+        spec::uid(own.as_deref().unwrap_or(pod)).to_owned()
     }
 
     /// The node's own resolv.conf; a node without one has no resolver to offer.

@@ -114,7 +114,7 @@ pub(crate) struct Privileges {
 }
 
 /// A filter of system calls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Seccomp {
     /// None.
@@ -122,6 +122,9 @@ pub(crate) enum Seccomp {
     Unconfined,
     /// The profile that container runtimes agree on.
     RuntimeDefault,
+    /// Programs for the kernel, made of a profile of the node, in the order in which they are installed; of each
+    /// instruction the operation, both jumps and the operand, from the highest bits to the lowest.
+    Programs(Vec<Vec<u64>>),
 }
 
 /// What a shim says.

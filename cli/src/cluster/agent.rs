@@ -235,6 +235,7 @@ fn kubelet_options(
         logs: settings.resources.logs()?,
         data_dir: place.data().join("kubelet"),
         run_dir: place.run(),
+        static_pods: Some(place.data().join("manifests")),
         cgroup_root: place.cgroup(),
         cluster_dns: vec![IpAddr::V4(settings.dns())],
         cluster_domain: settings.cluster_domain.clone(),

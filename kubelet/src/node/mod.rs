@@ -16,6 +16,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
+use crate::Options;
 use crate::shared::Shared;
 use crate::tell;
 pub(crate) use desired::RuntimeState;
@@ -32,6 +33,16 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
 /// Between attempts while the API server does not answer.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// The node before it was registered: nothing but its name and its labels.
+pub(crate) fn unregistered(options: &Options) -> Node {
+    let metadata = ObjectMeta {
+        name: Some(options.node_name.clone()),
+        labels: Some(desired::labels(options)),
+        ..ObjectMeta::default()
+    };
+    Node { metadata, ..Node::default() }
+}
 
 /// The node could not be described to the API server.
 #[derive(Debug, thiserror::Error)]

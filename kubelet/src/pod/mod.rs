@@ -4,6 +4,7 @@
 //! Nothing in here does I/O. [`plan`] decides what to do next, [`status`] says what clients are told; both are
 //! functions of the pod, of what was observed, and of the time they are given. The `worker` module applies them.
 
+pub(crate) mod admit;
 pub(crate) mod observed;
 pub(crate) mod plan;
 pub(crate) mod qos;
@@ -24,8 +25,13 @@ pub(crate) mod mark {
     pub(crate) const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
     pub(crate) const MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
     pub(crate) const MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
+    /// Where a pod comes from: `file` for one of the node's own, `api` or nothing for all others.
+    pub(crate) const SOURCE: &str = "kubernetes.io/config.source";
+    /// What a pod's file was read as.
+    pub(crate) const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+    /// On a mirror: the uid of the pod that it shows.
+    pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
     /// Whole seconds of crash-loop back-off that were in force when the container was created.
     pub(crate) const BACKOFF: &str = "decapod.io/restart-backoff-seconds";
-    /// Set when the `postStart` hook has to finish before the container counts as started.
     pub(crate) const CGROUP_PARENT: &str = "decapod.io/cgroup-parent";
 }

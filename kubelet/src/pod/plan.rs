@@ -47,6 +47,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) stopping: &'a BTreeSet<String>,
     /// Names of containers whose `postStart` hook has not finished.
     pub(crate) hooked: &'a BTreeSet<String>,
+    /// Ids of containers whose `preStop` hook has begun before it was their turn to stop.
+    pub(crate) pre_stopped: &'a BTreeSet<String>,
 }
 
 /// Why a running container is stopped; the worker words the event from it.
@@ -56,6 +58,8 @@ pub(crate) enum KillReason {
     Startup,
     SpecChanged,
     SandboxLost,
+    /// Another container ended in a way for which its rules restart the whole pod.
+    RestartAll,
     /// A sidecar whose pod has done its work, or a pod that is to end.
     PodEnds,
 }
@@ -67,6 +71,12 @@ pub(crate) enum Action {
         id: String,
         name: String,
         reason: KillReason,
+        grace: Duration,
+    },
+    /// Run the `preStop` hook of a sidecar that others keep from stopping yet.
+    ContainerPreStop {
+        id: String,
+        name: String,
         grace: Duration,
     },
     SandboxStop {
@@ -143,6 +153,9 @@ fn run(pod: &Pod, spec: &PodSpec, observed: &Observed, facts: &Facts<'_>, plan: 
         return sandbox_lost(pod, spec, observed, facts, plan);
     };
     let mut view = View { pod, spec, observed, sandbox: &sandbox.id, facts, plan };
+    if view.restarting_all() {
+        return;
+    }
     match view.init() {
         Init::Pending => {}
         Init::Failed => view.end(),
@@ -210,6 +223,41 @@ struct View<'a, 'p> {
 impl<'a> View<'a, '_> {
     fn current(&self, name: &str) -> Option<&'a observed::Container> {
         self.observed.newest_in(self.sandbox, name)
+    }
+
+    /// Whether a container ended so that all begin anew: the others are stopped, and once the API server knows of
+    /// the end, all are removed. What is there then is a pod that has not begun.
+    fn restarting_all(&mut self) -> bool {
+        let containers = self.spec.containers.iter().chain(self.spec.init_containers.iter().flatten());
+        let trigger = containers
+            .filter_map(|c| self.current(&c.name).map(|seen| (c, seen)))
+            .find(|(c, seen)| seen.state == State::Exited && spec::restarts_all(c, seen.exit_code));
+        let Some((_, trigger)) = trigger else { return false };
+        let mut runs = false;
+        for container in self.observed.alive() {
+            runs = true;
+            if !self.facts.stopping.contains(&container.id) {
+                self.plan.push(kill(container, KillReason::RestartAll, spec::grace(self.spec)));
+            }
+        }
+        if !runs && self.told(trigger) {
+            let others = self.observed.containers.iter().filter(|c| c.id != trigger.id);
+            let removals = others.chain([trigger]).map(|c| Action::ContainerRemove { id: c.id.clone() });
+            self.plan.actions.extend(removals);
+        }
+        true
+    }
+
+    /// Whether the pod's status has the end of a container; the status that says so wakes the worker.
+    fn told(&self, container: &observed::Container) -> bool {
+        let status = self.pod.status.as_ref();
+        let mut all = status.into_iter().flat_map(|s| {
+            [&s.container_statuses, &s.init_container_statuses].into_iter().flatten().flatten()
+        });
+        all.any(|s| {
+            let ended = s.state.as_ref().and_then(|s| s.terminated.as_ref());
+            ended.and_then(|t| t.container_id.as_deref()).is_some_and(|id| id.ends_with(&container.id))
+        })
     }
 
     /// Walks the init containers up to the first that others must wait for.
@@ -430,8 +478,15 @@ fn stop(
     for container in &alive {
         let is_sidecar = sidecars.contains(&container.name.as_str());
         let turn = !is_sidecar || (!others && last_sidecar == Some(&container.name.as_str()));
-        if turn && !facts.stopping.contains(&container.id) {
+        if facts.stopping.contains(&container.id) {
+            continue;
+        }
+        if turn {
             plan.push(kill(container, KillReason::PodEnds, grace));
+        } else if has_pre_stop(spec, &container.name) && !facts.pre_stopped.contains(&container.id) {
+            // All learn of the end at once; only the signals come in turn.
+            let (id, name) = (container.id.clone(), container.name.clone());
+            plan.push(Action::ContainerPreStop { id, name, grace });
         }
     }
     if !alive.is_empty() {
@@ -444,6 +499,12 @@ fn stop(
             plan.push(Action::SandboxStop { id: sandbox.id.clone() });
         }
     }
+}
+
+fn has_pre_stop(spec: &PodSpec, name: &str) -> bool {
+    let mut inits = spec.init_containers.iter().flatten();
+    let lifecycle = inits.find(|c| c.name == name).and_then(|c| c.lifecycle.as_ref());
+    lifecycle.is_some_and(|l| l.pre_stop.is_some())
 }
 
 /// Removes what is no longer needed: of each container one dead attempt is kept for `lastState` and for

@@ -99,7 +99,7 @@ fn go_with(
 ) -> Plan {
     let stopping = stopping.iter().map(|s| (*s).to_owned()).collect();
     let hooked = BTreeSet::new();
-    let facts = Facts { now: at(now), verdicts, stopping: &stopping, hooked: &hooked };
+    let facts = Facts { now: at(now), verdicts, stopping: &stopping, hooked: &hooked, pre_stopped: &hooked };
     plan(pod, &Observed::new(sandboxes, containers), goal, &facts)
 }
 
@@ -272,7 +272,13 @@ fn removal_comes_after_the_last_container() {
     let pod = pod("Always", vec![], vec![container("a")]);
     let orphan = |containers| {
         let (stopping, hooked) = (BTreeSet::new(), BTreeSet::new());
-        let facts = Facts { now: at(0), verdicts: &Said::default(), stopping: &stopping, hooked: &hooked };
+        let facts = Facts {
+            now: at(0),
+            verdicts: &Said::default(),
+            stopping: &stopping,
+            hooked: &hooked,
+            pre_stopped: &hooked,
+        };
         plan_orphan(&Observed::new(vec![sandbox(0, true)], containers), Duration::from_secs(1), &facts)
     };
     assert_eq!(killed(&orphan(vec![seen("a", 0, State::Running)])), ["a0"]);
@@ -376,5 +382,47 @@ fn play(pod: &Pod, action: Action, sandboxes: &mut Vec<Sandbox>, containers: &mu
             containers.push(observed::Container { exit_code: 0, backoff, sandbox_id, ..made });
         }
         Action::ContainerRemove { id } => containers.retain(|c| c.id != id),
+        Action::ContainerPreStop { .. } => {}
     }
+}
+
+#[test]
+fn one_end_may_be_the_end_and_the_beginning_of_all() {
+    let codes = ContainerRestartRuleOnExitCodes { operator: "In".into(), values: Some(vec![42]) };
+    let rule = ContainerRestartRule { action: "RestartAllContainers".into(), exit_codes: Some(codes) };
+    let strict = Container { restart_policy_rules: Some(vec![rule]), ..container("a") };
+    let mut pod = pod("Never", vec![container("i")], vec![strict, container("b")]);
+    let ready = || vec![sandbox(0, true)];
+    let others = |b: observed::Container| vec![exited("i", 0, 0, 0), exited("a", 0, 42, 0), b];
+    let plan = go(&pod, ready(), others(seen("b", 0, State::Running)), Goal::Run);
+    assert_eq!((killed(&plan), plan.ended), (vec!["b0"], false));
+    // Nothing is removed before clients can see how it ended.
+    let ended = || others(exited("b", 0, 137, 0));
+    assert_eq!(go(&pod, ready(), ended(), Goal::Run), Plan::default());
+    pod.status = Some(
+        serde_json::from_value(serde_json::json!({ "containerStatuses": [
+            { "name": "a", "ready": false, "image": "i", "imageID": "i", "restartCount": 0,
+              "state": { "terminated": { "exitCode": 42, "containerID": "decapod://a0" } } } ] }))
+        .unwrap(),
+    );
+    let plan = go(&pod, ready(), ended(), Goal::Run);
+    let remove = |id: &str| Action::ContainerRemove { id: id.into() };
+    assert_eq!(plan.actions.last(), Some(&remove("a0")), "what began it goes last");
+    assert_eq!(plan.actions.len(), 3);
+}
+
+#[test]
+fn sidecars_hear_of_the_end_before_it_is_their_turn() {
+    let hook = k8s_openapi::api::core::v1::LifecycleHandler::default();
+    let lifecycle = k8s_openapi::api::core::v1::Lifecycle { pre_stop: Some(hook), ..Default::default() };
+    let pod =
+        pod("Always", vec![Container { lifecycle: Some(lifecycle), ..sidecar("s") }], vec![container("a")]);
+    let both = vec![seen("s", 0, State::Running), seen("a", 0, State::Running)];
+    let plan = go(&pod, vec![sandbox(0, true)], both, STOP);
+    assert_eq!(killed(&plan), ["a0"]);
+    let early = |a: &Action| matches!(a, Action::ContainerPreStop { name, .. } if name == "s");
+    assert!(plan.actions.iter().any(early), "{plan:?}");
+    let alone = vec![seen("s", 0, State::Running), exited("a", 0, 0, 0)];
+    let plan = go(&pod, vec![sandbox(0, true)], alone, STOP);
+    assert_eq!((killed(&plan), plan.actions.iter().any(early)), (vec!["s0"], false));
 }

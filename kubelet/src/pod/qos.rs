@@ -151,6 +151,20 @@ pub(crate) fn pod(pod_spec: &PodSpec) -> Limits {
     }
 }
 
+/// What the pod asks of the node in all, in any resource; with what its RuntimeClass adds.
+pub(crate) fn request(pod_spec: &PodSpec, name: &str) -> Quantity {
+    let of = |resources: Option<&ResourceRequirements>| {
+        let resources = resources?;
+        let asked = resources.requests.as_ref().filter(|r| r.contains_key(name));
+        asked
+            .or(resources.limits.as_ref().filter(|l| l.contains_key(name)))
+            .map(|map| amount(Some(map), name))
+    };
+    let containers = || together(pod_spec, |c| of(c.resources.as_ref()).unwrap_or(Quantity::ZERO));
+    let own = of(pod_spec.resources.as_ref()).unwrap_or_else(containers);
+    [own, amount(pod_spec.overhead.as_ref(), name)].into_iter().sum()
+}
+
 /// The most that the pod's containers need at once.
 pub(crate) fn together(pod_spec: &PodSpec, need: impl Fn(&Container) -> Quantity) -> Quantity {
     let mut sidecars = Quantity::ZERO;

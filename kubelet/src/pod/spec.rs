@@ -46,7 +46,7 @@ pub(crate) fn restarts(spec: &PodSpec, container: &Container, sort: Sort, exit_c
     if sort == Sort::Sidecar {
         return true;
     }
-    if restart_rule(container, exit_code) {
+    if restart_rule(container, exit_code).is_some_and(|action| action.starts_with("Restart")) {
         return true;
     }
     let policy =
@@ -59,19 +59,25 @@ pub(crate) fn restarts(spec: &PodSpec, container: &Container, sort: Sort, exit_c
     }
 }
 
-/// Whether one of the container's `restartPolicyRules` asks for a restart.
-fn restart_rule(container: &Container, exit_code: i32) -> bool {
-    container.restart_policy_rules.iter().flatten().any(|rule| {
-        rule.action == "Restart"
-            && rule.exit_codes.as_ref().is_some_and(|codes| {
-                let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
-                match codes.operator.as_str() {
-                    "In" => listed,
-                    "NotIn" => !listed,
-                    _ => false,
-                }
-            })
-    })
+/// What `restartPolicyRules` ask for; a rule goes before every policy.
+fn restart_rule(container: &Container, exit_code: i32) -> Option<&str> {
+    let matches = container.restart_policy_rules.iter().flatten().find(|rule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
+            let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
+            match codes.operator.as_str() {
+                "In" => listed,
+                "NotIn" => !listed,
+                _ => false,
+            }
+        })
+    });
+    matches.map(|rule| rule.action.as_str())
+}
+
+/// Whether the end of a container is the end of all containers of its pod, which then start from the first init
+/// container (KEP-5532).
+pub(crate) fn restarts_all(container: &Container, exit_code: i32) -> bool {
+    restart_rule(container, exit_code) == Some("RestartAllContainers")
 }
 
 /// The sort of one entry of `spec.initContainers`.

@@ -84,7 +84,7 @@ pub(crate) async fn probe(target: &Target, probe: &Probe, timeout: Duration) -> 
     }
     let run = async {
         if let Some(action) = &probe.http_get {
-            http(target, action).await
+            http(target, action, Asks::Probe).await
         } else if let Some(action) = &probe.tcp_socket {
             tcp(target, action).await
         } else if let Some(action) = &probe.grpc {
@@ -93,9 +93,32 @@ pub(crate) async fn probe(target: &Target, probe: &Probe, timeout: Duration) -> 
             Outcome::failed(format!("missing probe handler for {}", target.container.name))
         }
     };
-    clock::timeout(&*target.clock, timeout, run).await.unwrap_or_else(|| {
-        Outcome::failed("context deadline exceeded (Client.Timeout exceeded while awaiting headers)")
-    })
+    let outcome = clock::timeout(&*target.clock, timeout, run).await;
+    outcome.unwrap_or_else(|| Outcome::failed(late(target, probe, timeout)))
+}
+
+/// What a probe says that had no answer in its time; in Kubernetes' words for each kind.
+fn late(target: &Target, probe: &Probe, timeout: Duration) -> String {
+    let address = |host: Option<&String>, number: Option<u16>| {
+        let host = host.filter(|h| !h.is_empty()).unwrap_or(&target.ip);
+        authority(host, number.unwrap_or(0))
+    };
+    if let Some(action) = &probe.http_get {
+        let scheme = if action.scheme.as_deref() == Some("HTTPS") { "https" } else { "http" };
+        let address = address(action.host.as_ref(), port(&target.container, &action.port));
+        let path = action.path.as_deref().unwrap_or_default().trim_start_matches('/');
+        return format!(
+            "Get \"{scheme}://{address}/{path}\": context deadline exceeded (Client.Timeout exceeded while \
+             awaiting headers)"
+        );
+    }
+    match &probe.tcp_socket {
+        Some(action) => {
+            let address = address(action.host.as_ref(), port(&target.container, &action.port));
+            format!("dial tcp {address}: i/o timeout")
+        }
+        None => format!("timeout: health rpc did not complete within {timeout:?}"),
+    }
 }
 
 /// Runs a `postStart` or `preStop` hook; it ends with its handler, however long that takes.
@@ -103,7 +126,8 @@ pub(crate) async fn hook(target: &Target, handler: &LifecycleHandler) -> Outcome
     if let Some(action) = &handler.exec {
         exec(target, action, Duration::ZERO).await
     } else if let Some(action) = &handler.http_get {
-        http(target, action).await
+        // Any answer will do; only none is a failure.
+        http(target, action, Asks::Hook).await
     } else if let Some(action) = &handler.sleep {
         let seconds = u64::try_from(action.seconds).unwrap_or(0);
         target.clock.sleep(Duration::from_secs(seconds)).await;
@@ -163,7 +187,14 @@ fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-async fn http(target: &Target, action: &HTTPGetAction) -> Outcome {
+/// Who sends a request, which decides what counts as success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asks {
+    Probe,
+    Hook,
+}
+
+async fn http(target: &Target, action: &HTTPGetAction, asks: Asks) -> Outcome {
     let Some(port) = port(&target.container, &action.port) else {
         return Outcome::failed("invalid port");
     };
@@ -174,7 +205,7 @@ async fn http(target: &Target, action: &HTTPGetAction) -> Outcome {
         path.insert(0, '/');
     }
     for _ in 0..REDIRECTS {
-        let call = Call { host, port, secure, path: &path, action };
+        let call = Call { host, port, secure, path: &path, action, asks };
         match call.send().await {
             Err(error) => {
                 let scheme = if secure { "https" } else { "http" };
@@ -196,6 +227,7 @@ struct Call<'a> {
     secure: bool,
     path: &'a str,
     action: &'a HTTPGetAction,
+    asks: Asks,
 }
 
 enum Answer {
@@ -233,7 +265,7 @@ impl Call<'_> {
             let body = Limited::new(response.into_body(), OUTPUT_LIMIT).collect().await;
             // A body that is cut off says nothing about the status that came before it.
             let body = body.map(|b| b.to_bytes()).unwrap_or_default();
-            if status.as_u16() >= 200 && status.as_u16() < 400 {
+            if self.asks == Asks::Hook || (200..400).contains(&status.as_u16()) {
                 return Ok(Answer::Done(Outcome::ok(String::from_utf8_lossy(&body))));
             }
             let text = format!("HTTP probe failed with statuscode: {}", status.as_u16());
@@ -250,8 +282,12 @@ impl Call<'_> {
     }
 
     fn request(&self) -> Result<Request<Empty<Bytes>>, BoxError> {
+        let agent = match self.asks {
+            Asks::Probe => "kube-probe/1.36",
+            Asks::Hook => "kube-lifecycle/1.36",
+        };
         let mut request = Request::get(self.path)
-            .header(http::header::USER_AGENT, "kube-probe/1.36")
+            .header(http::header::USER_AGENT, agent)
             .header(http::header::ACCEPT, "*/*")
             .header(http::header::CONNECTION, "close");
         let mut host = authority(self.host, self.port);

@@ -28,7 +28,7 @@ async fn get(port: u16, path: &str) -> Outcome {
         port: IntOrString::Int(i32::from(port)),
         ..HTTPGetAction::default()
     };
-    let call = Call { host: "127.0.0.1", port, secure: false, path, action: &action };
+    let call = Call { host: "127.0.0.1", port, secure: false, path, action: &action, asks: Asks::Probe };
     match call.send().await.unwrap() {
         Answer::Done(outcome) => outcome,
         Answer::Redirect(path) => Outcome::ok(format!("-> {path}")),

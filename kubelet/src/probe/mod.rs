@@ -45,6 +45,8 @@ struct Worker {
     pod: Arc<Pod>,
     /// Monotonic time of the next check; `None` while one runs or the probe rests.
     due: Option<Duration>,
+    /// The container is being stopped.
+    ends: bool,
     /// How many checks succeeded, and how many failed, of this and earlier containers of the name.
     results: (u64, u64),
 }
@@ -140,6 +142,7 @@ impl Probes {
                     probe: Arc::new(probe.clone()),
                     pod: pod.clone(),
                     due,
+                    ends: false,
                     results,
                 },
             );
@@ -165,6 +168,16 @@ impl Probes {
     /// Stops probing one container.
     pub(crate) fn remove(&self, uid: &str, container: &str) {
         self.inner.table().remove(|k| k.uid == uid && k.container == container);
+    }
+
+    /// Stops asking what could only condemn a container that ends: whether it lives and whether it has started.
+    /// Whether it is ready is asked as long as it runs.
+    pub(crate) fn rest(&self, uid: &str, container: &str) {
+        let mut table = self.inner.table();
+        for kind in [Kind::Startup, Kind::Liveness] {
+            let key = Key { uid: uid.to_owned(), container: container.to_owned(), kind };
+            table.rest(&key);
+        }
     }
 
     /// Stops probing a pod.
@@ -223,7 +236,8 @@ impl Probes {
 
     fn done(&self, key: &Key, id: &str, outcome: &Outcome) {
         let mut table = self.inner.table();
-        let Some(worker) = table.workers.get_mut(key).filter(|w| w.target.container_id == id) else {
+        let current = |worker: &&mut Worker| worker.target.container_id == id && !worker.ends;
+        let Some(worker) = table.workers.get_mut(key).filter(current) else {
             return;
         };
         let results = &mut worker.results;
@@ -300,6 +314,15 @@ impl Table {
     fn remove(&mut self, gone: impl Fn(&Key) -> bool) {
         self.workers.retain(|key, _| !gone(key));
         self.due.retain(|(_, key)| !gone(key));
+    }
+
+    /// Runs the probe no more; what it found stays.
+    fn rest(&mut self, key: &Key) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        worker.ends = true;
+        if let Some(due) = worker.due.take() {
+            self.due.remove(&(due, key.clone()));
+        }
     }
 
     /// Whether the container of `key` has started, as far as its startup probe knows.

@@ -27,7 +27,7 @@ use super::session::form;
 use super::spdy::{self, Event, Headers, Reader, StreamId};
 use super::upgrade::{self, Bytestream, Upgrade};
 use super::{Refusal, find};
-use crate::pod::{mark, spec};
+use crate::pod::mark;
 use crate::shared::Shared;
 
 /// Ports per connection of channels: their numbers are bytes, two to a port.
@@ -62,7 +62,7 @@ pub(super) async fn handle(
     upgrade: Result<Upgrade, Refusal>,
 ) -> Result<Response, Refusal> {
     let (object, _) = find(&shared, &namespace, &name).await?;
-    let uid = spec::uid(&object).to_owned();
+    let uid = shared.uid_here(&object);
     let labels = [(mark::POD_UID.to_owned(), uid.clone())];
     let filter = cri::PodSandboxFilter { label_selector: labels.into(), ..Default::default() };
     let ready = cri::PodSandboxState::SandboxReady as i32;

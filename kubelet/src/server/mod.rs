@@ -36,8 +36,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
+use crate::pod::mark;
 use crate::pod::observed::{self, Observed};
-use crate::pod::{mark, spec};
 use crate::shared::Shared;
 
 /// Connections that are served at once: each may hold an exec, and the API server pools its own.
@@ -215,7 +215,7 @@ async fn find(shared: &Shared, namespace: &str, name: &str) -> Result<(Arc<Pod>,
     let key = ObjectKey::new(namespace, name);
     let missing = || Refusal::new(StatusCode::NOT_FOUND, format!("pod \"{namespace}/{name}\" not found"));
     let pod = shared.pods.get(&key).ok_or_else(missing)?;
-    let labels = [(mark::POD_UID.to_owned(), spec::uid(&pod).to_owned())];
+    let labels = [(mark::POD_UID.to_owned(), shared.uid_here(&pod))];
     let filter = decapod_proto::cri::ContainerFilter { label_selector: labels.into(), ..Default::default() };
     let mut containers = Vec::new();
     for container in shared.runtime.container_list(Some(&filter)).await? {

@@ -23,8 +23,8 @@ use decapod_proto::cri;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 
-use crate::environment;
 use crate::pod::spec;
+use crate::{env_file, environment};
 
 pub(crate) use mount::remove_tree;
 pub(crate) use objects::Objects;
@@ -256,6 +256,7 @@ fn absolute(path: &str) -> String {
 pub(crate) struct Fetched {
     config_maps: BTreeMap<String, Option<Arc<k8s_openapi::api::core::v1::ConfigMap>>>,
     secrets: BTreeMap<String, Option<Arc<k8s_openapi::api::core::v1::Secret>>>,
+    volumes: HashMap<String, PathBuf>,
 }
 
 impl Fetched {
@@ -286,6 +287,12 @@ impl Fetched {
         }
         Ok(fetched)
     }
+
+    /// Variables may come from files of these volumes.
+    pub(crate) fn with(mut self, prepared: &Prepared) -> Self {
+        self.volumes.clone_from(&prepared.paths);
+        self
+    }
 }
 
 impl environment::Lookup for Fetched {
@@ -301,5 +308,15 @@ impl environment::Lookup for Fetched {
         name: &str,
     ) -> Result<Option<Arc<k8s_openapi::api::core::v1::Secret>>, environment::Error> {
         Ok(self.secrets.get(name).cloned().flatten())
+    }
+
+    fn file(&self, volume: &str, path: &str) -> Result<String, environment::Error> {
+        let Some(root) = self.volumes.get(volume) else {
+            return Err(environment::Error::File(format!(
+                "cannot find the volume {volume:?} referenced by FileKeyRef"
+            )));
+        };
+        subpath::read(root, path, env_file::LIMIT)
+            .map_err(|error| environment::Error::File(format!("{path:?} of volume {volume:?}: {error}")))
     }
 }

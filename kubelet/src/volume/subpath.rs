@@ -5,7 +5,7 @@
 //! descriptor, so that nothing can be exchanged between the check and the mount.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
@@ -82,9 +82,26 @@ fn resolve(root: &File, sub: &str) -> io::Result<OwnedFd> {
     open_beneath(root, sub)
 }
 
+/// The text of a file of the volume at `root`, up to a limit in bytes.
+pub(crate) fn read(root: &Path, path: &str, limit: u64) -> io::Result<String> {
+    // Not to wait for a writer, should it be a pipe.
+    let file = open(&File::open(root)?, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
+    let file = File::from(file);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut text = String::new();
+    file.take(limit).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 fn open_beneath(root: &File, path: &str) -> io::Result<OwnedFd> {
+    open(root, path, OFlag::O_PATH)
+}
+
+fn open(root: &File, path: &str, flags: OFlag) -> io::Result<OwnedFd> {
     let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .flags(flags | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let path = if path.is_empty() { "." } else { path };
     openat2(root, path, how).map_err(io::Error::from)
@@ -121,6 +138,19 @@ mod tests {
             assert!(matches!(bind(&volume, bad, &at), Err(Error::Path(_))), "{bad}");
         }
         assert!(!at.exists());
+    }
+
+    #[test]
+    fn only_files_of_the_volume_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("v");
+        fs::create_dir(&volume).unwrap();
+        fs::write(volume.join("f"), "text").unwrap();
+        symlink("/etc/passwd", volume.join("out")).unwrap();
+        assert_eq!(read(&volume, "f", 3).unwrap(), "tex");
+        for bad in ["out", "../v/f", "none", "."] {
+            assert!(read(&volume, bad, 100).is_err(), "{bad}");
+        }
     }
 
     #[test]

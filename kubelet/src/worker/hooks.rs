@@ -6,14 +6,16 @@ use std::time::Duration;
 use decapod_client::clock;
 use decapod_client::error::chain;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
+use tokio::sync::watch;
 
 use super::UnderWay;
 use super::sync::PodSync;
 use crate::probe::{Target, hook};
 use crate::shared::Shared;
 
-/// What a container has left after its `preStop` hook, at least: Kubernetes' minimum.
-const AFTER_HOOK: Duration = Duration::from_secs(2);
+/// What a container has left after its `preStop` hook or after those that end before it, at least: Kubernetes'
+/// minimum.
+pub(super) const LEAST_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a pod that is deleted waits until no Service of this node sends it new connections, at most. Its
 /// EndpointSlices change in milliseconds; if nobody writes them any more, a pod must end all the same.
@@ -62,9 +64,9 @@ impl PodSync {
         name: &str,
         id: &str,
         grace: Duration,
-        handler: Option<LifecycleHandler>,
+        (handler, early): (Option<LifecycleHandler>, Option<watch::Receiver<bool>>),
     ) {
-        self.shared.probes.remove(&self.owner.uid, name);
+        self.shared.probes.rest(&self.owner.uid, name);
         let kill = self.kill_of(id, grace);
         let target = self.target(pod, name, id);
         let (pod, name) = (pod.clone(), name.to_owned());
@@ -75,14 +77,43 @@ impl PodSync {
                 let left = kill.shared.traffic.left(address);
                 let _in_time = clock::timeout(&*kill.shared.clock, DRAIN.min(grace / 2), left).await;
             }
+            if let Some(mut early) = early {
+                let left = kill.deadline.saturating_sub(kill.shared.clock.monotonic());
+                // If nobody runs it any more it has ended, too.
+                let ended = early.wait_for(|ended| *ended);
+                let _in_time = clock::timeout(&*kill.shared.clock, left, ended).await.is_some();
+            }
             if let (Some(handler), Some(target)) = (handler, target) {
                 kill.pre_stop(&pod, &name, &target, &handler, grace).await;
                 let left = kill.deadline.saturating_sub(kill.shared.clock.monotonic());
-                kill.run(left.max(AFTER_HOOK.min(grace))).await;
+                kill.run(left.max(LEAST_GRACE.min(grace))).await;
             } else {
                 let left = kill.deadline.saturating_sub(kill.shared.clock.monotonic());
                 kill.run(left).await;
             }
+        });
+    }
+
+    /// Runs the `preStop` hook of a container that is to stop once others have ended.
+    pub(super) fn pre_stop_early(&self, pod: &Arc<Pod>, name: &str, id: &str, grace: Duration) {
+        let Some(target) = self.target(pod, name, id) else { return };
+        let Some(handler) = target.container.lifecycle.as_ref().and_then(|l| l.pre_stop.clone()) else {
+            return;
+        };
+        let (ended, early) = watch::channel(false);
+        lock(&self.state.under_way).pre_stops.insert(id.to_owned(), early);
+        self.shared.tell.container(pod, name, "Killing", format!("Stopping container {name}"));
+        let kill = Kill {
+            shared: self.shared.clone(),
+            under_way: self.state.under_way.clone(),
+            uid: self.owner.uid.clone(),
+            id: id.to_owned(),
+            deadline: Duration::MAX,
+        };
+        let (pod, name) = (pod.clone(), name.to_owned());
+        self.shared.supervisor.spawn_until_shutdown("pre-stop-hook", async move {
+            kill.pre_stop(&pod, &name, &target, &handler, grace).await;
+            ended.send_replace(true);
         });
     }
 
@@ -119,7 +150,12 @@ impl PodSync {
             kill.shared.tell.container(&pod, &name, "Killing", "FailedPostStartHook");
             let at = kill.shared.clock.monotonic() + grace;
             lock(&under_way).stopping.insert(kill.id.clone(), at);
-            kill.run(grace).await;
+            let pre_stop = target.container.lifecycle.as_ref().and_then(|l| l.pre_stop.clone());
+            if let Some(handler) = pre_stop {
+                kill.pre_stop(&pod, &name, &target, &handler, grace).await;
+            }
+            let left = at.saturating_sub(kill.shared.clock.monotonic());
+            kill.run(left.max(LEAST_GRACE.min(grace))).await;
         });
     }
 

@@ -4,7 +4,10 @@
 //! [`State`] and nothing else. **Invariants**: at most one sync of a pod runs at a time; whatever happens during a
 //! sync leads to another one after it; a sync never waits for a container to stop or for an image to arrive.
 
+mod admission;
 mod hooks;
+mod locals;
+mod mirror;
 mod observe;
 mod report;
 mod start;
@@ -18,7 +21,7 @@ use decapod_client::ObjectKey;
 use decapod_client::informer::Change;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::pod::observed::Owner;
@@ -26,6 +29,9 @@ use crate::pod::status::{Failure, Waiting};
 use crate::pod::{Uid, spec};
 use crate::shared::Shared;
 
+pub(crate) use admission::Admitted;
+use mirror::Local;
+pub(crate) use mirror::mirrored;
 pub(crate) use sync::before;
 
 /// Syncs that run at once: enough to keep the machine busy, and a bound for what a node of 110 pods does at start.
@@ -50,6 +56,8 @@ pub(crate) struct State {
     starting: Option<Duration>,
     /// Why the pod as a whole has failed.
     failure: Option<Failure>,
+    /// Since when the pod ends, by the monotonic clock: its grace is one for all of its containers.
+    ending: Option<Duration>,
     /// The pod was told that it waits for the network.
     network_told: bool,
     /// Everything of the pod was removed from the node.
@@ -65,6 +73,8 @@ struct UnderWay {
     stopping: BTreeMap<String, Duration>,
     /// Containers whose `postStart` hook runs, by name.
     hooked: BTreeSet<String>,
+    /// `preStop` hooks that began before it was their container's turn, by id, and whether they have ended.
+    pre_stops: BTreeMap<String, watch::Receiver<bool>>,
 }
 
 struct Entry {
@@ -73,6 +83,8 @@ struct Entry {
     owner: Owner,
     /// `None` while a sync has it.
     state: Option<Box<State>>,
+    /// Set for a pod that comes from a file of the node.
+    local: Option<Local>,
     dirty: bool,
     failures: u32,
     timer: Option<Duration>,
@@ -98,6 +110,9 @@ pub(crate) struct Workers {
     shared: Arc<Shared>,
     entries: HashMap<Uid, Entry>,
     by_key: HashMap<ObjectKey, Uid>,
+    /// The pods from files that are here, also those that end.
+    locals: HashMap<ObjectKey, Uid>,
+    mirrors: HashMap<ObjectKey, Arc<Pod>>,
     timers: BTreeSet<(Duration, Uid)>,
     syncs: JoinSet<Outcome>,
     running: HashMap<tokio::task::Id, Uid>,
@@ -110,6 +125,8 @@ impl Workers {
             shared,
             entries: HashMap::new(),
             by_key: HashMap::new(),
+            locals: HashMap::new(),
+            mirrors: HashMap::new(),
             timers: BTreeSet::new(),
             syncs: JoinSet::new(),
             running: HashMap::new(),
@@ -120,12 +137,12 @@ impl Workers {
     /// Runs until it is dropped; containers then go on running.
     pub(crate) async fn run(mut self) {
         let shared = self.shared.clone();
-        shared.pods.synced().await;
+        let mut statics = shared.statics.subscribe();
+        self.locals_changed(&statics.borrow_and_update().clone());
+        // Until the API server has said which pods there are, nothing that looks left over is.
+        let mut synced = std::pin::pin!(shared.pods.synced());
+        let mut complete = false;
         let mut changes = shared.pods.subscribe();
-        while let Some(change) = changes.try_next() {
-            self.changed(change);
-        }
-        self.adopt().await;
         let mut relist = shared.clock.sleep(shared.options.relist_period);
         loop {
             self.start_due();
@@ -139,7 +156,18 @@ impl Workers {
                 }
             };
             tokio::select! {
-                change = changes.next() => match change {
+                () = &mut synced, if !complete => {
+                    complete = true;
+                    while let Some(change) = changes.try_next() {
+                        self.changed(change);
+                    }
+                    self.adopt().await;
+                }
+                Ok(()) = statics.changed() => {
+                    let wanted = statics.borrow_and_update().clone();
+                    self.locals_changed(&wanted);
+                }
+                change = changes.next(), if complete => match change {
                     Some(change) => self.changed(change),
                     None => return,
                 },
@@ -147,7 +175,9 @@ impl Workers {
                 Some(done) = self.syncs.join_next_with_id() => self.done(done),
                 () = timer => {}
                 () = &mut relist => {
-                    self.adopt().await;
+                    if complete {
+                        self.adopt().await;
+                    }
                     self.wake_all();
                     relist = shared.clock.sleep(shared.options.relist_period);
                 }
@@ -157,6 +187,7 @@ impl Workers {
 
     /// Notes what became of the pod under one key.
     fn changed(&mut self, change: Change<Pod>) {
+        let Some(change) = self.mirror_changed(change) else { return };
         let old = self.by_key.get(&change.key).cloned();
         let new = change.new.as_ref().map(|p| spec::uid(p).to_owned());
         if let Some(old) = old.filter(|old| Some(old) != new.as_ref()) {
@@ -229,11 +260,15 @@ impl Workers {
         };
         entry.dirty = false;
         let (shared, slots) = (self.shared.clone(), self.slots.clone());
-        let (pod, owner) = (entry.pod.clone(), entry.owner.clone());
+        let (owner, local) = (entry.owner.clone(), entry.local.clone());
+        let pod = match &local {
+            Some(local) => entry.pod.as_ref().map(|pod| mirror::with_mirror(pod, local)),
+            None => entry.pod.clone(),
+        };
         let task = self.syncs.spawn(async move {
             let _slot = slots.acquire().await.expect("the semaphore is never closed");
             let uid = owner.uid.clone();
-            let (state, next) = sync::PodSync::new(shared, pod, owner, state).run().await;
+            let (state, next) = sync::PodSync::new(shared, pod, owner, state, local).run().await;
             (uid, state, next)
         });
         self.running.insert(task.id(), uid.to_owned());
@@ -253,8 +288,9 @@ impl Workers {
         };
         let Some(entry) = self.entries.get_mut(&uid) else { return };
         entry.state = Some(state);
-        if next == Next::Gone && entry.pod.is_none() {
+        if next == Next::Gone && (entry.pod.is_none() || entry.local.is_some()) {
             self.entries.remove(&uid);
+            self.local_gone(&uid);
             return;
         }
         if entry.dirty {
@@ -300,7 +336,8 @@ impl Workers {
 
 impl Entry {
     fn new(owner: Owner) -> Self {
-        Self { pod: None, owner, state: Some(Box::default()), dirty: false, failures: 0, timer: None }
+        let state = Some(Box::default());
+        Self { pod: None, owner, state, local: None, dirty: false, failures: 0, timer: None }
     }
 }
 

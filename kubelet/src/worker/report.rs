@@ -8,6 +8,7 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 
 use super::Next;
+use super::mirror::{self, Mirror};
 use super::sync::PodSync;
 use crate::pod::observed::Observed;
 use crate::pod::{spec, status};
@@ -36,7 +37,15 @@ impl PodSync {
             now: self.shared.clock.now(),
         });
         self.measure_start(&old, &new);
-        let Some(patch) = status::patch(spec::uid(pod), &old, &new) else {
+        let uid = match &self.local {
+            None => spec::uid(pod).to_owned(),
+            Some(local) => match mirror::ensure(&self.shared, pod, local).await {
+                Mirror::Is(uid) => uid,
+                Mirror::Later => return true,
+                Mirror::Unknown => return false,
+            },
+        };
+        let Some(patch) = status::patch(&uid, &old, &new) else {
             return true;
         };
         let answer = self
@@ -96,6 +105,13 @@ impl PodSync {
 
     /// Nothing of the pod is on this node any more: the API server may forget it.
     pub(super) async fn delete(&mut self, pod: &Pod) -> Next {
+        if let Some(local) = &self.local {
+            let own = local.mirror.as_deref().filter(|m| mirror::mirrored(m) == Some(spec::uid(pod)));
+            return match own {
+                Some(own) if !mirror::remove(&self.shared, own).await => Next::Retry,
+                _ => Next::Gone,
+            };
+        }
         if self.state.delete_asked {
             // Finalizers hold it; the API server needs no reminder.
             return Next::Rest;

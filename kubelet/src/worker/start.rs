@@ -1,5 +1,6 @@
 //! Starts one container, and reads what it left when it ended.
 
+use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +18,8 @@ use crate::pod::status::Waiting;
 use crate::volume::{self, Fetched};
 use crate::{config, files, logs};
 
-/// Kubernetes' limit for one termination message.
-const MESSAGE_LIMIT: usize = 4096;
+/// Kubernetes' limit for one termination message, in bytes.
+const MESSAGE_LIMIT: u64 = 4096;
 /// Of a log, this many lines and bytes at most become a termination message.
 const MESSAGE_LOG: (u64, usize) = (80, 2048);
 
@@ -140,7 +141,14 @@ impl PodSync {
         let shared = &self.shared;
         let fetched =
             Fetched::of(container, pod, &shared.volumes.objects).await.map_err(|e| config_fault(&e))?;
-        shared.services.synced().await;
+        let fetched = match &self.prepared {
+            Some(prepared) => fetched.with(prepared),
+            None => fetched,
+        };
+        // A pod from a file may be what the API server needs to start.
+        if self.local.is_none() {
+            shared.services.synced().await;
+        }
         let mut services = shared.services.list_in(spec::namespace(pod));
         if spec::namespace(pod) != "default" {
             let key = decapod_client::ObjectKey::new("default", "kubernetes");
@@ -254,12 +262,11 @@ impl PodSync {
 
     async fn message(&self, pod_spec: &PodSpec, container: &observed::Container) -> String {
         let path = self.message_file(&container.name, container.attempt);
-        let mut bytes = match std::fs::read(&path) {
+        let bytes = match last_of(&path, MESSAGE_LIMIT) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return format!("Error on reading termination log {}: {error}", path.display()),
         };
-        bytes.truncate(MESSAGE_LIMIT);
         if !bytes.is_empty() {
             return String::from_utf8_lossy(&bytes).into_owned();
         }
@@ -276,10 +283,33 @@ impl PodSync {
     }
 }
 
+/// The end of a file: a container may write as much as it likes.
+fn last_of(path: &std::path::Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 fn bind(container_path: &str, host_path: &std::path::Path) -> cri::Mount {
     cri::Mount {
         container_path: container_path.to_owned(),
         host_path: host_path.to_string_lossy().into_owned(),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_long_message_is_kept() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "first last").unwrap();
+        assert_eq!(last_of(file.path(), 4).unwrap(), b"last");
+        assert_eq!(last_of(file.path(), 100).unwrap(), b"first last");
     }
 }

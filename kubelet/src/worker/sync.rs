@@ -8,8 +8,11 @@ use std::time::Duration;
 use decapod_client::error::chain;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::Api;
 
-use super::{Next, State, UnderWay, observe};
+use super::mirror::Local;
+use super::{Next, State, UnderWay, hooks, observe};
 use crate::node::{RuntimeState, runtime_state};
 use crate::pod::observed::{Observed, Owner};
 use crate::pod::plan::{self, Action, Facts, Goal, KillReason, Plan};
@@ -33,6 +36,8 @@ pub(super) struct PodSync {
     pub(super) pod: Option<Arc<Pod>>,
     pub(super) owner: Owner,
     pub(super) state: Box<State>,
+    /// Set for a pod that comes from a file of the node.
+    pub(super) local: Option<Local>,
     pub(super) wake_at: Option<Duration>,
     pub(super) failed: bool,
     /// The pod's primary address, once it has one: where hooks and probes go.
@@ -42,8 +47,24 @@ pub(super) struct PodSync {
 }
 
 impl PodSync {
-    pub(super) fn new(shared: Arc<Shared>, pod: Option<Arc<Pod>>, owner: Owner, state: Box<State>) -> Self {
-        Self { shared, pod, owner, state, wake_at: None, failed: false, ip: String::new(), prepared: None }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        pod: Option<Arc<Pod>>,
+        owner: Owner,
+        state: Box<State>,
+        local: Option<Local>,
+    ) -> Self {
+        Self {
+            shared,
+            pod,
+            owner,
+            state,
+            local,
+            wake_at: None,
+            failed: false,
+            ip: String::new(),
+            prepared: None,
+        }
     }
 
     pub(super) async fn run(mut self) -> (Box<State>, Next) {
@@ -92,11 +113,12 @@ impl PodSync {
             return Ok(self.delete(pod).await);
         }
         self.note_start(pod);
-        let mut goal = self.goal(pod, pod_spec);
         let mut observed = self.look().await?;
-        if goal == Goal::Run && !self.admit(pod, &observed) {
-            goal = Goal::Stop { grace: Duration::ZERO };
+        // One that was refused has failed, and ends like any other that has.
+        if !self.admit(pod, &observed).await {
+            return Ok(Next::Retry);
         }
+        let goal = self.goal(pod, pod_spec);
         let mut plan = Plan::default();
         for _ in 0..ROUNDS {
             self.ip = self.pod_ips(pod, &observed).into_iter().next().unwrap_or_default();
@@ -118,9 +140,11 @@ impl PodSync {
         self.read_messages(pod_spec, &observed).await;
         let ended = plan.ended && observed.alive().next().is_none();
         let told = self.report(pod, &observed, ended).await;
-        if !told {
+        if !told && self.local.is_none() {
             return Ok(Next::Retry);
         }
+        // A pod from a file ends without an API server, too.
+        self.failed |= !told;
         if pod.metadata.deletion_timestamp.is_some() && ended {
             self.remove(&observed).await?;
             return Ok(self.delete(pod).await);
@@ -135,12 +159,13 @@ impl PodSync {
         }
         let observed = self.look().await?;
         let stopping = self.stopping(ORPHAN_GRACE);
-        let hooked = BTreeSet::new();
+        let none = BTreeSet::new();
         let facts = Facts {
             now: self.shared.clock.now(),
             verdicts: &self.shared.probes,
             stopping: &stopping,
-            hooked: &hooked,
+            hooked: &none,
+            pre_stopped: &none,
         };
         let plan = plan::plan_orphan(&observed, ORPHAN_GRACE, &facts);
         for action in &plan.actions {
@@ -210,20 +235,6 @@ impl PodSync {
         Some(Goal::Stop { grace: eviction.grace })
     }
 
-    /// A pod that is new to a node under pressure may not be taken on.
-    fn admit(&mut self, pod: &Pod, observed: &Observed) -> bool {
-        let known = pod.status.as_ref().is_some_and(|status| status.start_time.is_some())
-            || self.state.known.is_some()
-            || !observed.sandboxes.is_empty()
-            || !observed.containers.is_empty();
-        let refusal = if known { None } else { self.shared.evictions.refuses(pod) };
-        let Some((reason, why)) = refusal else { return true };
-        let message = format!("Pod was rejected: {why}");
-        self.shared.tell.pod_warning(pod, reason, why);
-        self.state.failure = Some(Failure { reason: reason.to_owned(), message, disruption: false });
-        false
-    }
-
     /// Ids that are being stopped at least as fast as `grace` asks.
     fn stopping(&self, grace: Duration) -> BTreeSet<String> {
         let latest = self.shared.clock.monotonic() + grace;
@@ -236,11 +247,13 @@ impl PodSync {
             Goal::Stop { grace } => self.stopping(grace),
         };
         let hooked = self.under_way().hooked.clone();
+        let pre_stopped = self.under_way().pre_stops.keys().cloned().collect();
         let facts = Facts {
             now: self.shared.clock.now(),
             verdicts: &self.shared.probes,
             stopping: &stopping,
             hooked: &hooked,
+            pre_stopped: &pre_stopped,
         };
         plan::plan(pod, observed, goal, &facts)
     }
@@ -255,6 +268,10 @@ impl PodSync {
             acted |= match action {
                 Action::ContainerKill { id, name, reason, grace } => {
                     self.kill(pod, pod_spec, id, name, *reason, *grace);
+                    false
+                }
+                Action::ContainerPreStop { id, name, grace } => {
+                    self.pre_stop_early(pod, name, id, *grace);
                     false
                 }
                 Action::SandboxStop { id } => self.sandbox_stop(id, observed).await,
@@ -344,18 +361,40 @@ impl PodSync {
             }
         };
         let sandbox = config::sandbox(&facts, attempt);
-        let handler = pod_spec.runtime_class_name.clone().unwrap_or_default();
-        let made = self.shared.runtime.sandbox_run(&sandbox, &handler).await;
+        let host_name = facts.host_name.clone();
+        let run = async {
+            files::check_host_name(&host_name)?;
+            let handler = self.handler(pod_spec).await?;
+            let run = self.shared.runtime.sandbox_run(&sandbox, &handler).await;
+            run.map_err(|error| chain(&error).to_string())
+        };
+        let made = run.await;
         self.shared.measures.pod(made.is_ok());
         match made {
             Ok(_) => true,
             Err(error) => {
-                let message = format!("Failed to create pod sandbox: {}", chain(&error));
+                let message = format!("Failed to create pod sandbox: {error}");
                 self.shared.tell.pod_warning(pod, "FailedCreatePodSandBox", &message);
                 tracing::warn!(pod = %self.owner.name, namespace = %self.owner.namespace, message);
                 self.failed = true;
                 false
             }
+        }
+    }
+
+    /// How the runtime is to run the pod: as its RuntimeClass says.
+    async fn handler(&self, pod_spec: &PodSpec) -> Result<String, String> {
+        if pod_spec.host_users == Some(false) {
+            let way_out = "leave spec.hostUsers out, or set it to true";
+            return Err(format!("spec.hostUsers: this node has no user namespaces for pods: {way_out}"));
+        }
+        let Some(name) = pod_spec.runtime_class_name.as_deref().filter(|n| !n.is_empty()) else {
+            return Ok(String::new());
+        };
+        match Api::<RuntimeClass>::all(self.shared.client.clone()).get_opt(name).await {
+            Ok(Some(class)) => Ok(class.handler),
+            Ok(None) => Err(format!("RuntimeClass {name:?} not found")),
+            Err(error) => Err(format!("cannot look up RuntimeClass {name:?}: {}", chain(&error))),
         }
     }
 
@@ -397,6 +436,7 @@ impl PodSync {
             cgroup_parent: self.shared.cgroups.pod(class, &self.owner.uid),
             log_directory,
             host_name: files::kernel_host_name(pod, &options.cluster_domain),
+            seccomp_root: options.data_dir.join("seccomp"),
             dns: files::dns(pod, &cluster, &self.shared.node_dns()),
         })
     }
@@ -463,14 +503,15 @@ impl PodSync {
         let init = pod_spec.init_containers.iter().flatten().map(|c| (c, spec::init_sort(c)));
         let apps = pod_spec.containers.iter().map(|c| (c, spec::Sort::App));
         for (container, sort) in init.chain(apps) {
-            let running = observed
-                .newest(&container.name)
-                .filter(|c| c.state == observed::State::Running)
-                .filter(|c| !self.under_way().stopping.contains_key(&c.id));
-            let Some(current) = running else {
+            let newest = observed.newest(&container.name);
+            let Some(current) = newest.filter(|c| c.state == observed::State::Running) else {
                 self.shared.probes.remove(&self.owner.uid, &container.name);
                 continue;
             };
+            if self.under_way().stopping.contains_key(&current.id) {
+                // Whether it is ready is asked to the end.
+                continue;
+            }
             let target = Target {
                 exec: Arc::new(self.shared.runtime.clone()),
                 clock: self.shared.clock.clone(),
@@ -505,13 +546,17 @@ impl PodSync {
         reason: KillReason,
         grace: Duration,
     ) {
+        let grace = if reason == KillReason::PodEnds { self.share_of(pod_spec, name, grace) } else { grace };
         let message = match reason {
             KillReason::Liveness => format!("Container {name} failed liveness probe, will be restarted"),
             KillReason::Startup => format!("Container {name} failed startup probe, will be restarted"),
             KillReason::SpecChanged => format!("Container {name} definition changed, will be restarted"),
-            KillReason::SandboxLost | KillReason::PodEnds => format!("Stopping container {name}"),
+            KillReason::SandboxLost | KillReason::PodEnds | KillReason::RestartAll => {
+                format!("Stopping container {name}")
+            }
         };
-        let again = self.under_way().stopping.contains_key(id);
+        let early = self.under_way().pre_stops.get(id).cloned();
+        let again = early.is_some() || self.under_way().stopping.contains_key(id);
         if !again {
             self.shared.tell.container(pod, name, "Killing", message);
         }
@@ -519,7 +564,19 @@ impl PodSync {
             .and_then(|(c, _)| c.lifecycle)
             .and_then(|l| l.pre_stop)
             .filter(|_| !again);
-        self.spawn_kill(pod, name, id, grace, handler);
+        self.spawn_kill(pod, name, id, grace, (handler, early));
+    }
+
+    /// What is left of the pod's grace for a container that had to wait for others to end.
+    fn share_of(&mut self, pod_spec: &PodSpec, name: &str, grace: Duration) -> Duration {
+        let now = self.shared.clock.monotonic();
+        let began = *self.state.ending.get_or_insert(now);
+        match spec::find(pod_spec, name) {
+            Some((_, spec::Sort::Sidecar)) => {
+                grace.saturating_sub(now.saturating_sub(began)).max(hooks::LEAST_GRACE.min(grace))
+            }
+            _ => grace,
+        }
     }
 
     /// Removes everything of the pod from this node, once nothing of it runs.
@@ -538,7 +595,10 @@ impl PodSync {
         let logs = (!self.owner.name.is_empty()).then(|| self.log_directory());
         let cleaned = tokio::task::spawn_blocking(move || clean(&shared, &uid, logs)).await;
         match cleaned {
-            Ok(Ok(())) => self.state.removed = true,
+            Ok(Ok(())) => {
+                self.shared.admitted.forget(&self.owner.uid);
+                self.state.removed = true;
+            }
             Ok(Err(error)) => {
                 tracing::warn!(pod = %self.owner.name, error = %error, "failed to clean up after a pod");
                 self.failed = true;

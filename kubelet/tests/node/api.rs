@@ -76,6 +76,12 @@ impl Api {
         self.put("pods", "default", name, pod);
     }
 
+    /// Removes a pod behind the kubelet's back.
+    pub(crate) fn remove_pod(&self, name: &str) {
+        let path = Path { resource: "pods".into(), namespace: "default".into(), name: name.into() };
+        self.remove(&mut self.state.lock().unwrap(), &path).unwrap();
+    }
+
     /// Reasons of the events about an object.
     pub(crate) fn reasons(&self, name: &str) -> Vec<String> {
         let state = self.state.lock().unwrap();

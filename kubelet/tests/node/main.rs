@@ -80,6 +80,7 @@ impl World {
         Options {
             data_dir: self.dir.path().join("data"),
             run_dir: self.dir.path().join("run"),
+            static_pods: Some(self.dir.path().join("manifests")),
             cgroup_root: format!("/dcp-kubelet-test-{}", std::process::id()),
             // Whatever this machine is short of.
             eviction: EvictionOptions { thresholds: Vec::new(), ..EvictionOptions::default() },
@@ -100,7 +101,8 @@ impl World {
         runtime
     }
 
-    /// Starts an agent, as at the start of the machine or after the agent died.
+    /// Starts an agent, as at the start of the machine or after the agent died; on a port of its own each time, since
+    /// another process of the machine may have taken the last one meanwhile.
     async fn start(&mut self) {
         let runtime = self.runtime().await;
         let supervisor = Supervisor::new();
@@ -294,6 +296,151 @@ async fn a_failing_liveness_probe_restarts() {
     world.end().await;
 }
 
+async fn what_does_not_fit_is_refused() {
+    let world = World::new().await;
+    let mut elsewhere = sh(SLEEP);
+    elsewhere["nodeSelector"] = json!({ "disk": "none" });
+    world.create("elsewhere", elsewhere);
+    let mut sysctl = sh(SLEEP);
+    sysctl["securityContext"] = json!({ "sysctls": [{ "name": "kernel.sem", "value": "1" }] });
+    world.create("sysctl", sysctl);
+    for (name, reason) in [("elsewhere", "NodeAffinity"), ("sysctl", "SysctlForbidden")] {
+        let pod = world.until(name, "refused", |p| p["status"]["phase"] == "Failed").await;
+        assert_eq!(pod["status"]["reason"], reason);
+        assert!(pod["status"]["message"].as_str().unwrap().starts_with("Pod was rejected: "), "{pod}");
+        assert!(pod["status"]["containerStatuses"].is_null(), "{pod}");
+        world.until(name, "told of", |_| world.api.reasons(name).contains(&reason.to_owned())).await;
+    }
+    world.end().await;
+}
+
+async fn hooks_run_and_variables_come_from_files() {
+    let world = World::new().await;
+    let mut spec = sh(&format!("echo $FROM_FILE > /v/said; {SLEEP}"));
+    let mount = json!([{ "name": "v", "mountPath": "/v" }]);
+    spec["volumes"] = json!([{ "name": "v", "emptyDir": {} }]);
+    let script = "echo \"# made\" > /v/env; echo \"WORD='one two'\" >> /v/env";
+    spec["initContainers"] = json!([{
+        "name": "first", "image": IMAGE, "command": ["/bin/sh", "-c", script], "volumeMounts": mount,
+    }]);
+    let hook =
+        |word: &str| json!({ "exec": { "command": ["/bin/sh", "-c", format!("echo {word} >> /v/hooks")] } });
+    let reference = json!({ "volumeName": "v", "path": "env", "key": "WORD" });
+    let container = &mut spec["containers"][0];
+    container["volumeMounts"] = mount;
+    container["env"] = json!([{ "name": "FROM_FILE", "valueFrom": { "fileKeyRef": reference } }]);
+    container["lifecycle"] = json!({ "postStart": hook("begun"), "preStop": hook("ends") });
+    world.create("p", spec);
+    let pod = world.until_running("p").await;
+    let volume = world.pod_dir(&pod).join("volumes/kubernetes.io~empty-dir/v");
+    assert_eq!(std::fs::read_to_string(volume.join("said")).unwrap(), "one two\n");
+    // What the hook writes goes with the pod: a link keeps it.
+    let kept = world.dir.path().join("kept");
+    std::fs::hard_link(volume.join("hooks"), &kept).unwrap();
+    world.api.delete("p", 60);
+    world.until("p", "gone", Value::is_null).await;
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), "begun\nends\n");
+    world.end().await;
+}
+
+async fn sidecars_hear_first_and_end_last() {
+    let world = World::new().await;
+    let mount = json!([{ "name": "v", "mountPath": "/v" }]);
+    // The app ends once the sidecar's hook has run, which is before the sidecar is asked to end.
+    let app = "trap 'until [ -e /v/hook ]; do /bin/sleep 0.1; done; echo app >> /v/ends; exit 0' TERM; \
+               while true; do /bin/sleep 1; done";
+    let mut spec = sh(app);
+    spec["terminationGracePeriodSeconds"] = json!(600);
+    spec["volumes"] = json!([{ "name": "v", "emptyDir": {} }]);
+    spec["containers"][0]["volumeMounts"] = mount.clone();
+    let side = "trap 'echo sidecar >> /v/ends; exit 0' TERM; while true; do /bin/sleep 1; done";
+    spec["initContainers"] = json!([{
+        "name": "side", "image": IMAGE, "restartPolicy": "Always", "command": ["/bin/sh", "-c", side],
+        "volumeMounts": mount,
+        "lifecycle": { "preStop": { "exec": { "command": ["/bin/sh", "-c", "echo > /v/hook"] } } },
+    }]);
+    world.create("p", spec);
+    let pod = world.until_running("p").await;
+    let volume = world.pod_dir(&pod).join("volumes/kubernetes.io~empty-dir/v");
+    let kept = world.dir.path().join("ends");
+    std::fs::write(volume.join("ends"), "").unwrap();
+    std::fs::hard_link(volume.join("ends"), &kept).unwrap();
+    world.api.delete("p", 600);
+    world.until("p", "gone", Value::is_null).await;
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), "app\nsidecar\n");
+    world.end().await;
+}
+
+async fn one_end_may_restart_all() {
+    let world = World::new().await;
+    // The first attempt of the first container fails once the other runs.
+    let mut spec = sh("[ -e /v/again ] || until [ -e /v/other ]; do /bin/sleep 0.1; done; \
+                       [ -e /v/again ] || { echo > /v/again; exit 42; }; while true; do /bin/sleep 1; done");
+    let mount = json!([{ "name": "v", "mountPath": "/v" }]);
+    let script = |script: &str| json!(["/bin/sh", "-c", script]);
+    spec["volumes"] = json!([{ "name": "v", "emptyDir": {} }]);
+    spec["terminationGracePeriodSeconds"] = json!(1);
+    spec["restartPolicy"] = json!("Never");
+    spec["initContainers"] = json!([{
+        "name": "first", "image": IMAGE, "command": script("echo x >> /v/inits"), "volumeMounts": mount,
+    }]);
+    let rule = json!({ "action": "RestartAllContainers", "exitCodes": { "operator": "In", "values": [42] } });
+    spec["containers"][0]["volumeMounts"] = mount.clone();
+    spec["containers"][0]["restartPolicy"] = json!("Never");
+    spec["containers"][0]["restartPolicyRules"] = json!([rule]);
+    let other = script("echo > /v/other; while true; do /bin/sleep 1; done");
+    let other = json!({ "name": "other", "image": IMAGE, "command": other, "volumeMounts": mount });
+    spec["containers"].as_array_mut().unwrap().push(other);
+    world.create("p", spec);
+    let again = |p: &Value| condition(p, "Ready") == "True" && container(p)["restartCount"] == 1;
+    let pod = world.until("p", "restarted", again).await;
+    let counts = pod["status"]["containerStatuses"].as_array().unwrap().iter().map(|c| &c["restartCount"]);
+    assert!(counts.into_iter().all(|count| count == 1), "{:#}", pod["status"]);
+    let volume = world.pod_dir(&pod).join("volumes/kubernetes.io~empty-dir/v");
+    assert_eq!(std::fs::read_to_string(volume.join("inits")).unwrap(), "x\nx\n");
+    world.end().await;
+}
+
+async fn a_file_is_a_pod() {
+    let mut world = World::new().await;
+    let manifest = world.dir.path().join("manifests/web.yaml");
+    let name = format!("web-{NODE}");
+    let write = |word: &str| {
+        let spec = json!({ "hostNetwork": true, "terminationGracePeriodSeconds": 1, "containers": [{
+            "name": "c", "image": IMAGE, "command": ["/bin/sh", "-c", format!(": {word}; {SLEEP}")] }] });
+        let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "web" }, "spec": spec });
+        std::fs::write(&manifest, pod.to_string()).unwrap();
+    };
+    let id = |pod: &Value| container(pod)["containerID"].clone();
+    write("one");
+    let first = world.until_running(&name).await;
+    assert_eq!(first["metadata"]["annotations"]["kubernetes.io/config.source"], "file");
+
+    // An agent that starts again finds the container, and a mirror that was deleted comes back.
+    world.stop().await;
+    world.start().await;
+    let uid = first["metadata"]["uid"].clone();
+    world.api.remove_pod(&name);
+    let ready = |p: &Value| condition(p, "Ready") == "True";
+    let again = world.until(&name, "mirrored again", |p| ready(p) && p["metadata"]["uid"] != uid).await;
+    assert_eq!(id(&again), id(&first));
+    assert_eq!(container(&again)["restartCount"], 0);
+
+    write("two");
+    let second = world.until(&name, "another", |p| ready(p) && id(p) != id(&first)).await;
+    let hash = |pod: &Value| pod["metadata"]["annotations"]["kubernetes.io/config.hash"].clone();
+    assert_ne!(hash(&first), hash(&second));
+    let log =
+        world.ca.get(world.address, Some(("api", "any")), "/containerLogs/default/web-dcp-node/c").await;
+    assert!(log.starts_with("HTTP/1.1 200"), "{log}");
+
+    std::fs::remove_file(&manifest).unwrap();
+    world.until(&name, "gone", Value::is_null).await;
+    let folder = world.dir.path().join("data/pods").join(hash(&second).as_str().unwrap());
+    assert!(!folder.exists(), "nothing of it is left");
+    world.end().await;
+}
+
 async fn the_node_server_serves_the_api_server_alone() {
     let world = World::new().await;
     world.create("p", sh("echo one; echo two; exec /bin/sleep 1000"));
@@ -382,6 +529,11 @@ fn main() -> ExitCode {
         exits_are_counted_and_told,
         a_missing_config_map_is_waited_for_and_its_changes_arrive,
         a_failing_liveness_probe_restarts,
+        what_does_not_fit_is_refused,
+        hooks_run_and_variables_come_from_files,
+        sidecars_hear_first_and_end_last,
+        one_end_may_restart_all,
+        a_file_is_a_pod,
         the_node_server_serves_the_api_server_alone,
         resources::a_pod_over_its_limits_of_disk_is_evicted,
         resources::a_node_short_of_memory_evicts_and_refuses,

@@ -12,7 +12,7 @@ use super::session::{self, Exec};
 use super::spec::{Facts, security_context};
 use super::state::{ContainerRecord, Encoded, Paths, Phase, SandboxRecord, Stage};
 use super::user::User;
-use super::{Container, Inner, blocking, capability, client, device, new_id, sandbox, signal, user};
+use super::{Container, Inner, blocking, capability, client, device, new_id, sandbox, seccomp, signal, user};
 use crate::cri::Session;
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
@@ -530,7 +530,8 @@ fn privileges(context: &cri::LinuxContainerSecurityContext, user: &User) -> Resu
         _ if context.privileged => Seccomp::Unconfined,
         Some(cri::security_profile::ProfileType::Unconfined) => Seccomp::Unconfined,
         Some(cri::security_profile::ProfileType::Localhost) => {
-            return Err(Error::invalid("seccomp", "profiles of the node are not supported"));
+            let path = profile.as_ref().map(|profile| profile.localhost_ref.as_str()).unwrap_or_default();
+            Seccomp::Programs(seccomp::load(Path::new(path))?)
         }
         // Secure where nothing is said.
         Some(cri::security_profile::ProfileType::RuntimeDefault) | None => Seccomp::RuntimeDefault,

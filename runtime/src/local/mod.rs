@@ -11,12 +11,14 @@ mod events;
 mod image;
 mod recover;
 mod sandbox;
+mod seccomp;
 mod serve;
 mod session;
 mod signal;
 mod spec;
 mod state;
 mod stats;
+mod syscalls;
 mod tasks;
 mod user;
 

@@ -28,7 +28,7 @@ const SHIM_WITHIN: Duration = Duration::from_secs(10);
 const ALLOCATOR_OPTION: (&str, &str) = ("MIMALLOC_ALLOW_THP", "0");
 
 /// What the kernel allows for a host name.
-const MAX_HOSTNAME: usize = 63;
+const MAX_HOSTNAME: usize = 64;
 
 /// Where containers go if the node agent does not say.
 const DEFAULT_CGROUP: &str = "/decapod";

@@ -108,12 +108,13 @@ struct Prepared {
 impl Prepared {
     fn new(id: &str, privileges: &Privileges, root: &Path, stdio: Stdio) -> Result<Self, Failure> {
         let report = fds::pipe()?;
-        let filter = match privileges.seccomp {
-            Seccomp::Unconfined => None,
-            Seccomp::RuntimeDefault => Some(seccomp::runtime_default(privileges.bounding)?),
+        let filters = match &privileges.seccomp {
+            Seccomp::Unconfined => Vec::new(),
+            Seccomp::RuntimeDefault => vec![seccomp::runtime_default(privileges.bounding)?],
+            Seccomp::Programs(programs) => programs.iter().map(|p| seccomp::program(p)).collect(),
         };
         let workload =
-            Workload { report: report.1.as_raw_fd(), privileges: Arc::new(privileges.clone()), filter };
+            Workload { report: report.1.as_raw_fd(), privileges: Arc::new(privileges.clone()), filters };
         let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
             .with_root_path(root)
             .map_err(describe)?
@@ -194,7 +195,7 @@ impl Console {
 struct Workload {
     report: RawFd,
     privileges: Arc<Privileges>,
-    filter: Option<Arc<Vec<sock_filter>>>,
+    filters: Vec<Vec<sock_filter>>,
 }
 
 impl Workload {
@@ -234,7 +235,7 @@ fn run(workload: &Workload, spec: &Spec) -> Result<std::convert::Infallible, Fai
         .collect::<Result<_, _>>()?;
     default_signals().map_err(|errno| Failure::other(errno.desc()))?;
     allow_huge_pages()?;
-    privileges::apply(&workload.privileges, workload.filter.as_ref().map(|filter| filter.as_slice()))
+    privileges::apply(&workload.privileges, &workload.filters)
         .map_err(|error| Failure::other(format!("cannot set privileges: {error}")))?;
     nix::unistd::execv(&path, &args).map_err(|errno| Failure {
         code: if errno == Errno::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE },

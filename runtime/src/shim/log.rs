@@ -83,10 +83,10 @@ impl Lines {
         self.flush_parts(now, log);
     }
 
-    /// The line that no newline ended.
+    /// The line that no newline ended: a part for readers, so that none is shown that was not written.
     pub(super) fn finish(&mut self, now: jiff::Timestamp, log: &mut Vec<u8>) {
         if !self.rest.is_empty() {
-            self.write("F", self.rest.len(), now, log);
+            self.write("P", self.rest.len(), now, log);
         }
     }
 
@@ -124,7 +124,7 @@ mod tests {
         let expected = [
             "2026-11-22T05:00:00.500000000Z stderr F ab",
             "2026-11-22T05:00:00.500000000Z stderr F ",
-            "2026-11-22T05:00:00.500000000Z stderr F c",
+            "2026-11-22T05:00:00.500000000Z stderr P c",
         ];
         assert_eq!(lines(&[b"a", b"b\n\nc"]), expected);
     }

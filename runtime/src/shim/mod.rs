@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub(crate) use container::set_window_size;
+#[cfg(test)]
+pub(crate) use seccomp::program as seccomp_program;
 
 use crate::protocol::Setup;
 use crate::sys::durable;

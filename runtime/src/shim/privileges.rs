@@ -34,10 +34,27 @@ struct Program {
 }
 
 /// Takes all privileges that are not listed.
-pub(super) fn apply(privileges: &Privileges, filter: Option<&[sock_filter]>) -> io::Result<()> {
-    if let Some(filter) = filter {
-        install(filter)?;
+pub(super) fn apply(privileges: &Privileges, filters: &[Vec<sock_filter>]) -> io::Result<()> {
+    // A process that can gain no privileges may install a filter at any time: then it need not allow what is
+    // done here.
+    let last = no_new_privileges()?;
+    let install_all = || filters.iter().try_for_each(|filter| install(filter));
+    if !last {
+        install_all()?;
     }
+    reduce(privileges)?;
+    if last { install_all() } else { Ok(()) }
+}
+
+fn no_new_privileges() -> io::Result<bool> {
+    // SAFETY: this option takes no pointers and changes nothing.
+    match unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        set => Ok(set == 1),
+    }
+}
+
+fn reduce(privileges: &Privileges) -> io::Result<()> {
     drop_bounding(privileges.bounding)?;
     let header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
     // What the agent itself was not given, it cannot pass on.

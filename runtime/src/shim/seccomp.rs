@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 
 use libc::*;
 use seccompiler::{
@@ -375,7 +374,7 @@ const CLONE_NAMESPACES: u64 = 0x7E02_0000;
 const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF];
 
 /// The filter for a process with these capabilities.
-pub(super) fn runtime_default(capabilities: u64) -> io::Result<Arc<Vec<sock_filter>>> {
+pub(super) fn runtime_default(capabilities: u64) -> io::Result<Vec<sock_filter>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let mut allow = |calls: &[c_long]| rules.extend(calls.iter().map(|call| (*call, Vec::new())));
     allow(ALLOWED);
@@ -399,10 +398,19 @@ pub(super) fn runtime_default(capabilities: u64) -> io::Result<Arc<Vec<sock_filt
     let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
     let filter = SeccompFilter::new(rules, denied, SeccompAction::Allow, arch).map_err(io::Error::other)?;
     let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
-    Ok(Arc::new(match has(CAP_SYS_ADMIN) {
+    Ok(match has(CAP_SYS_ADMIN) {
         true => program,
         false => [&CLONE3_IS_NEW[..], &program].concat(),
-    }))
+    })
+}
+
+/// A program as the agent wrote it.
+pub(crate) fn program(instructions: &[u64]) -> Vec<sock_filter> {
+    let instruction = |packed: &u64| {
+        let [a, b, jt, jf, k @ ..] = packed.to_be_bytes();
+        sock_filter { code: u16::from_be_bytes([a, b]), jt, jf, k: u32::from_be_bytes(k) }
+    };
+    instructions.iter().map(instruction).collect()
 }
 
 fn rule(argument: u8, operator: SeccompCmpOp, value: u64) -> io::Result<SeccompRule> {

@@ -64,6 +64,7 @@ fn main() -> ExitCode {
         streams::logs_are_reopened,
         security::defaults_are_kubernetes,
         security::filters_forbid,
+        security::profiles_of_the_node_are_enforced,
         security::privileged_containers_may,
         security::mounts_are_as_asked,
         crashes::agents_may_die,

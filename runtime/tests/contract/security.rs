@@ -69,6 +69,38 @@ pub(crate) async fn filters_forbid() {
     world.end().await;
 }
 
+pub(crate) async fn profiles_of_the_node_are_enforced() {
+    let world = World::new("profile").await;
+    let pod = world.pod("profile").await;
+    let profile = world.root.join("no-folders.json");
+    let text = r#"{ "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [
+        { "names": ["mkdir", "mkdirat", "call_of_tomorrow"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28 },
+        { "names": ["kill"], "action": "SCMP_ACT_ERRNO",
+          "args": [{ "index": 1, "value": 15, "op": "SCMP_CMP_EQ" }] } ] }"#;
+    std::fs::write(&profile, text).unwrap();
+    let attempts = "mkdir /tmp/x; echo made $?; kill -15 $$; kill -0 $$ && echo alive";
+    let confine = |config: &mut cri::ContainerConfig, path: &std::path::Path| {
+        context(config).seccomp = Some(cri::SecurityProfile {
+            profile_type: cri::security_profile::ProfileType::Localhost.into(),
+            localhost_ref: path.display().to_string(),
+        });
+    };
+    let mut config = script("confined", &format!("({attempts}) 2>&1; sleep 1000"));
+    confine(&mut config, &profile);
+    let id = world.start(&pod, &config).await;
+    // An exec has what the container has, and the container what the profile said when it was created.
+    std::fs::remove_file(&profile).unwrap();
+    let inside = world.exec(&id, &["sh", "-c", &format!("({attempts}) 2>&1")]).await;
+    let said = String::from_utf8(inside.stdout).unwrap();
+    assert!(said.contains("No space left on device") && said.contains("made 1"), "{said}");
+    assert!(said.contains("Operation not permitted") && said.contains("alive"), "{said}");
+    let mut config = script("lost", "true");
+    confine(&mut config, &profile);
+    let error = world.runtime.container_create(&pod, &config, &Default::default()).await.unwrap_err();
+    assert!(error.to_string().contains("no-folders.json"), "{error}");
+    world.end().await;
+}
+
 pub(crate) async fn privileged_containers_may() {
     let world = World::new("priv").await;
     let mut pod = world.pod_config("priv");

@@ -14,6 +14,9 @@ use super::{Input, whole_seconds};
 /// Exit code by which Kubernetes reports a container whose end nobody saw (128 + SIGKILL).
 const LOST_EXIT_CODE: i32 = 137;
 
+/// Kubernetes' limit for the termination messages of a pod's containers together, in bytes.
+const MESSAGES_LIMIT: usize = 12 * 1024;
+
 /// `<runtime>://<id>`, as `containerID` is written.
 pub(crate) fn id_of(runtime: &str, id: &str) -> String {
     format!("{runtime}://{id}")
@@ -23,7 +26,7 @@ pub(crate) fn id_of(runtime: &str, id: &str) -> String {
 pub(super) fn fill(input: &Input<'_>, status: &mut PodStatus) {
     let Some(pod_spec) = input.pod.spec.as_ref() else { return };
     let old = input.old;
-    let inits: Vec<ContainerStatus> = pod_spec
+    let mut inits: Vec<ContainerStatus> = pod_spec
         .init_containers
         .iter()
         .flatten()
@@ -34,6 +37,8 @@ pub(super) fn fill(input: &Input<'_>, status: &mut PodStatus) {
         .iter()
         .map(|c| one(input, c, Sort::App, find(&old.container_statuses, &c.name)))
         .collect();
+    let share = MESSAGES_LIMIT / (inits.len() + apps.len()).max(1);
+    inits.iter_mut().chain(&mut apps).for_each(|status| shorten(status, share));
     apps.sort_by(|a, b| a.name.cmp(&b.name));
     let ephemeral: Vec<ContainerStatus> = pod_spec
         .ephemeral_containers
@@ -47,6 +52,16 @@ pub(super) fn fill(input: &Input<'_>, status: &mut PodStatus) {
     status.init_container_statuses = Some(inits).filter(|s| !s.is_empty());
     status.container_statuses = Some(apps).filter(|s| !s.is_empty());
     status.ephemeral_container_statuses = Some(ephemeral).filter(|s| !s.is_empty());
+}
+
+/// Cuts the messages of a container to its share of what the pod may say.
+fn shorten(status: &mut ContainerStatus, share: usize) {
+    for state in [&mut status.state, &mut status.last_state].into_iter().flatten() {
+        let message = state.terminated.as_mut().and_then(|t| t.message.as_mut());
+        if let Some(message) = message.filter(|m| m.len() > share) {
+            message.truncate(message.floor_char_boundary(share));
+        }
+    }
 }
 
 fn find<'a>(statuses: &'a Option<Vec<ContainerStatus>>, name: &str) -> Option<&'a ContainerStatus> {

@@ -73,7 +73,13 @@ pub(crate) fn compute(input: &Input<'_>) -> PodStatus {
         observed_generation: input.pod.metadata.generation,
         ..PodStatus::default()
     };
-    containers::fill(input, &mut status);
+    // Of a pod that was refused no container was ever to start: there is nothing to say about them.
+    let refused = (input.failure.is_some() || is_terminal(input.old))
+        && input.old.container_statuses.is_none()
+        && input.observed.sandboxes.is_empty();
+    if !refused {
+        containers::fill(input, &mut status);
+    }
     addresses(input, &mut status);
     phase::fill(input, &mut status);
     conditions::fill(input, &mut status);
