@@ -6,7 +6,9 @@
 //! on disk before it is reported. `libcontainer` is called by the shim alone: it clones, and in
 //! a process with threads that hangs now and then.
 
+mod context;
 mod cri;
+mod dockerfile;
 mod error;
 mod image;
 mod local;
@@ -17,4 +19,4 @@ mod sys;
 pub use cri::{Attachment, Connection, Duplex, Input, Network, Output, Runtime, Session, TerminalSize};
 pub use error::{Error, Kind, Result, Source};
 pub use image::{ImageConfig, ImageFile};
-pub use local::{Embedded, Options};
+pub use local::{BuildRequest, Embedded, Options, PROGRESS_LINES, unpack_context};

@@ -24,6 +24,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::addons::SELF_IMAGE;
+use super::build_socket;
 use super::control;
 use super::join::{self, Cluster, Held, Member};
 use super::lock::Lock;
@@ -277,6 +278,7 @@ pub(super) async fn start(parts: Parts) -> Result<Drain, Failure> {
     let network = Arc::new(NodeNetwork::default());
     let runtime = runtime(&place, network.clone()).await?;
     image_of_itself(&runtime).await?;
+    let builds = build_socket::routes(runtime.clone(), supervisor.clone());
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
 
     let pods = |pod_cidr| pod_options(&place, &settings, pod_cidr);
@@ -305,7 +307,7 @@ pub(super) async fn start(parts: Parts) -> Result<Drain, Failure> {
     let drain = kubelet.drain();
     kubelet.run();
     // Last: who can connect knows that the agent runs.
-    control::serve(&socket(&place), runtime.clone(), &supervisor)?;
+    control::serve(&socket(&place), runtime.clone(), builds, &supervisor)?;
 
     let proxy = proxy_options(&place, &settings, &node);
     let proxying = ServiceProxy::run(proxy, traffic, services, supervisor.clone(), clock);

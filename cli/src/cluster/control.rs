@@ -75,7 +75,12 @@ async fn remove(State(runtime): Shared, Json(image): Json<Named>) -> Result<Json
 }
 
 /// Serves the socket at `path` until the supervisor shuts down.
-pub(super) fn serve(path: &Path, runtime: Arc<dyn Runtime>, supervisor: &Supervisor) -> Result<(), Failure> {
+pub(super) fn serve(
+    path: &Path,
+    runtime: Arc<dyn Runtime>,
+    builds: Router,
+    supervisor: &Supervisor,
+) -> Result<(), Failure> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
         _ => {}
@@ -86,7 +91,8 @@ pub(super) fn serve(path: &Path, runtime: Arc<dyn Runtime>, supervisor: &Supervi
         .route("/images", get(list))
         .route("/images/import", post(import))
         .route("/images/remove", post(remove))
-        .with_state(runtime);
+        .with_state(runtime)
+        .merge(builds);
     let shutdown = supervisor.shutdown_token();
     supervisor.spawn("control-socket", async move {
         axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await

@@ -8,6 +8,7 @@ use decapod_proto::cri;
 use decapod_runtime::Runtime;
 
 use super::agent;
+use super::build::Build;
 use super::control::{Control, ImageRow};
 use super::lock::Lock;
 use super::settings::{Place, Which};
@@ -24,6 +25,8 @@ pub(crate) enum Image {
         #[arg(required = true)]
         archives: Vec<PathBuf>,
     },
+    /// Build an image from a Dockerfile.
+    Build(Box<Build>),
     /// List the images.
     Ls {
         #[command(flatten)]
@@ -97,7 +100,13 @@ fn refused(error: decapod_runtime::Error) -> Failure {
 impl Image {
     pub(crate) async fn run(&self) -> Result<(), Failure> {
         super::require_root("image")?;
-        let (Self::Import { which, .. } | Self::Ls { which } | Self::Rm { which, .. }) = self;
+        let which = match self {
+            Self::Import { which, .. } | Self::Ls { which } | Self::Rm { which, .. } => which,
+            Self::Build(build) => &build.which,
+        };
+        if let Self::Build(build) = self {
+            return build.run().await;
+        }
         let images = Images::open(&which.place()?).await?;
         match self {
             Self::Import { archives, .. } => {
@@ -125,12 +134,14 @@ impl Image {
                     println!("removed {name}");
                 }
             }
+            // Has its own way to the agent.
+            Self::Build(_) => {}
         }
         Ok(())
     }
 }
 
-fn short(id: &str) -> &str {
+pub(super) fn short(id: &str) -> &str {
     let hex = id.trim_start_matches("sha256:");
     &hex[..hex.len().min(12)]
 }

@@ -3,6 +3,8 @@
 mod addons;
 mod agent;
 mod authority;
+mod build;
+mod build_socket;
 mod control;
 mod datastore;
 mod dns_probe;

@@ -446,7 +446,7 @@ fn normal(path: &str) -> String {
 }
 
 /// This machine's architecture, by its name in images.
-pub(super) fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -466,7 +466,7 @@ const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
 /// What is in a stream that may be compressed, by its first bytes.
-pub(super) fn decompress<'a>(mut reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub(crate) fn decompress<'a>(mut reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut magic = [0; 4];
     let known = read_up_to(&mut reader, &mut magic)?;
     let whole = io::Cursor::new(magic).take(known as u64).chain(reader);

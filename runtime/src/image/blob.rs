@@ -119,6 +119,11 @@ impl<T> Digesting<T> {
     pub(crate) fn digest(self) -> String {
         format_digest(&self.hasher.finalize())
     }
+
+    /// What the bytes passed to or from, and their digest.
+    pub(crate) fn finish(self) -> (T, String) {
+        (self.inner, format_digest(&self.hasher.finalize()))
+    }
 }
 
 impl<R: Read> Read for Digesting<R> {

@@ -6,7 +6,13 @@
 mod archive;
 mod blob;
 mod build;
+mod cache;
+mod commit;
 mod error;
+mod guard;
+#[cfg(test)]
+mod hostile;
+mod layer;
 mod reference;
 mod unpack;
 
@@ -20,12 +26,16 @@ use decapod_proto::cri;
 use serde::{Deserialize, Serialize};
 
 use archive::{Archive, ConfigDocument, Found, FoundLayer};
+pub(crate) use archive::{architecture, decompress};
 use blob::{Blobs, Digesting};
+pub(crate) use blob::{digest_of, format_digest};
 pub use build::ImageFile;
+pub(crate) use cache::Made;
 pub(crate) use error::Error;
 use error::Result;
 pub(crate) use reference::Reference;
 use reference::is_digest;
+pub(crate) use unpack::{Meta, set_time, unpack};
 
 use crate::sys::durable;
 
@@ -66,7 +76,7 @@ pub(crate) struct Image {
 }
 
 /// One layer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Layer {
     /// The digest of its tar stream.
     pub(crate) diff_id: String,
@@ -85,6 +95,11 @@ impl Layer {
 }
 
 impl Image {
+    /// An image that the store does not know, such as one that is being built.
+    pub(crate) fn unnamed(id: String, layers: Vec<Layer>, config: ImageConfig) -> Self {
+        Image { id, tags: BTreeSet::new(), manifest: None, layers, config, built_from: None }
+    }
+
     /// Directories of its layers, the topmost first: as overlayfs wants them.
     pub(crate) fn lower(&self) -> Vec<String> {
         self.layers.iter().rev().map(Layer::directory).collect()
@@ -141,6 +156,8 @@ pub(crate) struct Store {
     root: PathBuf,
     blobs: Blobs,
     index: RwLock<Index>,
+    /// What builds have made.
+    cache: cache::Cache,
     /// Held while content is added or removed, so that neither takes away what the other needs.
     work: Mutex<()>,
 }
@@ -153,7 +170,8 @@ impl Store {
         let blobs = Blobs::open(root.join("blobs"))?;
         let path = root.join("index.json");
         let index = durable::read_json(&path).map_err(Error::io("read", path))?.unwrap_or_default();
-        Ok(Store { root, blobs, index: RwLock::new(index), work: Mutex::new(()) })
+        let cache = cache::Cache::open(&root);
+        Ok(Store { root, blobs, index: RwLock::new(index), cache, work: Mutex::new(()) })
     }
 
     /// Where the directories of the layers are.
@@ -338,6 +356,10 @@ impl Store {
         let index = self.read().clone();
         let mut layers = used.clone();
         let mut blobs = HashSet::new();
+        for layer in self.cache.layers() {
+            layers.insert(layer.directory());
+            blobs.extend(layer.blob);
+        }
         for image in index.images.values() {
             blobs.insert(image.id.clone());
             blobs.extend(image.manifest.clone());

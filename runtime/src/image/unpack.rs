@@ -23,10 +23,18 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat
 use tar::{Entry, EntryType};
 
 use super::error::{Error, Result};
+use super::guard::Guard;
 use crate::sys::rooted;
 
 /// Entries of one layer; the largest public images have some hundred thousand.
 const MAX_ENTRIES: usize = 4_000_000;
+
+/// Bytes of the names of one layer, which are kept while it is unpacked; the largest public images have some
+/// ten megabytes.
+const MAX_NAMES: usize = 256 << 20;
+
+/// From this size on a file must fit the disk as it says it is, before anything is written.
+const LARGE: u64 = 16 << 20;
 
 /// Bytes that one layer may become: a few kilobytes can unpack to anything.
 const MAX_BYTES: u64 = 64 << 30;
@@ -41,9 +49,16 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// errors name.
 pub(crate) fn unpack(layer: &str, reader: impl Read, target: &Path) -> Result<u64> {
     let root = rooted::open_dir(target).map_err(Error::io("open", target))?;
-    let mut unpacker =
-        Unpacker { layer, root, parent: None, directories: Vec::new(), made: HashSet::new(), bytes: 0 };
-    let mut archive = tar::Archive::new(reader);
+    let mut unpacker = Unpacker {
+        layer,
+        root,
+        parent: None,
+        directories: Vec::new(),
+        made: HashSet::new(),
+        names: 0,
+        bytes: 0,
+    };
+    let mut archive = tar::Archive::new(Guard::new(reader));
     let entries = archive.entries().map_err(|error| Error::corrupt(layer, error.to_string()))?;
     for (count, entry) in entries.enumerate() {
         if count >= MAX_ENTRIES {
@@ -65,21 +80,30 @@ struct Unpacker<'a> {
     directories: Vec<(PathBuf, i64)>,
     /// What this layer has itself: a whiteout hides layers below, never the own.
     made: HashSet<PathBuf>,
+    /// The bytes of all names so far.
+    names: usize,
     bytes: u64,
 }
 
-/// Owner, permissions and time of an entry.
-struct Meta {
-    uid: u32,
-    gid: u32,
-    mode: u32,
-    mtime: i64,
-    xattrs: Vec<(CString, Vec<u8>)>,
+/// Owner, permissions, time and attributes of a file.
+pub(crate) struct Meta {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mode: u32,
+    pub(crate) mtime: i64,
+    pub(crate) xattrs: Vec<(CString, Vec<u8>)>,
 }
 
 impl Unpacker<'_> {
     fn entry<R: Read>(&mut self, mut entry: Entry<'_, R>) -> Result<()> {
         let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
+        if entry.header().entry_type() == EntryType::XGlobalHeader {
+            return Ok(());
+        }
+        self.names += path.as_os_str().len();
+        if self.names > MAX_NAMES {
+            return Err(Error::corrupt(self.layer, format!("names of more than {MAX_NAMES} bytes")));
+        }
         let shown = path.display().to_string();
         let refuse = |what: &str| Error::Entry {
             layer: self.layer.to_owned(),
@@ -90,7 +114,7 @@ impl Unpacker<'_> {
         let Some((parent, name)) = rooted::split(&path).map_err(refuse)? else {
             if entry.header().entry_type().is_dir() {
                 let root = self.root.try_clone().map_err(self.failed(&shown))?;
-                self.apply(&root, OsStr::new("."), &meta, true).map_err(self.failed(&shown))?;
+                meta.apply(&root, OsStr::new("."), true).map_err(self.failed(&shown))?;
             }
             return Ok(());
         };
@@ -184,7 +208,7 @@ impl Unpacker<'_> {
         let kind = entry.header().entry_type();
         if kind.is_dir() {
             self.directory(directory, name).map_err(self.failed(shown))?;
-            self.apply(directory, name, meta, true).map_err(self.failed(shown))?;
+            meta.apply(directory, name, true).map_err(self.failed(shown))?;
             self.directories.push((full.to_owned(), meta.mtime));
             return Ok(());
         }
@@ -203,7 +227,6 @@ impl Unpacker<'_> {
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 self.special(entry, directory, name, kind, shown)?;
             }
-            EntryType::XGlobalHeader => return Ok(()),
             other => {
                 return Err(Error::Entry {
                     layer: self.layer.to_owned(),
@@ -212,8 +235,7 @@ impl Unpacker<'_> {
                 });
             }
         }
-        self.apply(directory, name, meta, kind == EntryType::Symlink || kind.is_dir())
-            .map_err(self.failed(shown))
+        meta.apply(directory, name, kind == EntryType::Symlink || kind.is_dir()).map_err(self.failed(shown))
     }
 
     fn directory(&mut self, directory: &OwnedFd, name: &OsStr) -> io::Result<()> {
@@ -259,6 +281,16 @@ impl Unpacker<'_> {
         let size = entry.size();
         if size > left {
             return Err(Error::corrupt(self.layer, format!("unpacks to more than {MAX_BYTES} bytes")));
+        }
+        if size > LARGE {
+            let disk = nix::sys::statvfs::fstatvfs(&fd).map_err(|errno| self.failed(shown)(errno.into()))?;
+            let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+            if size > free {
+                return Err(Error::corrupt(
+                    self.layer,
+                    format!("{shown}: {size} bytes, and the disk has room for {free}"),
+                ));
+            }
         }
         let written = io::copy(&mut entry.take(left), &mut File::from(fd)).map_err(self.failed(shown))?;
         if written < size {
@@ -318,23 +350,6 @@ impl Unpacker<'_> {
             .map_err(|errno| self.failed(shown)(errno.into()))
     }
 
-    /// Owner first, since changing it clears the set-id bits and file capabilities.
-    fn apply(&self, directory: &OwnedFd, name: &OsStr, meta: &Meta, late_time: bool) -> io::Result<()> {
-        let (uid, gid) = (Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)));
-        fchownat(directory, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        if !is_link(directory, name)? {
-            let mode = Mode::from_bits_truncate(meta.mode & 0o7777);
-            fchmodat(directory, name, mode, FchmodatFlags::FollowSymlink)?;
-        }
-        for (key, value) in &meta.xattrs {
-            set_xattr(directory, name, key, value)?;
-        }
-        if !late_time || is_link(directory, name)? {
-            set_time(directory, name, meta.mtime)?;
-        }
-        Ok(())
-    }
-
     /// Sets the directories' times, now that nothing more is made in them.
     fn finish(&mut self) -> Result<()> {
         for (path, mtime) in std::mem::take(&mut self.directories) {
@@ -354,6 +369,23 @@ impl Unpacker<'_> {
 }
 
 impl Meta {
+    /// Owner first, since changing it clears the set-id bits and file capabilities.
+    pub(crate) fn apply(&self, directory: &OwnedFd, name: &OsStr, late_time: bool) -> io::Result<()> {
+        let (uid, gid) = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
+        fchownat(directory, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if !is_link(directory, name)? {
+            let mode = Mode::from_bits_truncate(self.mode & 0o7777);
+            fchmodat(directory, name, mode, FchmodatFlags::FollowSymlink)?;
+        }
+        for (key, value) in &self.xattrs {
+            set_xattr(directory, name, key, value)?;
+        }
+        if !late_time || is_link(directory, name)? {
+            set_time(directory, name, self.mtime)?;
+        }
+        Ok(())
+    }
+
     fn read<R: Read>(entry: &mut Entry<'_, R>) -> Result<Self, String> {
         let mut xattrs = Vec::new();
         if let Some(extensions) = entry.pax_extensions().map_err(|error| error.to_string())? {
@@ -385,7 +417,8 @@ fn is_link(directory: &OwnedFd, name: &OsStr) -> io::Result<bool> {
     Ok(SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK)
 }
 
-fn set_time(directory: &OwnedFd, name: &OsStr, mtime: i64) -> io::Result<()> {
+/// Sets the time of a file, of a link itself.
+pub(crate) fn set_time(directory: &OwnedFd, name: &OsStr, mtime: i64) -> io::Result<()> {
     let time = TimeSpec::new(mtime, 0);
     Ok(utimensat(directory, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
 }

@@ -30,6 +30,17 @@ impl Inner {
         sandbox_id: &str,
         config: &cri::ContainerConfig,
     ) -> Result<String> {
+        let image = self.image_find(config.image.as_ref())?;
+        self.container_create_of(sandbox_id, config, image).await
+    }
+
+    /// Creates a container of an image that need not have a name.
+    pub(super) async fn container_create_of(
+        self: &Arc<Self>,
+        sandbox_id: &str,
+        config: &cri::ContainerConfig,
+        image: Arc<Image>,
+    ) -> Result<String> {
         let sandbox = self.sandbox(sandbox_id)?;
         let _work = sandbox.work.lock().await;
         let record = sandbox.record().clone();
@@ -39,7 +50,7 @@ impl Inner {
         }
         let plan = Plan {
             id: new_id(),
-            image: self.image_find(config.image.as_ref())?,
+            image,
             target: self.target_process(&record, config)?,
             config: config.clone(),
             sandbox: record,

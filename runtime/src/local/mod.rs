@@ -3,6 +3,7 @@
 //! **Invariant**: what is in memory can be made anew from the disk and the shims, and is, at each
 //! start. Nothing here holds a container alive.
 
+mod build;
 mod capability;
 mod client;
 mod container;
@@ -21,6 +22,8 @@ mod stats;
 mod syscalls;
 mod tasks;
 mod user;
+
+pub use build::{BuildRequest, PROGRESS_LINES, unpack_context};
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;

@@ -29,6 +29,7 @@ impl Inner {
         for result in futures::future::join_all(recoveries).await {
             result?;
         }
+        self.recover_builds().await?;
         self.sweep_run_directory().map_err(failed)?;
         let (images, used) = (Arc::clone(&self.images), self.used_layers());
         blocking("remove unused layers", move || images.collect_garbage(&used))

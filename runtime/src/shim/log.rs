@@ -55,7 +55,8 @@ impl LogFile {
 }
 
 fn open(path: &PathBuf) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+    // A link in its place would have the shim, which is root, write elsewhere.
+    OpenOptions::new().create(true).append(true).mode(0o640).custom_flags(libc::O_NOFOLLOW).open(path)
 }
 
 /// Cuts a stream into lines.

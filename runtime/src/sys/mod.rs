@@ -1,5 +1,6 @@
 //! What the operating system offers, behind small safe functions: paths that cannot leave their
-//! root, mounts, control groups, processes by identity, durable files, passing file descriptors.
+//! root, mounts, control groups, processes by identity, durable files, passing file descriptors,
+//! extended attributes.
 
 pub(crate) mod cgroup;
 pub(crate) mod durable;
@@ -7,3 +8,4 @@ pub(crate) mod fds;
 pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod rooted;
+pub(crate) mod xattr;

@@ -34,7 +34,7 @@ impl Overlay<'_> {
         let lower: Vec<String> =
             self.lower.iter().map(|name| super::fds::short_path(&base, name).display().to_string()).collect();
         let options = format!(
-            "lowerdir={},upperdir={},workdir={},index=off,metacopy=off",
+            "lowerdir={},upperdir={},workdir={},index=off,metacopy=off,redirect_dir=off",
             lower.join(":"),
             escape(self.upper),
             escape(self.work)

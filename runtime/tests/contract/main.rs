@@ -6,7 +6,9 @@
 #![expect(clippy::unwrap_used, reason = "a test: a panic is how it fails")]
 
 mod archive;
+mod builds;
 mod crashes;
+mod escapes;
 mod images;
 mod lifecycle;
 mod security;
@@ -46,6 +48,10 @@ fn main() -> ExitCode {
         images::hostile_layers_are_refused,
         images::corrupt_archives_are_named,
         images::names_and_removal,
+        builds::dockerfiles_become_images,
+        builds::images_come_from_nothing_and_are_reproducible,
+        builds::builds_that_fail_say_where,
+        builds::builds_that_are_cut_off_leave_nothing,
         lifecycle::exit_codes_and_logs,
         lifecycle::wrong_commands_are_named,
         lifecycle::stopping_asks_first,
@@ -67,6 +73,12 @@ fn main() -> ExitCode {
         security::profiles_of_the_node_are_enforced,
         security::privileged_containers_may,
         security::mounts_are_as_asked,
+        escapes::descriptors_do_not_leak,
+        escapes::mount_points_that_are_links_stay_inside,
+        escapes::hostile_images_are_refused_or_contained,
+        escapes::root_inside_stays_inside,
+        escapes::the_runtimes_program_is_not_written,
+        escapes::mounts_do_not_spread,
         crashes::agents_may_die,
         crashes::shims_may_die,
         crashes::numbers_are_reused,
