@@ -1,5 +1,6 @@
 //! Writing a selection into the root file system of an image.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
@@ -7,9 +8,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, mkdirat, mknodat};
-use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
 use super::source::{Item, Node, attributes};
 use super::{Error, Owner, Selection, Source};
@@ -33,13 +34,15 @@ pub(crate) struct Placer {
     mode: Option<u32>,
     /// The times of new directories, set last.
     times: Vec<(PathBuf, i64)>,
+    /// Where files with several names were placed first.
+    links: HashMap<(u64, u64), PathBuf>,
 }
 
 impl Placer {
     /// Below this directory.
     pub(crate) fn new(root: &Path, owner: Owner, mode: Option<u32>) -> Result<Self, Error> {
         let root = rooted::open_dir(root).map_err(Error::io("open", root))?;
-        Ok(Placer { root, owner, mode, times: Vec::new() })
+        Ok(Placer { root, owner, mode, times: Vec::new(), links: HashMap::new() })
     }
 
     /// Copies all that was selected.
@@ -61,6 +64,8 @@ impl Placer {
             };
             self.item(source, item, &to)?;
         }
+        // Names of another source's files are not these.
+        self.links.clear();
         self.finish()
     }
 
@@ -182,6 +187,13 @@ impl Placer {
 
     fn place(&mut self, source: &Source, node: &Node, path: &Path) -> Result<(), Error> {
         let (parent, name) = self.parent(path)?;
+        if let Some(first) = node.inode.and_then(|inode| self.links.get(&inode).cloned()) {
+            let (from, first_name) = self.parent(&first)?;
+            remove(&parent, &name, path)?;
+            return linkat(&from, first_name.as_os_str(), &parent, name.as_os_str(), AtFlags::empty())
+                .map_err(|errno| Error::io("link", path)(errno.into()));
+        }
+        self.links.extend(node.inode.map(|inode| (inode, path.to_owned())));
         match node.kind {
             SFlag::S_IFREG => {
                 let mut input = source.file(node)?;
@@ -289,6 +301,10 @@ mod tests {
         case.copy("file", "/into", None).unwrap();
         case.copy("dir", "/into", None).unwrap();
         assert_eq!(case.read("into/sub/x"), "x");
+        std::fs::hard_link(case.source.path().join("dir/sub/x"), case.source.path().join("dir/sub/y"))
+            .unwrap();
+        case.copy("dir", "/linked", None).unwrap();
+        assert_eq!(case.target.path().join("linked/sub/y").metadata().unwrap().nlink(), 2);
         let link = std::fs::read_link(case.target.path().join("into/link")).unwrap();
         assert_eq!(link, Path::new("../file"));
         let error = case.copy("file", "/into/sub/x/y", None).unwrap_err();

@@ -76,6 +76,8 @@ pub(crate) struct Node {
     pub(crate) device: u64,
     /// Of a link.
     pub(crate) link: Option<OsString>,
+    /// Of what has several names: which it is.
+    pub(crate) inode: Option<(u64, u64)>,
 }
 
 impl Node {
@@ -89,6 +91,8 @@ impl Node {
             mtime: stat.st_mtime,
             device: stat.st_rdev,
             link,
+            inode: (stat.st_nlink > 1 && stat.st_mode & libc::S_IFMT != libc::S_IFDIR)
+                .then_some((stat.st_dev, stat.st_ino)),
         }
     }
 }
