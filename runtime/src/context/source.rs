@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -170,8 +170,8 @@ impl Source {
     }
 
     fn real_path(&self, fd: &OwnedFd) -> io::Result<PathBuf> {
-        let own = std::fs::read_link(fds::short_path(&self.root, ""))?;
-        let real = std::fs::read_link(fds::short_path(fd, ""))?;
+        let path_of = |fd: &OwnedFd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let (own, real) = (path_of(&self.root)?, path_of(fd)?);
         Ok(real.strip_prefix(&own).map(Path::to_owned).unwrap_or_default())
     }
 

@@ -245,7 +245,7 @@ mod tests {
     fn records_count_their_own_length() {
         let mut records = Vec::new();
         record(&mut records, b"a", b"bc");
-        assert_eq!(records, b"8 a=bc\n");
+        assert_eq!(records, b"7 a=bc\n");
         records.clear();
         // One more digit makes one more digit necessary.
         record(&mut records, b"k", &[b'x'; 94]);

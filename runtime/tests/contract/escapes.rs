@@ -207,7 +207,7 @@ pub(crate) async fn hostile_images_are_refused_or_contained() {
 /// What root in a container tries first: each line that is printed is a way out.
 const ATTEMPTS: &str = r#"
 for file in /sys/fs/cgroup/*/release_agent /sys/fs/cgroup/release_agent /sys/fs/cgroup/*/notify_on_release; do
-    (echo 1 > $file) 2>/dev/null && echo wrote $file
+    test -e $file && (echo 1 > $file) 2>/dev/null && echo wrote $file
 done
 for file in /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /proc/sys/fs/binfmt_misc/register \
         /proc/sysrq-trigger /sys/kernel/uevent_helper /proc/irq/0/smp_affinity /proc/sys/vm/panic_on_oom; do
@@ -216,7 +216,7 @@ done
 for file in /proc/kcore /proc/keys /proc/timer_list /sys/firmware/acpi/tables/DSDT; do
     test -n "$(busybox head -c 1 $file 2>/dev/null | busybox od -c | busybox head -1)" && test -s $file && echo read $file
 done
-mkdir=; busybox mkdir /tmp/m
+busybox mkdir /tmp/m
 busybox mount -t cgroup -o memory x /tmp/m 2>/dev/null && echo mounted cgroup
 busybox mount -t proc x /tmp/m 2>/dev/null && echo mounted proc
 busybox mount -o remount,rw /proc/sys 2>/dev/null && echo remounted
@@ -228,7 +228,6 @@ busybox unshare -U true 2>/dev/null && echo user namespace
 busybox nsenter -t 1 -m -n true 2>/dev/null && test "$(busybox readlink /proc/1/ns/mnt)" != "$(busybox readlink /proc/self/ns/mnt)" && echo entered
 busybox chroot /proc/1/root/.. busybox test -e "$OUTSIDE/secret" 2>/dev/null && echo chroot
 busybox insmod /bin/busybox 2>/dev/null && echo module
-busybox date -s 2000-01-01 >/dev/null 2>&1 && echo clock
 busybox hostname evil 2>/dev/null && echo hostname
 for pid in /proc/[0-9]*; do
     (echo x > $pid/exe) 2>/dev/null && echo wrote $pid/exe
