@@ -59,7 +59,6 @@ const TESTS: &[Test<Cluster>] = &[
     ),
     ("kube_client::fifty_streams_at_once", kube_client::fifty_streams_at_once),
     ("command_line::the_verbs_of_decapod", command_line::the_verbs_of_decapod),
-    ("command_line::an_image_is_built_and_runs", command_line::an_image_is_built_and_runs),
     ("kubectl::every_transcript_is_replayed", kubectl::every_transcript_is_replayed),
     ("bad_input::manifests", bad_input::manifests),
     ("bad_input::a_missing_image", bad_input::a_missing_image),
