@@ -301,16 +301,16 @@ mod tests {
         case.copy("file", "/into", None).unwrap();
         case.copy("dir", "/into", None).unwrap();
         assert_eq!(case.read("into/sub/x"), "x");
-        std::fs::hard_link(case.source.path().join("dir/sub/x"), case.source.path().join("dir/sub/y"))
-            .unwrap();
-        case.copy("dir", "/linked", None).unwrap();
-        assert_eq!(case.target.path().join("linked/sub/y").metadata().unwrap().nlink(), 2);
         let link = std::fs::read_link(case.target.path().join("into/link")).unwrap();
         assert_eq!(link, Path::new("../file"));
         let error = case.copy("file", "/into/sub/x/y", None).unwrap_err();
         assert!(error.contains("is no directory"), "{error}");
         let times = |dir: &tempfile::TempDir, path| dir.path().join(path).metadata().unwrap().mtime();
         assert_eq!(times(&case.source, "dir/sub"), times(&case.target, "into/sub"));
+        std::fs::hard_link(case.source.path().join("dir/sub/x"), case.source.path().join("dir/sub/y"))
+            .unwrap();
+        case.copy("dir", "/linked", None).unwrap();
+        assert_eq!(case.target.path().join("linked/sub/y").metadata().unwrap().nlink(), 2);
     }
 
     #[test]
