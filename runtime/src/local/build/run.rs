@@ -139,8 +139,7 @@ impl Build {
             tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => {
-                    let stopped = self.inner.container_stop(container, Duration::ZERO).await;
-                    stopped.map_err(|error| Failure::Other(error.chain()))?;
+                    self.stop(container, &mut pipe).await?;
                     return Err(Failure::Cancelled);
                 }
                 read = pipe.read(&mut buffer) => {
@@ -170,6 +169,17 @@ impl Build {
             Phase::Exited(_, exit) => Ok(exit.code),
             _ => Err(Failure::Other("the runtime ended".to_owned())),
         }
+    }
+
+    /// Ends a container. Its shim writes what it said last, and waits where nobody reads it.
+    async fn stop(&self, container: &str, pipe: &mut pipe::Receiver) -> Result<(), Failure> {
+        let mut unread = tokio::io::sink();
+        let stopped = tokio::select! {
+            stopped = self.inner.container_stop(container, Duration::ZERO) => stopped,
+            // Has no end: it is open for writing as well.
+            _ = tokio::io::copy(pipe, &mut unread) => Ok(()),
+        };
+        stopped.map_err(|error| Failure::Other(error.chain()))
     }
 
     /// The sandbox in which all commands of this build run.
