@@ -188,7 +188,7 @@ pub(crate) async fn builds_that_fail_say_where() {
         ("COPY f /bin/sh/x", "/bin/sh: is there and is no directory"),
         ("COPY --chown=x f /", "--chown=x: invalid user: \"x\": no matching entries"),
         ("COPY --from=127.0.0.1:1/x:1 f /", "Dockerfile:2: COPY: image \"127.0.0.1:1/x:1\""),
-        ("ENV A=${B:?is needed}", "Dockerfile:2: ENV: B: is needed"),
+        ("ENV A=\"${B:?is needed}\"", "Dockerfile:2: ENV: B: is needed"),
         ("FROM $NONE", "Dockerfile:2: FROM: \"$NONE\" is empty: expected an image"),
         ("FROM --platform=linux/s390x scratch", "expected linux/"),
         ("USER nobody\nRUN id", "Dockerfile:3: RUN: invalid user: \"nobody\""),
