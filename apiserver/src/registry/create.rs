@@ -116,6 +116,7 @@ impl Registry {
         let check = meta::name_check(resource.group, resource.plural);
         let mut errors = meta::validate(&object, resource.namespaced(), check);
         errors.extend(convert::validate(resource, &object, None, Scope::Main));
+        errors.extend(admission::malformed(&named, &object, None));
         if !errors.is_empty() {
             return Err(named.invalid(&named.name, errors));
         }

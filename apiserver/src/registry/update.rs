@@ -140,6 +140,7 @@ impl Registry {
         let check = meta::name_check(resource.group, resource.plural);
         let mut errors = meta::validate(&new, resource.namespaced(), check);
         errors.extend(convert::validate(resource, &new, Some(old), scope(call, part)));
+        errors.extend(admission::malformed(call, &new, Some(old)));
         errors.extend(finalizers_only_go(&new, old));
         if !errors.is_empty() {
             return Err(call.invalid(&call.name, errors).into());

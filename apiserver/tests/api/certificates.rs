@@ -107,6 +107,13 @@ async fn requests_are_validated() {
         assert_eq!(answer.0, 422, "{answer:?}");
         assert!(message(&answer).contains(words), "{words}: {}", message(&answer));
     }
+    // All at once, also what is wrong with other parts of the object.
+    let mut wrong = with("usages", json!([]));
+    wrong["metadata"]["labels"] = json!({"a b": "c"});
+    let answer = admin.create(ALL, wrong).await;
+    for words in ["metadata.labels: Invalid value: \"a b\"", "spec.usages: Required value"] {
+        assert!(message(&answer).contains(words), "{words}: {}", message(&answer));
+    }
     let root = admin.create(ALL, request("a", CLIENT, &pem("jane", "system:masters"))).await;
     assert!(message(&root).contains("signer with system:masters group is not allowed"), "{root:?}");
     let both = json!({"status": {"conditions": [{"type": "Approved", "status": "True"}, {"type": "Denied", "status": "True"}]}});

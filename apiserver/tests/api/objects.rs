@@ -151,6 +151,48 @@ async fn patches() {
 }
 
 #[tokio::test]
+async fn what_is_reported_must_make_sense() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    admin.created("/api/v1/nodes", json!({"metadata": {"name": "n"}})).await;
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    admin.created(quotas, json!({"metadata": {"name": "q"}, "spec": {}})).await;
+    let claims = "/api/v1/namespaces/default/persistentvolumeclaims";
+    let claim = json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}});
+    admin.created(claims, claim).await;
+    let address = json!({"type": "InternalIP", "address": "10.0.0.1"});
+    for (path, status, words) in [
+        ("/api/v1/nodes/n", json!({"addresses": [address, address]}), "status.addresses[1]: Duplicate value"),
+        ("/api/v1/nodes/n", json!({"capacity": {"cpu": "-1"}}), "must be greater than or equal to 0"),
+        ("/api/v1/nodes/n", json!({"allocatable": {"pods": "1.5"}}), "must be an integer"),
+        (&format!("{quotas}/q"), json!({"hard": {"crabs": "1"}}), "must be a standard resource for quota"),
+        (&format!("{quotas}/q"), json!({"used": {"pods": "-1"}}), "must be greater than or equal to 0"),
+        (
+            &format!("{claims}/c"),
+            json!({"capacity": {"storage": "-1"}}),
+            "must be greater than or equal to 0",
+        ),
+        (
+            &format!("{claims}/c"),
+            json!({"allocatedResourceStatuses": {"storage": "Growing"}}),
+            "status.allocatedResourceStatuses: Unsupported value: \"Growing\"",
+        ),
+        (
+            &format!("{claims}/c"),
+            json!({"allocatedResources": {"cpu": "1"}}),
+            "supported values: \"storage\"",
+        ),
+    ] {
+        let answer = admin.patch(&format!("{path}/status"), "merge-patch", json!({"status": status})).await;
+        assert_eq!(answer.0, 422, "{status}: {}", answer.1);
+        assert!(message(&answer).contains(words), "{words}: {}", message(&answer));
+    }
+    let good = json!({"status": {"addresses": [address], "capacity": {"cpu": "2", "pods": "110"}}});
+    assert_eq!(admin.patch("/api/v1/nodes/n/status", "merge-patch", good).await.0, 200);
+}
+
+#[tokio::test]
 async fn status_is_its_own() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();

@@ -244,7 +244,19 @@ const QUOTA: [&str; 12] = [
 
 /// A quota: what it counts, and which pods.
 pub(super) fn quota(at: &At<'_>, errors: &mut Errors) {
-    for (name, amount) in at.get("hard").entries() {
+    counted(&at.get("hard"), errors);
+    scopes(at, errors);
+}
+
+/// What a quota reports of what it counts.
+pub(super) fn quota_status(at: &At<'_>, errors: &mut Errors) {
+    counted(&at.get("hard"), errors);
+    counted(&at.get("used"), errors);
+}
+
+/// Amounts of what a quota can count; objects are counted whole.
+fn counted(amounts: &At<'_>, errors: &mut Errors) {
+    for (name, amount) in amounts.entries() {
         let extended = name.contains('/') || name.starts_with("requests.hugepages-");
         let wrong = names::qualified(name);
         let known =
@@ -258,6 +270,9 @@ pub(super) fn quota(at: &At<'_>, errors: &mut Errors) {
             errors.invalid(&amount, "must be an integer");
         }
     }
+}
+
+fn scopes(at: &At<'_>, errors: &mut Errors) {
     let scopes = at.get("scopes");
     if at.get("scopes").changed() {
         errors.invalid(&scopes, "field is immutable");
