@@ -23,6 +23,7 @@ pub(crate) const TRANSCRIPTS: &[Test<Cluster>] = transcripts![
     "create",
     "delete",
     "documents",
+    "flags",
     "get",
     "helm",
     "nodes",
