@@ -28,6 +28,7 @@ mod servicecidr;
 mod storageprotection;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use decapod_client::clock::Clock;
 use decapod_client::informer::Informers;
@@ -46,6 +47,9 @@ pub struct Options {
     pub root_ca: Option<String>,
     /// Who signs certificates and the tokens of Secrets; neither is signed without.
     pub authority: Option<Arc<dyn certificates::Authority>>,
+    /// For how long a token that was made for a service account unasked must be without use to be put out of use, and then
+    /// removed (Kubernetes' LegacyServiceAccountTokenCleanUp).
+    pub unused_tokens: Duration,
     /// When nodes count as lost.
     pub node_lifecycle: nodelifecycle::Options,
     /// How the pod network is divided among the nodes; `None` where something else does that.
@@ -58,6 +62,7 @@ impl Default for Options {
             workers: 5,
             root_ca: None,
             authority: None,
+            unused_tokens: Duration::from_secs(365 * 24 * 60 * 60),
             node_lifecycle: nodelifecycle::Options::default(),
             node_ipam: Some(nodeipam::Options::default()),
         }
@@ -89,6 +94,7 @@ pub fn run(
     ephemeralvolume::start(&context);
     localpath::start(&context, options.workers);
     serviceaccount::start(&context);
+    serviceaccount::cleaner::start(&context, options.unused_tokens);
     bootstrap::start(&context);
     if let Some(authority) = &options.authority {
         certificates::start(&context, authority.clone(), options.workers);

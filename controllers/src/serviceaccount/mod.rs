@@ -1,6 +1,7 @@
 //! The ServiceAccount controller: every namespace has a ServiceAccount `default`, under which pods run
 //! that name none.
 
+pub(crate) mod cleaner;
 pub(crate) mod tokens;
 
 use std::time::Duration;

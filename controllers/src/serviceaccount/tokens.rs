@@ -18,9 +18,9 @@ use crate::certificates::Authority;
 use crate::common::{Context, Error, Result, Says};
 
 const NAME: &str = "serviceaccount-token-controller";
-const TYPE: &str = "kubernetes.io/service-account-token";
-const ACCOUNT: &str = "kubernetes.io/service-account.name";
-const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
+pub(super) const TYPE: &str = "kubernetes.io/service-account-token";
+pub(super) const ACCOUNT: &str = "kubernetes.io/service-account.name";
+pub(super) const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 
 struct Controller {
     context: Context,

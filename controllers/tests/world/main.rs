@@ -13,3 +13,4 @@ mod quotas;
 mod rollouts;
 mod rootca;
 mod support;
+mod tokens;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use decapod_apiserver::pki::{MASTERS, Pki};
 use decapod_apiserver::{Clock as _, Handle, Server, UserInfo};
 use decapod_client::ObjectKey;
-use decapod_client::clock::SystemClock;
+use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::reconcile::{self, Queue};
 use decapod_client::task::Supervisor;
@@ -38,7 +38,10 @@ impl World {
         let clock = Arc::new(decapod_apiserver::SystemClock);
         let pki = Arc::new(Pki::open(&dir.path().join("pki"), clock.now()).unwrap());
         let store = Embedded::open(&dir.path().join("store"), embedded::Options::default()).unwrap();
-        let options = decapod_apiserver::Options { listen: ([127, 0, 0, 1], 0).into(), ..Default::default() };
+        let mut options =
+            decapod_apiserver::Options { listen: ([127, 0, 0, 1], 0).into(), ..Default::default() };
+        // The controllers must get along with it wherever an operator enables it.
+        options.admission_plugins.enable = vec!["OwnerReferencesPermissionEnforcement".to_owned()];
         let api = Server::start(options, Arc::new(store), pki, clock).await.unwrap();
         let client = kube::Client::new(api.service_as(UserInfo::new("admin", &[MASTERS])), "default");
         let nodes = Supervisor::new();
@@ -57,9 +60,18 @@ impl World {
         faults: &Arc<Faults>,
         change: impl FnOnce(&mut Options),
     ) -> Supervisor {
+        self.controllers_at(faults, change, Arc::new(SystemClock::new()))
+    }
+
+    /// As [`Self::controllers_with`], by another clock.
+    pub(crate) fn controllers_at(
+        &self,
+        faults: &Arc<Faults>,
+        change: impl FnOnce(&mut Options),
+        clock: Arc<dyn Clock>,
+    ) -> Supervisor {
         let supervisor = Supervisor::new();
         let client = faults::client(&self.api, "system:kube-controller-manager", faults.clone());
-        let clock = Arc::new(SystemClock::new());
         let informers = Informers::new(client.clone(), supervisor.clone(), clock.clone());
         // The only node's heart does not beat.
         let grace = Duration::from_secs(3600);
