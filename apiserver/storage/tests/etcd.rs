@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use decapod_storage::etcd::{OpenError, Options, Tls};
+use decapod_storage::etcd::{Login, OpenError, Options, Tls};
 use decapod_storage::{Change, Error, Etcd, Event, List, Precondition, Store};
 use decapod_tests::etcd as server;
 use futures::StreamExt;
@@ -285,4 +285,51 @@ async fn what_is_too_large_for_etcd_is_said() {
     let large = Bytes::from(vec![b'x'; 2 << 20]);
     assert!(matches!(store.create("/registry/a", large).await, Err(Error::TooLarge)));
     assert!(store.get("/registry/a").await.unwrap().is_none());
+}
+
+/// etcd that asks for a name and a password: ours are `crab` and `shell`.
+fn guarded() -> server::Etcd {
+    let etcd = server::Etcd::start(1, None).unwrap();
+    for arguments in [
+        &["user", "add", "root:secret"][..],
+        &["user", "grant-role", "root", "root"],
+        &["user", "add", "crab:shell"],
+        &["role", "add", "keys"],
+        &["role", "grant-permission", "keys", "readwrite", "--prefix=true", ""],
+        &["user", "grant-role", "crab", "keys"],
+        &["auth", "enable"],
+    ] {
+        etcd.ctl(arguments).unwrap();
+    }
+    etcd
+}
+
+#[tokio::test]
+async fn etcd_that_asks_for_a_name_gets_one_also_after_it_forgot_who_we_are() {
+    let mut etcd = guarded();
+    let folder = TempDir::new().unwrap();
+    let login = |password: &str| {
+        let file = folder.path().join("password");
+        std::fs::write(&file, password).unwrap();
+        let login = Some(Login { user: "crab".to_owned(), password_file: file });
+        Options { login, ..options(&etcd, Tls::default()) }
+    };
+    let nameless = Etcd::open(&options(&etcd, Tls::default())).await.unwrap_err();
+    let OpenError::Unusable(failure) = nameless else { panic!("{nameless:?}") };
+    assert!(failure.to_string().contains("user name is empty"), "{failure}");
+    let wrong = Etcd::open(&login("claw\n")).await.unwrap_err();
+    let OpenError::Unusable(failure) = wrong else { panic!("{wrong:?}") };
+    assert!(failure.to_string().contains("invalid user ID or password"), "{failure}");
+
+    let store = Etcd::open(&login("shell\n")).await.unwrap();
+    let value = || Bytes::from_static(b"x");
+    let first = store.create("/registry/a", value()).await.unwrap();
+    let mut watch = store.watch("", first.modified - 1).await.unwrap();
+    until(&mut watch, "/registry/a").await;
+    assert!(store.size().await.unwrap() > 0);
+    // Its tokens are in its memory.
+    etcd.kill(0).unwrap();
+    etcd.restart(0).unwrap();
+    store.create("/registry/b", value()).await.unwrap();
+    until(&mut watch, "/registry/b").await;
 }

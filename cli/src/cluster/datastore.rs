@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use decapod_storage::encryption::Config;
-use decapod_storage::etcd::{Options, Tls};
+use decapod_storage::etcd::{Login, Options, Tls};
 use decapod_storage::{Embedded, Etcd, Store, embedded};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,12 @@ pub(crate) struct Datastore {
     /// The key of that certificate.
     #[arg(long, alias = "etcd-keyfile", requires = "etcd_cert_file")]
     etcd_key_file: Option<PathBuf>,
+    /// The user of etcd that we are, where etcd wants a name and a password. It reads and writes all keys.
+    #[arg(long, value_name = "NAME", requires = "etcd_password_file")]
+    etcd_user: Option<String>,
+    /// The file of its password.
+    #[arg(long, value_name = "FILE", requires = "etcd_user")]
+    etcd_password_file: Option<PathBuf>,
     /// A Kubernetes EncryptionConfiguration (default: Secrets by a key that is made under the data
     /// directory).
     #[arg(long)]
@@ -43,6 +49,8 @@ impl Default for Datastore {
             etcd_ca_file: None,
             etcd_cert_file: None,
             etcd_key_file: None,
+            etcd_user: None,
+            etcd_password_file: None,
             encryption_provider_config: None,
         }
     }
@@ -65,11 +73,15 @@ impl Datastore {
             ("--etcd-ca-file", &self.etcd_ca_file),
             ("--etcd-cert-file", &self.etcd_cert_file),
             ("--etcd-key-file", &self.etcd_key_file),
+            ("--etcd-password-file", &self.etcd_password_file),
             ("--encryption-provider-config", &self.encryption_provider_config),
         ];
         for (flag, file) in files {
-            flags.extend(file.as_ref().map(|file| format!("{flag}={}", file.display())));
+            // The server runs in another folder; where ours is unknown, the path stays as it was given.
+            let absolute = |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone());
+            flags.extend(file.as_ref().map(|file| format!("{flag}={}", absolute(file).display())));
         }
+        flags.extend(self.etcd_user.iter().map(|user| format!("--etcd-user={user}")));
         flags
     }
 
@@ -82,14 +94,17 @@ impl Datastore {
             key: self.etcd_key_file.clone(),
         };
         let options = Options::new(endpoints, tls)
-            .map_err(|e| Failure::new(format!("--datastore {}: {}", self.datastore, chain(&e))));
-        options.map(Some)
+            .map_err(|e| Failure::new(format!("--datastore {}: {}", self.datastore, chain(&e))))?;
+        let login = self.etcd_user.clone().zip(self.etcd_password_file.clone());
+        let login = login.map(|(user, password_file)| Login { user, password_file });
+        Ok(Some(Options { login, ..options }))
     }
 
     /// Whether the flags make sense together; reads no file.
     pub(super) fn check(&self) -> Result<(), Failure> {
         let etcd = self.etcd()?;
-        if etcd.is_none() && (self.etcd_ca_file.is_some() || self.etcd_cert_file.is_some()) {
+        let named = [&self.etcd_ca_file, &self.etcd_cert_file, &self.etcd_password_file];
+        if etcd.is_none() && named.into_iter().any(Option::is_some) {
             return Err(Failure::new("--etcd-… flags go with --datastore etcd=URL,…"));
         }
         Ok(())
@@ -134,8 +149,14 @@ mod tests {
 
     #[test]
     fn flags_make_the_same_again() {
-        let given =
-            ["x", "--datastore=etcd=https://a:1", "--etcd-ca-file=/ca", "--encryption-provider-config=/e"];
+        let given = [
+            "x",
+            "--datastore=etcd=https://a:1",
+            "--etcd-ca-file=/ca",
+            "--etcd-password-file=/p",
+            "--encryption-provider-config=/e",
+            "--etcd-user=me",
+        ];
         let store = Flags::parse_from(given).store;
         assert_eq!(store.flags(), given[1..]);
         store.check().unwrap();

@@ -8,10 +8,11 @@ use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Client, CompactionOptions, ConnectOptions, Error, KvClient, WatchClient};
+use etcd_client::{Client, CompactionOptions, ConnectOptions, Error, GetOptions, KvClient, WatchClient};
+use tokio::sync::OnceCell;
 use tonic::Code;
 
-use super::options::{Options, OptionsError};
+use super::options::{Login, Options, OptionsError};
 
 /// A request that one member has not answered by then is given up: etcd itself gives up after seven
 /// seconds.
@@ -32,6 +33,8 @@ const PAUSE: Duration = Duration::from_millis(400);
 pub(super) struct Members {
     members: Vec<Member>,
     current: AtomicUsize,
+    /// Our name and password.
+    login: Option<(String, String)>,
 }
 
 struct Member {
@@ -39,7 +42,9 @@ struct Member {
     kv: KvClient,
     watch: WatchClient,
     /// Holds the connection.
-    _client: Client,
+    client: Client,
+    /// Set once we are logged in there. From then on the client gets a new token where the old one is no longer good.
+    entered: OnceCell<()>,
 }
 
 impl std::fmt::Debug for Members {
@@ -167,13 +172,15 @@ fn describe_status(status: &tonic::Status) -> String {
 impl Members {
     pub(super) async fn new(options: &Options) -> Result<Self, OptionsError> {
         let tls = options.tls()?;
+        let login = options.login.as_ref().map(Login::read).transpose()?;
         let mut members = Vec::new();
         for url in &options.endpoints {
             let mut connect = ConnectOptions::new()
                 .with_connect_timeout(CONNECT)
                 .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE_TIMEOUT)
                 .with_keep_alive_while_idle(true)
-                .with_require_leader(true);
+                .with_require_leader(true)
+                .with_auto_token_refresh(true);
             if let Some(tls) = tls.as_ref().filter(|_| url.starts_with("https://")) {
                 connect = connect.with_tls(tls.clone());
             }
@@ -187,10 +194,11 @@ impl Members {
                 url: url.clone(),
                 kv: client.kv_client().max_decoding_message_size(usize::MAX),
                 watch: client.watch_client().max_decoding_message_size(usize::MAX),
-                _client: client,
+                client,
+                entered: OnceCell::new(),
             });
         }
-        Ok(Self { members, current: AtomicUsize::new(0) })
+        Ok(Self { members, current: AtomicUsize::new(0), login })
     }
 
     /// Waits until a member answers.
@@ -234,13 +242,27 @@ impl Members {
         Failure { member: self.members[member].url.clone(), kind }
     }
 
+    /// Logs in, where a name is wanted and that was not done yet.
+    async fn enter(&self, member: usize) -> Result<(), Error> {
+        let (Some(login), member) = (&self.login, &self.members[member]) else { return Ok(()) };
+        let enter = || async {
+            let mut client = member.client.clone();
+            client.update_user(Some(login.clone())).await
+        };
+        member.entered.get_or_try_init(enter).await.map(drop)
+    }
+
     async fn attempt<T, F>(&self, call: impl Fn(KvClient) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Error>>,
     {
         let member = self.current();
         let kv = self.members[member].kv.clone();
-        let failure = match tokio::time::timeout(ATTEMPT, call(kv)).await {
+        let done = async {
+            self.enter(member).await?;
+            call(kv).await
+        };
+        let failure = match tokio::time::timeout(ATTEMPT, done).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => self.failure(member, Kind::Refused(Box::new(error))),
             Err(_) => self.failure(member, Kind::Timeout),
@@ -299,10 +321,36 @@ impl Members {
         self.read(compact).await.map(drop)
     }
 
-    /// What to watch with: the member that is asked now, as a number, and a client of it.
-    pub(super) fn watcher(&self) -> (usize, WatchClient) {
+    /// How many bytes the database of the member takes that is asked now. Nobody waits for that, so only one is asked.
+    pub(super) async fn size(&self) -> Result<u64, Failure> {
         let member = self.current();
-        (member, self.members[member].watch.clone())
+        let mut maintenance = self.members[member].client.maintenance_client();
+        let asked = async {
+            self.enter(member).await?;
+            maintenance.status().await
+        };
+        match tokio::time::timeout(ATTEMPT, asked).await {
+            Ok(Ok(status)) => Ok(u64::try_from(status.db_size()).unwrap_or_default()),
+            Ok(Err(error)) => Err(self.failure(member, Kind::Refused(Box::new(error)))),
+            Err(_) => Err(self.failure(member, Kind::Timeout)),
+        }
+    }
+
+    /// What to watch with: the member that is asked now, as a number, and a client of it.
+    ///
+    /// A watch does not notice that its token is no longer good, but ends; so where we have a name, something is read
+    /// first.
+    pub(super) async fn watcher(&self) -> Result<(usize, WatchClient), Failure> {
+        if self.login.is_some() {
+            let count = GetOptions::new().with_count_only();
+            let read = |mut kv: KvClient| {
+                let count = count.clone();
+                async move { kv.get("/", Some(count)).await }
+            };
+            self.read(read).await?;
+        }
+        let member = self.current();
+        Ok((member, self.members[member].watch.clone()))
     }
 
     /// A watch of this member failed.

@@ -20,7 +20,7 @@ use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, Txn, Tx
 use tokio::task::JoinHandle;
 
 pub use members::Failure;
-pub use options::{Options, OptionsError, Tls};
+pub use options::{Login, Options, OptionsError, Tls};
 
 use crate::{Entry, Error, List, Page, Precondition, Revision, Store, Watch, prefix_end};
 use members::Members;
@@ -259,6 +259,10 @@ impl Store for Etcd {
         let options = GetOptions::new().with_count_only();
         let response = self.range(b"/", options).await.map_err(failed)?;
         Ok(response.header().map_or(0, |header| unsigned(header.revision())))
+    }
+
+    async fn size(&self) -> Result<u64, Error> {
+        self.members.size().await.map_err(failed)
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {

@@ -19,6 +19,8 @@ pub struct Options {
     pub endpoints: Vec<String>,
     /// The certificates of `https` endpoints.
     pub tls: Tls,
+    /// Who we are where etcd wants a name and a password.
+    pub login: Option<Login>,
     /// How long [`super::Etcd::open`] waits for a member to answer.
     pub patience: Duration,
     /// How often history is compacted to what was the newest revision one interval before; `None`
@@ -35,6 +37,25 @@ pub struct Tls {
     pub certificate: Option<PathBuf>,
     /// Its key.
     pub key: Option<PathBuf>,
+}
+
+/// The user of etcd that we are (`etcdctl user add`). It needs to read and write all keys.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// Its name.
+    pub user: String,
+    /// The file of its password; a newline at its end does not count.
+    pub password_file: PathBuf,
+}
+
+impl Login {
+    /// Name and password.
+    pub(super) fn read(&self) -> Result<(String, String), OptionsError> {
+        let bytes = read(&self.password_file)?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| OptionsError::Password { path: self.password_file.clone() })?;
+        Ok((self.user.clone(), text.trim_end_matches(['\r', '\n']).to_owned()))
+    }
 }
 
 /// What is wrong with the options.
@@ -57,6 +78,12 @@ pub enum OptionsError {
     /// A certificate without its key, or a key without its certificate.
     #[error("the certificate and the key for etcd are named together or not at all")]
     Half,
+    /// The file of a password is no text.
+    #[error("the password in {path} is no text")]
+    Password {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file cannot be read.
     #[error("cannot read {path}")]
     File {
@@ -101,7 +128,7 @@ impl Options {
         if tls.certificate.is_some() != tls.key.is_some() {
             return Err(OptionsError::Half);
         }
-        Ok(Self { endpoints, tls, patience: PATIENCE, compact_every: Some(COMPACT_EVERY) })
+        Ok(Self { endpoints, tls, login: None, patience: PATIENCE, compact_every: Some(COMPACT_EVERY) })
     }
 
     /// What a secure connection is made with; none without an authority.

@@ -79,7 +79,7 @@ struct Opened {
 
 /// Starts to watch what is under the prefix from this revision on.
 async fn open(members: &Members, prefix: &str, from: i64) -> Result<Opened, Failure> {
-    let (member, mut client) = members.watcher();
+    let (member, mut client) = members.watcher().await?;
     let options = WatchOptions::new().with_prev_key().with_start_revision(from);
     let options = match range_end(prefix) {
         Some(end) => options.with_range(end),
