@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rand::Rng;
 use rcgen::{
     KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, PublicKeyData,
@@ -22,6 +22,8 @@ pub(super) struct Authority {
     key_id: Option<Vec<u8>>,
     not_after: Timestamp,
     key: KeyPair,
+    /// We made it: nobody else signed it, or named it.
+    own: bool,
 }
 
 /// What a certificate is to say. Names and keys are written in DER already.
@@ -49,12 +51,29 @@ impl Authority {
                 _ => None,
             });
         let not_after = certificate.validity().not_after.timestamp();
+        let mut names = certificate.subject().iter_common_name();
+        let named = names.any(|name| name.as_str().is_ok_and(|name| name == super::issue::AUTHORITY));
+        let own = named && certificate.issuer().as_raw() == certificate.subject().as_raw();
         Ok(Self {
+            own,
             name: certificate.subject().as_raw().to_vec(),
             key_id,
             not_after: Timestamp::from_second(not_after).map_err(|_| Error::Authority)?,
             key,
         })
+    }
+
+    /// Its certificate anew, from `now` on and with the same key, where it is ours and has less than `left` to go.
+    pub(super) fn renewed(&self, now: Timestamp, left: SignedDuration) -> Result<Option<String>, Error> {
+        if !self.own || self.not_after.duration_since(now) >= left {
+            return Ok(None);
+        }
+        super::issue::authority(&self.key, now).map(Some)
+    }
+
+    /// Its key, when its certificate is not needed any more.
+    pub(super) fn into_key(self) -> KeyPair {
+        self.key
     }
 
     /// When its time is over.

@@ -71,9 +71,12 @@ impl std::fmt::Debug for Pair {
     }
 }
 
+/// What an authority of ours is called.
+pub(super) const AUTHORITY: &str = "decapod";
+
 pub(super) fn authority(key: &KeyPair, now: Timestamp) -> Result<String, Error> {
     let mut params = CertificateParams::default();
-    params.distinguished_name = name("decapod");
+    params.distinguished_name = name(AUTHORITY);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages =
         vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];

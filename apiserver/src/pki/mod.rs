@@ -28,7 +28,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -43,6 +43,11 @@ pub const MASTERS: &str = "system:masters";
 const CA_CERT: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
 const TOKEN_KEY: &str = "sa.key";
+
+/// The certificate of our own authority is renewed at a start at which it has less than this to go: a year, of ten. Its
+/// key stays, so that who trusts the one certificate believes what was signed under the other, and the hash by which
+/// nodes recognize the authority stays too.
+const RENEWED: SignedDuration = SignedDuration::from_hours(365 * 24);
 
 /// Why a key or certificate could not be made, read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +108,7 @@ impl std::fmt::Debug for Pki {
 
 impl Pki {
     /// Reads the PKI under `dir`, or makes it there if `dir` holds none. `now` starts the
-    /// validity of a new authority.
+    /// validity of a new authority, and of the next certificate of one that ends soon.
     ///
     /// # Errors
     /// If files cannot be read or written, are damaged, or only half of the authority exists.
@@ -127,8 +132,14 @@ impl Pki {
             }
             _ => {}
         }
-        let certificate_pem = read(&cert_path)?;
-        let authority = Authority::new(&certificate_pem, KeyPair::from_pem(&read(&key_path)?)?)?;
+        let mut certificate_pem = read(&cert_path)?;
+        let mut authority = Authority::new(&certificate_pem, KeyPair::from_pem(&read(&key_path)?)?)?;
+        if let Some(renewed) = authority.renewed(now, RENEWED)? {
+            write_private(&cert_path, &renewed)?;
+            tracing::info!(ended = %authority.not_after(), "the certificate of the cluster's authority is renewed");
+            authority = Authority::new(&renewed, authority.into_key())?;
+            certificate_pem = renewed;
+        }
         let token_path = dir.join(TOKEN_KEY);
         if !token_path.exists() {
             write_private(&token_path, &KeyPair::generate()?.serialize_pem())?;
@@ -306,6 +317,35 @@ mod tests {
         assert!(Pki::open(dir.path(), now).is_ok());
         fs::remove_file(dir.path().join(CA_KEY)).unwrap();
         assert!(matches!(Pki::open(dir.path(), now), Err(Error::Incomplete { .. })));
+    }
+
+    #[test]
+    fn an_authority_that_ends_soon_is_renewed_with_its_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let begin = Timestamp::now();
+        let year = SignedDuration::from_hours(365 * 24);
+        let first = Pki::open(dir.path(), begin).unwrap();
+        let same = Pki::open(dir.path(), begin + year * 8).unwrap();
+        assert_eq!(same.ca_pem(), first.ca_pem(), "there is time");
+        let late = begin + year * 9 + year / 2;
+        let leaf = first.issue(&CertificateRequest::client("a", &[]), late).unwrap();
+        let renewed = Pki::open(dir.path(), late).unwrap();
+        assert_ne!(renewed.ca_pem(), first.ca_pem());
+        assert!(renewed.authority_ends() > late + year * 9);
+        assert_eq!(pin(renewed.ca_pem()).unwrap(), pin(first.ca_pem()).unwrap());
+        // Whichever of the two somebody trusts, he believes what was signed under the other.
+        let after = renewed.issue(&CertificateRequest::client("b", &[]), late).unwrap();
+        for (authority, leaf) in [(&renewed, &leaf), (&first, &after)] {
+            let (authority, leaf) = (der_of(authority.ca_pem()), der_of(&leaf.certificate_pem));
+            let (_, authority) = x509_parser::parse_x509_certificate(&authority).unwrap();
+            let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).unwrap();
+            assert_eq!(leaf.issuer().as_raw(), authority.subject().as_raw());
+            leaf.verify_signature(Some(authority.public_key())).unwrap();
+        }
+    }
+
+    fn der_of(pem: &str) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
     }
 
     #[test]

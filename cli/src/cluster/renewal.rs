@@ -82,7 +82,7 @@ pub(super) fn warning(ends: Timestamp, now: Timestamp) -> Option<String> {
             format!("the cluster's certificate authority ended on {date}: nobody trusts it any more")
         }
         days => format!(
-            "the cluster's certificate authority ends on {date}, in {days} days, and with it every certificate: replace DATA/pki/ca.crt and ca.key before"
+            "the cluster's certificate authority ends on {date}, in {days} days, and with it every certificate: start the server again before, which renews it (an authority of your own: replace DATA/pki/ca.crt and ca.key)"
         ),
     })
 }
