@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::pod_security;
+use super::{Chosen, pod_security};
 
 const GROUP: &str = "apiserver.config.k8s.io";
 
@@ -12,11 +12,16 @@ const GROUP: &str = "apiserver.config.k8s.io";
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
     pub(crate) pod_security: pod_security::Config,
+    /// Which of them run.
+    pub(crate) plugins: Chosen,
 }
 
 /// Why admission cannot be configured as its file says.
 #[derive(Debug, thiserror::Error)]
 pub enum AdmissionError {
+    /// Plugins are named that are unknown, or not there.
+    #[error("{0}")]
+    Plugins(String),
     /// A file could not be read.
     #[error("cannot read {path}")]
     File {

@@ -5,15 +5,19 @@
 //! one generic path. **Invariant**: a plugin that cannot decide refuses.
 
 mod certificates;
+mod chosen;
 mod config;
 mod escalation;
+mod external_ips;
 mod ingress;
 mod lifecycle;
 mod limits;
 mod node_restriction;
 mod node_token;
+mod owner_references;
 mod pod_security;
 mod priority;
+mod pull_images;
 mod quota;
 mod runtime_class;
 mod service_account;
@@ -30,6 +34,9 @@ use serde_json::Value;
 
 use crate::metrics::admission::{self as metrics, Step};
 use crate::registry::{Call, Registry};
+pub(crate) use certificates::malformed;
+pub use chosen::AdmissionPlugins;
+pub(crate) use chosen::Chosen;
 pub use config::AdmissionError;
 pub(crate) use config::Config;
 
@@ -78,6 +85,11 @@ pub(crate) trait Plugin: Send + Sync {
     /// The name by which Kubernetes' administrators know it.
     fn name(&self) -> &'static str;
 
+    /// Whether it runs unless the operator says otherwise.
+    fn on_by_default(&self) -> bool {
+        true
+    }
+
     /// Whether a write concerns it.
     fn handles(&self, write: &Attributes<'_>) -> bool;
 
@@ -100,16 +112,19 @@ static PLUGINS: &[&dyn Plugin] = &[
     &service_account::ServiceAccount,
     &node_restriction::NodeRestriction,
     &taints::TaintNodesByCondition,
+    &pull_images::AlwaysPullImages,
     &pod_security::PodSecurity,
     &priority::Priority,
     &tolerations::DefaultTolerationSeconds,
     &storage::DefaultStorageClass,
     &storage::StorageObjectInUseProtection,
+    &owner_references::OwnerReferencesPermissionEnforcement,
     &storage::PersistentVolumeClaimResize,
     &runtime_class::RuntimeClass,
     &certificates::Certificates,
     &escalation::Escalation,
     &ingress::DefaultIngressClass,
+    &external_ips::DenyServiceExternalIps,
     &quota::ResourceQuota,
 ];
 
@@ -123,10 +138,10 @@ pub(crate) async fn mutate(
 ) -> Result<(), Error> {
     let write = Attributes { registry, call, operation, old };
     let mut timer = Timer::start(operation, "admit");
-    for plugin in PLUGINS.iter().filter(|plugin| plugin.handles(&write)) {
+    for plugin in registry.admission.plugins.iter().filter(|plugin| plugin.handles(&write)) {
         let result = plugin.mutate(&write, object).await;
         timer.plugin(plugin.name(), &result);
-        result.inspect_err(|error| refused(*plugin, &write, error))?;
+        result.inspect_err(|error| refused(plugin, &write, error))?;
     }
     Ok(())
 }
@@ -141,10 +156,10 @@ pub(crate) async fn validate(
 ) -> Result<(), Error> {
     let write = Attributes { registry, call, operation, old };
     let mut timer = Timer::start(operation, "validate");
-    for plugin in PLUGINS.iter().filter(|plugin| plugin.handles(&write)) {
+    for plugin in registry.admission.plugins.iter().filter(|plugin| plugin.handles(&write)) {
         let result = plugin.validate(&write, object).await;
         timer.plugin(plugin.name(), &result);
-        result.inspect_err(|error| refused(*plugin, &write, error))?;
+        result.inspect_err(|error| refused(plugin, &write, error))?;
     }
     Ok(())
 }

@@ -49,6 +49,11 @@ pub(crate) struct Tokens {
     /// Where others find the keys that verify service account tokens (default: at the issuer).
     #[arg(long)]
     pub(crate) service_account_jwks_uri: Option<String>,
+    /// A token in a Secret that was made for a service account unasked is put out of use when nobody used it for this long,
+    /// and removed when nobody missed it for as long again (default: 8760h).
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[serde(default)]
+    pub(crate) legacy_service_account_token_clean_up_period: Option<String>,
 }
 
 /// A duration of an hour or more, kept as it was written.
@@ -69,6 +74,8 @@ impl Tokens {
         let given = issuers.chain(more.into_iter().filter_map(|(flag, value)| Some((flag, value?))));
         let mut flags: Vec<String> =
             given.map(|(flag, value)| format!("--service-account-{flag}={value}")).collect();
+        let period = self.legacy_service_account_token_clean_up_period.iter();
+        flags.extend(period.map(|period| format!("--legacy-service-account-token-clean-up-period={period}")));
         if !self.api_audiences.is_empty() {
             flags.push(format!("--api-audiences={}", self.api_audiences.join(",")));
         }
@@ -218,6 +225,15 @@ pub(crate) struct Settings {
     /// A file that configures plugins of admission (an AdmissionConfiguration; PodSecurity can be configured).
     #[arg(long)]
     pub(crate) admission_control_config_file: Option<PathBuf>,
+    /// Plugins of admission that run beside those that do by default, by Kubernetes' names:
+    /// AlwaysPullImages, DenyServiceExternalIPs, OwnerReferencesPermissionEnforcement.
+    #[arg(long, value_delimiter = ',', value_name = "PLUGINS")]
+    #[serde(default)]
+    pub(crate) enable_admission_plugins: Vec<String>,
+    /// Plugins of admission that do not run though they do by default.
+    #[arg(long, value_delimiter = ',', value_name = "PLUGINS")]
+    #[serde(default)]
+    pub(crate) disable_admission_plugins: Vec<String>,
     #[command(flatten)]
     #[serde(default)]
     pub(crate) tokens: Tokens,
@@ -385,6 +401,14 @@ impl Settings {
         })
     }
 
+    /// The plugins of admission that are asked for, or not.
+    pub(crate) fn admission_plugins(&self) -> decapod_apiserver::AdmissionPlugins {
+        decapod_apiserver::AdmissionPlugins {
+            enable: self.enable_admission_plugins.clone(),
+            disable: self.disable_admission_plugins.clone(),
+        }
+    }
+
     /// Whether the ranges and ports make a cluster.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         self.store.check()?;
@@ -393,6 +417,7 @@ impl Settings {
         self.resources.reserved()?;
         self.resources.logs()?;
         self.resources.shutdown()?;
+        self.admission_plugins().check().map_err(|error| Failure::new(format!("--{error}")))?;
         let overlap =
             self.pod_cidr.contains(&self.service_cidr) || self.service_cidr.contains(&self.pod_cidr);
         if overlap {

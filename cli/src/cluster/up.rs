@@ -1,7 +1,7 @@
 //! `decapod up`: a local cluster in the background.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -93,6 +93,8 @@ impl Up {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["server", "--background", "--name", place.name(), "--data-dir"]).arg(place.data());
         let s = &self.settings;
+        // The server runs in another folder.
+        let file = |file: &Option<PathBuf>| file.as_ref().map(std::path::absolute).transpose();
         command.args([
             format!("--listen={}", s.listen),
             format!("--pod-cidr={}", s.pod_cidr),
@@ -102,9 +104,11 @@ impl Up {
         ]);
         command.args(s.node_name.iter().map(|n| format!("--node-name={n}")));
         command.args(s.node_ip.iter().map(|ip| format!("--node-ip={ip}")));
-        command.args(s.token_file.iter().map(|f| format!("--token-file={}", f.display())));
-        let file = s.admission_control_config_file.as_ref().map(std::path::absolute).transpose()?;
-        command.args(file.map(|f| format!("--admission-control-config-file={}", f.display())));
+        command.args(file(&s.token_file)?.map(|f| format!("--token-file={}", f.display())));
+        let config = file(&s.admission_control_config_file)?;
+        command.args(s.enable_admission_plugins.iter().map(|p| format!("--enable-admission-plugins={p}")));
+        command.args(s.disable_admission_plugins.iter().map(|p| format!("--disable-admission-plugins={p}")));
+        command.args(config.map(|f| format!("--admission-control-config-file={}", f.display())));
         command.args(s.store.flags());
         command.args(s.tokens.flags());
         command.args(s.audit.flags());

@@ -1,10 +1,10 @@
-//! Certificate signing requests: who may approve and sign them, and what they may ask for
+//! Certificate signing requests: what is well formed, who may approve and sign them, and what they may ask for
 //! (Kubernetes' CertificateApproval, CertificateSigning and CertificateSubjectRestriction).
 
 mod validation;
 
 use async_trait::async_trait;
-use decapod_api::meta;
+use decapod_api::field;
 use decapod_api::status::Error;
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ pub(super) struct Certificates;
 #[async_trait]
 impl Plugin for Certificates {
     fn name(&self) -> &'static str {
-        "CertificateApproval"
+        "CertificateSigningRequests"
     }
 
     fn handles(&self, write: &Write<'_>) -> bool {
@@ -43,6 +43,16 @@ impl Plugin for Certificates {
     async fn validate(&self, write: &Write<'_>, object: &Value) -> Result<(), Error> {
         validate(write.registry, write.call, write.operation, object, write.old)
     }
+}
+
+/// What is malformed about a request for a certificate; nothing of other kinds. Told together with all else that is
+/// wrong with an object, as in Kubernetes.
+pub(crate) fn malformed(call: &Call, object: &Value, old: Option<&Value>) -> Vec<field::Error> {
+    let row = call.resource;
+    if row.group != GROUP || row.plural != "certificatesigningrequests" {
+        return Vec::new();
+    }
+    validation::check(object, old, &call.subresource)
 }
 
 /// Completes what the subresources change: the conditions, and nothing that is not theirs.
@@ -104,7 +114,7 @@ fn stamp(object: &mut Value, old: &Value, now: &str) {
     }
 }
 
-/// Refuses what is malformed, and what who asks may not decide.
+/// Refuses what who asks may not decide.
 fn validate(
     registry: &Registry,
     call: &Call,
@@ -112,19 +122,19 @@ fn validate(
     object: &Value,
     old: Option<&Value>,
 ) -> Result<(), Error> {
-    let errors = validation::check(object, old, &call.subresource);
-    if !errors.is_empty() {
-        return Err(call.invalid(meta::name(object), errors));
-    }
+    // Each of these is a plugin in Kubernetes, which may be disabled.
+    let runs = |part: &str| registry.admission.plugins.runs(part);
     let signer = |object: &Value| object["spec"]["signerName"].as_str().unwrap_or_default().to_owned();
     match (operation, call.subresource.as_str(), old) {
-        (Operation::Create, "", _) => subject(call, object, &signer(object)),
-        (Operation::Update, "approval", Some(old)) => {
+        (Operation::Create, "", _) if runs("CertificateSubjectRestriction") => {
+            subject(call, object, &signer(object))
+        }
+        (Operation::Update, "approval", Some(old)) if runs("CertificateApproval") => {
             let signer = signer(old);
             let why = format!("user not permitted to approve requests with signerName \"{signer}\"");
             if may(registry, call, "approve", &signer) { Ok(()) } else { Err(call.forbidden(why)) }
         }
-        (Operation::Update, "status", Some(old)) => {
+        (Operation::Update, "status", Some(old)) if runs("CertificateSigning") => {
             let (now, before) = (&object["status"], &old["status"]);
             if now["certificate"] == before["certificate"] && now["conditions"] == before["conditions"] {
                 return Ok(());
