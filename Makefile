@@ -28,9 +28,15 @@ down:
 # Statically linked, so that it is its own container image; at fixed addresses, so that each of many shims
 # does not hold a relocated copy of its tables.
 RELEASE_FLAGS := -C target-feature=+crt-static -C relocation-model=static
+# What /version tells: the commit, whether the sources are as it says, and its date, which is the same for all who build
+# it. Nothing where there is no git.
+BUILT_FROM = $(shell git rev-parse HEAD >/dev/null 2>&1 && echo \
+    DECAPOD_GIT_COMMIT=$$(git rev-parse HEAD) \
+    DECAPOD_GIT_TREE_STATE=$$(test -z "$$(git status --porcelain --untracked-files=no)" && echo clean || echo dirty) \
+    DECAPOD_BUILD_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)})
 build:
 	@$(call install,$(BUILD_PACKAGES))
-	RUSTFLAGS="$(RELEASE_FLAGS)" cargo build --release --locked --package decapod --target $(HOST)
+	$(BUILT_FROM) RUSTFLAGS="$(RELEASE_FLAGS)" cargo build --release --locked --package decapod --target $(HOST)
 	@cmp -s target/$(HOST)/release/decapod $(BINARY) || install -m 755 target/$(HOST)/release/decapod $(BINARY)
 
 test: packages tools lint unit e2e

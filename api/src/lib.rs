@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod cron;
+pub mod exposition;
 pub mod facts;
 pub mod field;
 pub mod fields;

@@ -26,7 +26,7 @@ mod version;
 pub mod pki;
 
 pub use self::http::Body;
-pub use admission::AdmissionError;
+pub use admission::{AdmissionError, AdmissionPlugins};
 pub use audit::{AuditError, AuditOptions, LogOptions, PolicyError, WebhookError, WebhookOptions};
 pub use auth::UserInfo;
 pub use auth::service_account::TokenOptions;
@@ -34,4 +34,4 @@ pub use auth::token_file::Error as TokenFileError;
 pub use clock::{Clock, SystemClock};
 pub use registry::allocate::Cidr;
 pub use server::{Handle, InProcess, Limits, Options, Server, StartError, TokenError};
-pub use version::git_version;
+pub use version::{Build, git_version};

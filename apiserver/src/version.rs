@@ -4,17 +4,32 @@ use serde_json::{Value, json};
 
 const KUBERNETES: (&str, &str) = ("1", "36");
 
+/// What stands where Kubernetes tells its version of Go, and its compiler.
+pub(crate) const LANGUAGE: &str = "rust";
+pub(crate) const COMPILER: &str = "rustc";
+
+/// What a binary was built from, told at `/version`. Empty where the build does not know, as in Kubernetes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Build {
+    /// The commit of the sources, 40 hexadecimal digits.
+    pub git_commit: String,
+    /// `clean`, or `dirty` where the sources differed from the commit.
+    pub git_tree_state: String,
+    /// When it was built, or what the build was told instead so that it can be repeated: RFC 3339.
+    pub date: String,
+}
+
 /// The document at `/version`.
-pub(crate) fn info() -> Value {
+pub(crate) fn info(build: &Build) -> Value {
     let (major, minor) = KUBERNETES;
     json!({
         "major": major, "minor": minor,
         "emulationMajor": major, "emulationMinor": minor,
         "minCompatibilityMajor": major, "minCompatibilityMinor": "35",
         "gitVersion": git_version(),
-        "gitCommit": "", "gitTreeState": "", "buildDate": "",
-        "goVersion": "rust", "compiler": "rustc",
-        "platform": format!("{}/{}", std::env::consts::OS, architecture()),
+        "gitCommit": build.git_commit, "gitTreeState": build.git_tree_state, "buildDate": build.date,
+        "goVersion": LANGUAGE, "compiler": COMPILER,
+        "platform": platform(),
     })
 }
 
@@ -22,6 +37,11 @@ pub(crate) fn info() -> Value {
 pub fn git_version() -> String {
     let (major, minor) = KUBERNETES;
     format!("v{major}.{minor}.0+decapod.{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// The system that this runs on, in Kubernetes' words.
+pub(crate) fn platform() -> String {
+    format!("{}/{}", std::env::consts::OS, architecture())
 }
 
 /// The machine's architecture in Kubernetes' words.

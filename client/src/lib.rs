@@ -9,6 +9,7 @@
 //! server's own router ([`transport::in_process`]), elsewhere a kubeconfig; no caller can tell.
 
 pub mod clock;
+mod counted;
 pub mod error;
 pub mod event;
 pub mod informer;

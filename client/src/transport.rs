@@ -10,6 +10,8 @@ use kube::client::Body;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use tower::{BoxError, Service};
 
+use crate::counted::Counted;
+
 /// Why no client could be made from a kubeconfig.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,6 +48,28 @@ where
     I: Clone + Send + Sync + 'static,
 {
     kube::Client::new(Identified { service, identity }, "default")
+}
+
+/// A client that sends by `service` and counts its requests as sent to `host` (an authority such as `10.0.0.1:6443`), as
+/// client-go does: `rest_client_*`.
+pub fn counted<S, B>(service: S, host: &str) -> kube::Client
+where
+    S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError> + 'static,
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    kube::Client::new(Counted::new(service, host), "default")
+}
+
+/// As [`counted`], for what is a client already.
+pub fn counted_client(client: kube::Client, host: &str) -> kube::Client {
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let client = client.clone();
+        async move { client.send(request).await }
+    });
+    counted(service, host)
 }
 
 /// A client for the current context of the kubeconfig at `path`.

@@ -21,7 +21,33 @@ struct Waits {
     queue: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Incoming {
+    queue: &'static str,
+    event: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Step {
+    extension_point: &'static str,
+    status: &'static str,
+    profile: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Tries {
+    attempts: u32,
+}
+
+/// Attempts beyond this many are told as this many: the label's size has a bound, as in Kubernetes.
+const MOST_ATTEMPTS: u32 = 15;
+
 struct Metrics {
+    steps: Times<Step>,
+    incoming: Family<Incoming, Counter>,
+    waits: Times<Tries>,
+    preemptions: Counter,
+    victims: Histogram,
     attempts: Family<Attempt, Counter>,
     durations: Times<Attempt>,
     tries: Histogram,
@@ -30,6 +56,11 @@ struct Metrics {
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let metrics = Metrics {
+        steps: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.0001, 2.0, 12))),
+        incoming: Family::default(),
+        waits: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.01, 2.0, 20))),
+        preemptions: Counter::default(),
+        victims: Histogram::new(exponential_buckets(1.0, 2.0, 7)),
         attempts: Family::default(),
         durations: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
         tries: Histogram::new(exponential_buckets(1.0, 2.0, 5)),
@@ -41,6 +72,16 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     register("scheduler_scheduling_attempt_duration_seconds", help, metrics.durations.clone());
     let help = "Number of attempts to successfully schedule a pod";
     register("scheduler_pod_scheduling_attempts", help, metrics.tries.clone());
+    let help = "Latency for running all plugins of a specific extension point.";
+    register("scheduler_framework_extension_point_duration_seconds", help, metrics.steps.clone());
+    let help = "Number of pods added to scheduling queues by event and queue type.";
+    register("scheduler_queue_incoming_pods", help, metrics.incoming.clone());
+    let help = "E2e latency for a pod being scheduled, from the time the pod enters the scheduling queue and might involve multiple scheduling attempts.";
+    register("scheduler_pod_scheduling_sli_duration_seconds", help, metrics.waits.clone());
+    let help = "Total preemption attempts in the cluster till now";
+    register("scheduler_preemption_attempts", help, metrics.preemptions.clone());
+    let help = "Number of selected preemption victims";
+    register("scheduler_preemption_victims", help, metrics.victims.clone());
     let help = "Number of pending pods, by the queue type";
     register("scheduler_pending_pods", help, metrics.pending.clone());
     metrics
@@ -53,9 +94,28 @@ pub(crate) fn attempt(profile: &str, result: &'static str, took: Duration) {
     METRICS.durations.get_or_create(&label).observe(took.as_secs_f64());
 }
 
-/// A pod was scheduled at this attempt, counted from 1.
-pub(crate) fn scheduled_at(attempt: u32) {
+/// A pod was scheduled at this attempt, counted from 1, so long after it came to wait.
+pub(crate) fn scheduled_at(attempt: u32, waited: Duration) {
     METRICS.tries.observe(f64::from(attempt));
+    let attempts = attempt.min(MOST_ATTEMPTS);
+    METRICS.waits.get_or_create(&Tries { attempts }).observe(waited.as_secs_f64());
+}
+
+/// A step of an attempt ended, by Kubernetes' name of the extension point: `Filter`, `Score`, `PostFilter`, `Bind`.
+pub(crate) fn step(profile: &str, extension_point: &'static str, good: bool, took: Duration) {
+    let status = if good { "Success" } else { "Unschedulable" };
+    let label = Step { extension_point, status, profile: profile.to_owned() };
+    METRICS.steps.get_or_create(&label).observe(took.as_secs_f64());
+}
+
+/// A pod came into one of the queues because of this event.
+pub(crate) fn incoming(queue: &'static str, event: &'static str) {
+    METRICS.incoming.get_or_create(&Incoming { queue, event }).inc();
+}
+
+/// It was asked whether removing other pods would help.
+pub(crate) fn preemption() {
+    METRICS.preemptions.inc();
 }
 
 /// How many pods wait in which queue.
@@ -72,12 +132,20 @@ mod tests {
     #[test]
     fn attempts_bear_kubernetes_names() {
         attempt("tested", "scheduled", Duration::from_millis(3));
-        scheduled_at(2);
+        scheduled_at(2, Duration::from_millis(30));
+        step("tested", "Filter", true, Duration::from_micros(30));
+        incoming("active", "PodAdd");
+        preemption();
         pending((1, 2, 3));
         let text = decapod_client::metrics::text().unwrap();
         for line in [
             "scheduler_schedule_attempts_total{profile=\"tested\",result=\"scheduled\"} 1",
             "scheduler_scheduling_attempt_duration_seconds_count{profile=\"tested\",result=\"scheduled\"} 1",
+            "scheduler_framework_extension_point_duration_seconds_count{extension_point=\"Filter\",status=\"Success\",profile=\"tested\"} 1",
+            "scheduler_pod_scheduling_sli_duration_seconds_count{attempts=\"2\"} 1",
+            "# TYPE scheduler_preemption_attempts counter",
+            "# TYPE scheduler_preemption_victims histogram",
+            "# TYPE scheduler_queue_incoming_pods counter",
             "# TYPE scheduler_pod_scheduling_attempts histogram",
             "# TYPE scheduler_pending_pods gauge",
         ] {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::pod::PodInfo;
+use crate::metrics;
 
 /// The shortest and the longest wait after failures, as in Kubernetes.
 const BACKOFF_BASE: Duration = Duration::from_secs(1);
@@ -56,6 +57,26 @@ pub(crate) struct Queue {
     unschedulable: BTreeSet<(Duration, String)>,
 }
 
+impl Waiting {
+    /// When it began to wait.
+    pub(crate) fn since(&self) -> Duration {
+        self.since
+    }
+}
+
+impl Place {
+    /// Kubernetes' name of the queue that this is; none of what is being tried.
+    fn queue(self) -> Option<&'static str> {
+        match self {
+            Self::Active => Some("active"),
+            Self::Backoff(_) => Some("backoff"),
+            Self::Unschedulable(_) => Some("unschedulable"),
+            Self::Gated => Some("gated"),
+            Self::InFlight => None,
+        }
+    }
+}
+
 fn rank(waiting: &Waiting) -> Rank {
     (Reverse(waiting.info.priority), waiting.since, waiting.info.uid.clone())
 }
@@ -72,6 +93,7 @@ impl Queue {
             .is_some_and(|spec| spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()));
         let Some(known) = self.take_out(&uid) else {
             let place = if gated { Place::Gated } else { Place::Active };
+            count(place, "PodAdd");
             return self.put_in(Waiting { info, attempts: 0, since: now, place, relational: false });
         };
         let changed = known.info.pod.spec != info.pod.spec
@@ -82,6 +104,9 @@ impl Queue {
             Place::Unschedulable(_) if changed => self.after_backoff(known.attempts, now),
             place => place,
         };
+        if place != known.place {
+            count(place, "PodUpdate");
+        }
         self.put_in(Waiting { info, place, ..known });
     }
 
@@ -125,6 +150,7 @@ impl Queue {
         let Some(mut waiting) = self.take_out(uid) else { return };
         waiting.attempts = waiting.attempts.saturating_add(1);
         waiting.place = place(waiting.attempts);
+        count(waiting.place, "ScheduleAttemptFailure");
         self.put_in(waiting);
     }
 
@@ -146,16 +172,17 @@ impl Queue {
             .map(|(_, uid)| uid.clone())
             .collect();
         for uid in woken {
-            self.wake_one(&uid, now);
+            self.wake_one(&uid, now, "ClusterChange");
         }
     }
 
-    fn wake_one(&mut self, uid: &str, now: Duration) {
+    fn wake_one(&mut self, uid: &str, now: Duration, event: &'static str) {
         let Some(mut waiting) = self.take_out(uid) else { return };
         let Place::Unschedulable(failed) = waiting.place else { return self.put_in(waiting) };
         let until = failed + backoff(waiting.attempts);
         waiting.place =
             if waiting.attempts == 0 || until <= now { Place::Active } else { Place::Backoff(until) };
+        count(waiting.place, event);
         self.put_in(waiting);
     }
 
@@ -180,11 +207,12 @@ impl Queue {
         while let Some((_, uid)) = self.backoff.first().filter(|(until, _)| *until <= now).cloned() {
             let Some(mut waiting) = self.take_out(&uid) else { continue };
             waiting.place = Place::Active;
+            count(waiting.place, "BackoffComplete");
             self.put_in(waiting);
         }
         let is_over = |since: Duration| since + UNSCHEDULABLE_LIMIT <= now;
         while let Some((_, uid)) = self.unschedulable.first().filter(|(since, _)| is_over(*since)).cloned() {
-            self.wake_one(&uid, now);
+            self.wake_one(&uid, now, "UnschedulableTimeout");
         }
     }
 
@@ -212,6 +240,13 @@ impl Queue {
             Place::InFlight | Place::Gated => {}
         }
         self.pods.insert(uid, waiting);
+    }
+}
+
+/// Counts a pod that came to a place because of an event.
+fn count(place: Place, event: &'static str) {
+    if let Some(queue) = place.queue() {
+        metrics::incoming(queue, event);
     }
 }
 

@@ -41,6 +41,8 @@ struct Written {
 struct Tried {
     attempt: u32,
     begin: Duration,
+    /// When the pod came to wait.
+    since: Duration,
 }
 
 /// Everything that happens in the cluster and matters here.
@@ -169,8 +171,16 @@ impl<R: Rng + Send> Shell<R> {
     fn decide(&mut self, waiting: &Waiting) {
         let info = &waiting.info;
         let (pod, uid) = (info.pod.clone(), info.uid.clone());
-        let tried = Tried { attempt: waiting.attempts.saturating_add(1), begin: self.now() };
-        match self.scheduler.decide(info, &self.snapshot) {
+        let attempt = waiting.attempts.saturating_add(1);
+        let tried = Tried { attempt, begin: self.now(), since: waiting.since() };
+        let decision = self.scheduler.decide(info, &self.snapshot);
+        metrics::step(
+            &self.scheduler_name,
+            "Filter",
+            decision.is_ok(),
+            self.now().saturating_sub(tried.begin),
+        );
+        match decision {
             Ok(node) => {
                 tracing::debug!(pod = pod.name_any(), node, attempts = waiting.attempts, "decided");
                 let assignments = self.assignments(info, &node);
@@ -183,6 +193,9 @@ impl<R: Rng + Send> Shell<R> {
                 self.write(uid, tried, async move { Some(writer.bind(&pod, &node).await) });
             }
             Err(error) => {
+                if !info.never_preempts {
+                    metrics::preemption();
+                }
                 let relational = plugins::RELATIONAL.iter().any(|plugin| error.plugins.contains(plugin));
                 self.queue.reject(&uid, relational, self.now());
                 self.attempted("unschedulable", tried);
@@ -228,7 +241,10 @@ impl<R: Rng + Send> Shell<R> {
             None => {}
             Some(Ok(Bound::Yes)) => {
                 self.attempted("scheduled", written.tried);
-                metrics::scheduled_at(written.tried.attempt);
+                let Tried { attempt, begin, since } = written.tried;
+                let now = self.now();
+                metrics::scheduled_at(attempt, now.saturating_sub(since));
+                metrics::step(&self.scheduler_name, "Bind", true, now.saturating_sub(begin));
             }
             Some(Ok(Bound::Waits)) => {
                 let now = self.now();
@@ -320,7 +336,7 @@ impl<R: Rng + Send> Shell<R> {
             .is_some_and(|spec| spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()));
         if gated {
             let (writer, pod) = (self.writer.clone(), pod.clone());
-            let tried = Tried { attempt: 0, begin: self.now() };
+            let tried = Tried { attempt: 0, begin: self.now(), since: self.now() };
             self.write(info.uid.clone(), tried, async move {
                 writer.tell_gated(&pod).await;
                 None

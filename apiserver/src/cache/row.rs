@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use decapod_storage::{self as storage, Entry, List, Revision, Store};
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -25,6 +26,8 @@ pub(crate) struct Row {
     pub(crate) decoder: Arc<dyn Decode>,
     /// The names of the fields that it can be selected by, without those of `metadata`.
     pub(crate) fields: Vec<String>,
+    /// Counts the changes that the store tells.
+    pub(crate) received: Counter,
 }
 
 /// What a list is about.
@@ -58,6 +61,7 @@ pub(crate) struct Cacher {
     prefix: Arc<str>,
     fields: Vec<String>,
     decoder: Arc<dyn Decode>,
+    received: Counter,
     store: Arc<dyn Store>,
     reached: Reached,
     inner: Mutex<Inner>,
@@ -81,11 +85,11 @@ pub(super) struct Look {
 
 impl Cacher {
     pub(super) fn new(row: Row, store: Arc<dyn Store>, reached: Reached, entries: &storage::Page) -> Self {
-        let Row { prefix, decoder, fields } = row;
+        let Row { prefix, decoder, fields, received } = row;
         let object = |entry: &Arc<Entry>| Object::new(Arc::clone(entry), prefix.len(), &*decoder);
         let state = State::starting_at(entries.revision, entries.entries.iter().map(object));
         let inner = Inner { state, ..Inner::default() };
-        Self { prefix: prefix.into(), fields, decoder, store, reached, inner: Mutex::new(inner) }
+        Self { prefix: prefix.into(), fields, decoder, received, store, reached, inner: Mutex::new(inner) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -120,6 +124,7 @@ impl Cacher {
                 storage::Change::Delete { .. } => (change, None),
             })
             .collect();
+        self.received.inc_by(decoded.len() as u64);
         let mut woken = Vec::new();
         let mut inner = self.lock();
         let Inner { state, watchers, .. } = &mut *inner;

@@ -25,7 +25,12 @@ fn row(prefix: &str) -> Row {
     let fields = ["spec.nodeName", "status.phase"];
     let scanner = Scanner::new(fields.map(Field::new).to_vec());
     let fields = fields.map(str::to_owned).to_vec();
-    Row { prefix: prefix.to_owned(), decoder: Arc::new(AsStored(scanner)), fields }
+    Row {
+        prefix: prefix.to_owned(),
+        decoder: Arc::new(AsStored(scanner)),
+        fields,
+        received: prometheus_client::metrics::counter::Counter::default(),
+    }
 }
 
 impl World {

@@ -124,7 +124,7 @@ pub(crate) async fn resource(
     }
     let body = match a.verb.as_str() {
         "get" | "list" | "watch" => Bytes::new(),
-        _ => body::read(incoming).await.map_err(unreadable)?,
+        _ => body::read(incoming, core.limits.body).await.map_err(unreadable)?,
     };
     crate::audit::request(&headers, &body);
     let response = match (row.storage, a.subresource.as_str()) {
@@ -158,7 +158,7 @@ fn negotiated(info: &RequestInfo, headers: &HeaderMap, row: &Resource) -> Result
 
 fn unreadable(error: body::ReadError) -> Error {
     match error {
-        body::ReadError::TooLarge => Error::TooLarge { limit: body::MAX_REQUEST },
+        body::ReadError::TooLarge(limit) => Error::TooLarge { limit },
         body::ReadError::Broken(why) => Error::BadRequest(format!("cannot read the body: {why}")),
     }
 }

@@ -21,6 +21,7 @@ use crate::http::Body;
 use crate::http::accept::{Encoding, Form};
 use crate::http::body::{self, BoxError};
 use crate::http::protobuf::encode;
+use crate::metrics::watches::Sent;
 use crate::registry::options::ListOptions;
 use crate::registry::reads::{At, Object, Watching, refused};
 
@@ -46,7 +47,14 @@ pub(super) async fn answer(request: &Request<'_>) -> Result<Response<Body>, Erro
     let encoder = Encoder { resource: request.resource, wanted };
     let (end, stop) = (Box::pin(tokio::time::sleep_until(end)), request.core.stopping.clone());
     let stop = Box::pin(stop.cancelled_owned());
-    let frames = Frames { encoder, watching, end, stop, first: true, done: false };
+    let a = &request.info.attributes;
+    let scope = match (a.name.is_empty(), a.namespace.is_empty()) {
+        (false, _) => "resource",
+        (true, false) => "namespace",
+        (true, true) => "cluster",
+    };
+    let (sent, began) = (Sent::of(request.resource, scope), Instant::now());
+    let frames = Frames { encoder, watching, end, stop, sent, began, first: true, done: false };
     let frames = stream::unfold(frames, |mut frames| async move {
         let bytes = frames.next().await?;
         Some((Ok(bytes), frames))
@@ -78,6 +86,8 @@ struct Frames {
     end: std::pin::Pin<Box<tokio::time::Sleep>>,
     /// Kept from event to event, as the time is: to wait for it anew takes a lock that all watches share.
     stop: std::pin::Pin<Box<WaitForCancellationFutureOwned>>,
+    sent: Sent,
+    began: Instant,
     first: bool,
     done: bool,
 }
@@ -103,6 +113,10 @@ impl Frames {
                 Ok(frame) => frame,
                 Err(error) => self.fail(&error),
             };
+            self.sent.event(frame.len());
+            if matches!(delivery, Delivery::Bookmark { initial_end: true, .. }) {
+                self.sent.initial(self.began.elapsed());
+            }
             if batch.len() == 1 {
                 return Some(frame);
             }

@@ -12,14 +12,14 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A request's or response's body.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// Kubernetes refuses larger requests too: etcd's limit of 1.5 MiB, doubled for JSON.
+/// The default of the largest request, as in Kubernetes: etcd's limit of 1.5 MiB, doubled for JSON.
 pub(crate) const MAX_REQUEST: usize = 3 * 1024 * 1024;
 
 /// Why a request's body could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
-    #[error("limit is {MAX_REQUEST}")]
-    TooLarge,
+    #[error("limit is {0}")]
+    TooLarge(usize),
     #[error("the body ended early")]
     Broken(#[source] BoxError),
 }
@@ -48,14 +48,14 @@ where
     body.map_err(Into::into).boxed_unsync()
 }
 
-/// Reads a request's body as a whole.
-pub(crate) async fn read(mut body: Body) -> Result<Bytes, ReadError> {
+/// Reads a request's body as a whole, if it has no more bytes than `limit`.
+pub(crate) async fn read(mut body: Body, limit: usize) -> Result<Bytes, ReadError> {
     let mut first: Option<Bytes> = None;
     let mut rest = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(ReadError::Broken)?.into_data() else { continue };
-        if first.as_ref().map_or(0, Bytes::len) + rest.len() + data.len() > MAX_REQUEST {
-            return Err(ReadError::TooLarge);
+        if first.as_ref().map_or(0, Bytes::len) + rest.len() + data.len() > limit {
+            return Err(ReadError::TooLarge(limit));
         }
         match first.take() {
             None if rest.is_empty() => first = Some(data),

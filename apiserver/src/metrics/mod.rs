@@ -5,10 +5,11 @@
 pub(crate) mod admission;
 mod labels;
 mod store;
-mod text;
+pub(crate) mod watches;
 
 use std::time::Duration;
 
+use decapod_api::exposition;
 use decapod_api::resource::{RESOURCES, Storage};
 use decapod_storage::{List, Store};
 use http::{Response, StatusCode};
@@ -77,12 +78,22 @@ struct Build {
     major: &'static str,
     minor: &'static str,
     git_version: String,
-    git_commit: &'static str,
-    git_tree_state: &'static str,
-    build_date: &'static str,
+    git_commit: String,
+    git_tree_state: String,
+    build_date: String,
+    go_version: &'static str,
     compiler: &'static str,
     platform: String,
 }
+
+/// One of the stores, as Kubernetes numbers them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Cluster {
+    storage_cluster_id: &'static str,
+}
+
+/// The only store that there is.
+const STORE: Cluster = Cluster { storage_cluster_id: "etcd-0" };
 
 /// The API server's metrics.
 pub(crate) struct Metrics {
@@ -98,6 +109,7 @@ pub(crate) struct Metrics {
     authorizations: Family<Result, Counter>,
     authorization_times: Times<Result>,
     objects: Family<Resource, Gauge>,
+    size: Family<Cluster, Gauge>,
     terminations: Family<Labels, Counter>,
     deprecated: Family<Deprecated, Gauge>,
     components: Components,
@@ -133,6 +145,7 @@ impl Metrics {
             authorizations: Family::default(),
             authorization_times: times(|| Histogram::new(SHORT)),
             objects: Family::default(),
+            size: Family::default(),
             terminations: Family::default(),
             deprecated: Family::default(),
             components,
@@ -142,8 +155,18 @@ impl Metrics {
         store.register(&mut registry);
         flow.register(&mut registry);
         admission::register(&mut registry);
-        build_info(&mut registry);
+        watches::register(&mut registry);
         Self { registry, ..metrics }
+    }
+
+    /// Shows what this was built from.
+    pub(crate) fn build(&mut self, build: &crate::Build) {
+        build_info(&mut self.registry, build);
+    }
+
+    /// Shows how the server's health was found.
+    pub(crate) fn health(&mut self, health: &crate::server::Health) {
+        health.register(&mut self.registry);
     }
 
     /// Shows what the audit log counts.
@@ -218,6 +241,11 @@ impl Metrics {
             "Number of stored objects at the time of last check split by kind",
             self.objects.clone(),
         );
+        registry.register(
+            "apiserver_storage_size_bytes",
+            "Size of the storage database file physically allocated in bytes",
+            self.size.clone(),
+        );
     }
 
     /// Counts an answered request.
@@ -277,6 +305,11 @@ impl Metrics {
     /// The text that Prometheus scrapes. Counts what is stored, which takes a few milliseconds.
     pub(crate) async fn answer(&self, store: &dyn Store) -> Response<Body> {
         self.count_objects(store).await;
+        match store.size().await {
+            Ok(bytes) => drop(self.size.get_or_create(&STORE).set(i64::try_from(bytes).unwrap_or(i64::MAX))),
+            // As Kubernetes tells that it could not find out: not at all.
+            Err(_) => drop(self.size.remove(&STORE)),
+        }
         let mut metrics = String::new();
         let components = self.components.map_or(Ok(String::new()), |components| components());
         let written = components.and_then(|components| {
@@ -287,7 +320,7 @@ impl Metrics {
             Ok(()) => reply::with_type(
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",
-                text::plain(&metrics),
+                exposition::classic(&metrics),
             ),
             Err(_) => reply::text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"),
         }
@@ -316,19 +349,20 @@ fn username(user: &str) -> String {
     }
 }
 
-fn build_info(registry: &mut Registry) {
+fn build_info(registry: &mut Registry, build: &crate::Build) {
     let info: Family<Build, Gauge> = Family::default();
     let build = Build {
         major: "1",
         minor: "36",
         git_version: crate::version::git_version().to_string(),
-        git_commit: "",
-        git_tree_state: "",
-        build_date: "",
-        compiler: "rustc",
-        platform: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+        git_commit: build.git_commit.clone(),
+        git_tree_state: build.git_tree_state.clone(),
+        build_date: build.date.clone(),
+        go_version: crate::version::LANGUAGE,
+        compiler: crate::version::COMPILER,
+        platform: crate::version::platform(),
     };
     info.get_or_create(&build).set(1);
-    let help = "A metric with a constant '1' value labeled by major, minor, git version, git commit, git tree state, build date, compiler and platform";
+    let help = "A metric with a constant '1' value labeled by major, minor, git version, git commit, git tree state, build date, Go version, and compiler from which Kubernetes was built, and platform on which it is running.";
     registry.register("kubernetes_build_info", help, info);
 }

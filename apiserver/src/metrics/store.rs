@@ -116,6 +116,10 @@ impl Store for Measured {
         self.inner.revision().await
     }
 
+    async fn size(&self) -> Result<u64, Error> {
+        self.inner.size().await
+    }
+
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
         self.inner.compact(revision).await
     }

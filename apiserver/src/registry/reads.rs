@@ -14,6 +14,8 @@ use crate::cache::{
     self, AsStored, BoxError, Cache, Cacher, Decode, Decoded, Field, Row, Scanner, Selection,
 };
 
+use crate::metrics::watches;
+
 pub(crate) use crate::cache::{At, Object, Query, Start, View, Watching};
 
 /// What etcd takes in one request, unless it is told otherwise.
@@ -92,7 +94,8 @@ fn make(resource: &'static Resource, prefix: String) -> Row {
     } else {
         Arc::new(AsStored(scanner))
     };
-    Row { prefix, decoder, fields: names.iter().map(|&name| name.to_owned()).collect() }
+    let fields = names.iter().map(|&name| name.to_owned()).collect();
+    Row { prefix, decoder, fields, received: watches::received(resource) }
 }
 
 fn field(name: &str) -> Field {

@@ -179,7 +179,7 @@ impl Service {
         }
         match path.trim_end_matches('/') {
             "" => Ok(reply::json(StatusCode::OK, &serde_json::json!({"paths": paths()}))),
-            "/version" => Ok(reply::json(StatusCode::OK, &crate::version::info())),
+            "/version" => Ok(reply::json(StatusCode::OK, &crate::version::info(&self.0.build))),
             "/metrics" => Ok(self.0.metrics.answer(&*self.0.registry.store).await),
             "/openid/v1/jwks" => Ok(discovered("application/jwk-set+json", &self.0.tokens.keys().jwks())),
             "/.well-known/openid-configuration" => {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use decapod_api::status::Error;
 
+use crate::http::body;
 use crate::http::query::Query;
 
 /// Streams of one HTTP/2 connection. An agent's requests and watches all share one, and it waits
@@ -26,6 +27,8 @@ pub struct Limits {
     pub timeout: Duration,
     /// Watches end after at least this long and at most twice, so that they spread over servers.
     pub watch: Duration,
+    /// Bytes of a request's body.
+    pub body: usize,
     /// Streams of one HTTP/2 connection.
     pub streams: u32,
     /// When the server stops, it fails `/readyz` for this long before it takes no more connections, so that load
@@ -44,6 +47,7 @@ impl Default for Limits {
             fairness: true,
             timeout: Duration::from_secs(60),
             watch: Duration::from_secs(30 * 60),
+            body: body::MAX_REQUEST,
             streams: MAX_STREAMS,
             shutdown_delay: Duration::ZERO,
             drain: DRAIN,

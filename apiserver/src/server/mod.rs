@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::{self, AdmissionError};
+use crate::admission::{self, AdmissionError, AdmissionPlugins};
 use crate::audit::{self, Audit, AuditError, AuditOptions};
 use crate::auth::bootstrap_token::BootstrapTokens;
 use crate::auth::node::NodeAuthorizer;
@@ -44,6 +44,7 @@ use crate::registry::Registry;
 use crate::registry::allocate::{Cidr, Network};
 use crate::usage::{self, Usage};
 pub(crate) use filter::{Service, random_uuid};
+pub(crate) use health::Health;
 pub use inprocess::InProcess;
 pub use limits::Limits;
 
@@ -73,8 +74,12 @@ pub struct Options {
     pub audit: Option<AuditOptions>,
     /// A file that configures plugins of admission (`AdmissionConfiguration`).
     pub admission_config: Option<PathBuf>,
+    /// Which plugins of admission run beside, or in spite of, those that do by default.
+    pub admission_plugins: AdmissionPlugins,
     /// How many requests are worked on at once.
     pub limits: Limits,
+    /// What the binary was built from.
+    pub build: crate::Build,
     /// What other components of this process count, to be shown at `/metrics` too: text in the OpenMetrics format
     /// without its end mark.
     pub components: Option<fn() -> Result<String, std::fmt::Error>>,
@@ -98,7 +103,9 @@ impl Default for Options {
             encryption: None,
             audit: None,
             admission_config: None,
+            admission_plugins: AdmissionPlugins::default(),
             limits: Limits::default(),
+            build: crate::Build::default(),
             components: None,
             proxy_to_loopback: false,
         }
@@ -150,8 +157,9 @@ pub(crate) struct Core {
     pub(crate) kubelets: Kubelets,
     pub(crate) usage: Usage,
     pub(crate) metrics: Metrics,
-    pub(crate) health: health::Health,
+    pub(crate) health: Health,
     pub(crate) limits: Limits,
+    pub(crate) build: crate::Build,
     pub(crate) flow: Flow,
     plain: admit::Plain,
     pub(crate) audit: Option<Arc<Audit>>,
@@ -249,12 +257,17 @@ fn make_core(
     let mut metrics = Metrics::new(&store, &flow, options.components);
     let rbac = Rbac::default();
     let admission = options.admission_config.as_deref().map(admission::Config::read).transpose()?;
-    let admission = admission.unwrap_or_default();
+    options.admission_plugins.check()?;
+    let plugins = admission::Chosen::of(&options.admission_plugins);
+    let admission = admission::Config { plugins, ..admission.unwrap_or_default() };
     let registry = Arc::new(Registry::new(store, clock.clone(), network, rbac.clone(), admission));
     let tokens = options.tokens.completed(&options.cluster_domain);
     let tokens = Arc::new(Tokens::new(pki, tokens, registry.clone()));
     let counts = audit::Counts::default();
     metrics.audit(&counts);
+    metrics.build(&options.build);
+    let health = Health::default();
+    metrics.health(&health);
     let audit = match &options.audit {
         Some(audit) => Some(Audit::open(audit, counts, clock.clone(), tasks, &stopping)?),
         None => None,
@@ -271,7 +284,8 @@ fn make_core(
             bootstrap: BootstrapTokens(registry.clone()),
         },
         authorizer: Arc::new(Union(authorizers)),
-        health: health::Health::default(),
+        health,
+        build: options.build.clone(),
         plain: admit::Plain::new(&limits),
         limits,
         flow,

@@ -215,6 +215,9 @@ pub trait Store: Send + Sync + 'static {
     /// The newest revision, linearizably.
     async fn revision(&self) -> Result<Revision, Error>;
 
+    /// How many bytes the store takes on its disk; of a store of several members, on that of one.
+    async fn size(&self) -> Result<u64, Error>;
+
     /// Forgets what was overwritten or deleted up to `revision`, which becomes the oldest that can
     /// be read or watched from. Compacting what is compacted already does nothing.
     async fn compact(&self, revision: Revision) -> Result<(), Error>;

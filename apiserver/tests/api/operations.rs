@@ -40,8 +40,8 @@ async fn metrics_bear_kubernetes_names() {
 }
 
 /// The metrics that Kubernetes calls stable or beta and that mean something here. Not there: those of admission webhooks
-/// and policies, of CEL, of declarative validation, of configuration files that are reloaded, and the size of the store.
-const NAMES: [&str; 22] = [
+/// and policies, of CEL, of declarative validation, and of configuration files that are reloaded.
+const NAMES: [&str; 29] = [
     "apiserver_admission_controller_admission_duration_seconds histogram",
     "apiserver_admission_step_admission_duration_seconds histogram",
     "apiserver_current_inflight_requests gauge",
@@ -57,13 +57,20 @@ const NAMES: [&str; 22] = [
     "apiserver_request_total counter",
     "apiserver_requested_deprecated_apis gauge",
     "apiserver_response_sizes histogram",
+    "apiserver_storage_events_received_total counter",
     "apiserver_storage_objects gauge",
+    "apiserver_storage_size_bytes gauge",
+    "apiserver_watch_events_sizes histogram",
+    "apiserver_watch_events_total counter",
+    "apiserver_watch_list_duration_seconds histogram",
     "authenticated_user_requests counter",
     "authentication_attempts counter",
     "authorization_attempts_total counter",
     "etcd_request_duration_seconds histogram",
     "etcd_requests_total counter",
     "kubernetes_build_info gauge",
+    "kubernetes_healthcheck gauge",
+    "kubernetes_healthchecks_total counter",
 ];
 
 #[tokio::test]
@@ -75,9 +82,11 @@ async fn metrics_have_the_types_that_dashboards_rely_on() {
     .await;
     // What nothing happened to is not shown.
     let admin = cluster.admin();
-    let watch = http::Request::get(format!("{MAPS}?watch=true")).body(kube::client::Body::empty()).unwrap();
+    let watch = format!("{MAPS}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan");
+    let watch = http::Request::get(watch).body(kube::client::Body::empty()).unwrap();
     let watch = admin.0.send(watch).await.unwrap();
     admin.get("/api/v1/endpoints").await;
+    admin.get("/readyz").await;
     cluster.over_tls(None, Some("secret-token")).get("/version").await;
     let text = admin.get("/metrics").await.1;
     let text = text.as_str().unwrap();
@@ -90,6 +99,63 @@ async fn metrics_have_the_types_that_dashboards_rely_on() {
         text.contains("# TYPE workqueue_adds_total counter\nworkqueue_adds_total{name=\"a\"} 1\n"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn the_version_tells_what_the_binary_was_built_from() {
+    let build = decapod_apiserver::Build {
+        git_commit: "8f4c".to_owned(),
+        git_tree_state: "clean".to_owned(),
+        date: "2026-01-01T00:00:00Z".to_owned(),
+    };
+    let cluster = Cluster::start_with(|options, _| options.build = build).await;
+    let version = cluster.admin().get("/version").await.1;
+    for (part, value) in [
+        ("gitCommit", "8f4c"),
+        ("gitTreeState", "clean"),
+        ("buildDate", "2026-01-01T00:00:00Z"),
+        ("compiler", "rustc"),
+        ("major", "1"),
+    ] {
+        assert_eq!(version[part], value, "{version}");
+    }
+    let text = cluster.admin().get("/metrics").await.1;
+    let told =
+        text.as_str().unwrap().lines().find(|line| line.starts_with("kubernetes_build_info{")).unwrap();
+    assert!(
+        told.contains("git_commit=\"8f4c\"") && told.contains("build_date=\"2026-01-01T00:00:00Z\""),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn a_stop_is_announced_while_all_is_served() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    assert_eq!(admin.get("/readyz").await.0, 200);
+    cluster.handle.announce_shutdown().await;
+    let told = admin.get("/readyz?verbose").await;
+    assert_eq!(told.0, 500, "{}", told.1);
+    assert_eq!(admin.get("/livez").await.0, 200);
+    admin.created(MAPS, json!({"metadata": {"name": "late"}})).await;
+    let tried = "kubernetes_healthchecks_total{name=\"shutdown\",type=\"readyz\",status=";
+    assert_eq!(metric(&admin, &format!("{tried}\"success\"}}")).await, 1.0);
+    assert_eq!(metric(&admin, &format!("{tried}\"error\"}}")).await, 1.0);
+}
+
+#[tokio::test]
+async fn bodies_are_as_large_as_the_operator_says() {
+    const LIMIT: usize = 1 << 20;
+    let cluster = Cluster::start_with(|options, _| {
+        options.limits = Limits { body: LIMIT, ..Limits::default() };
+    })
+    .await;
+    let admin = cluster.admin();
+    let map = |size: usize| json!({"metadata": {"name": "a"}, "data": {"k": "x".repeat(size)}});
+    let refused = admin.create(MAPS, map(LIMIT)).await;
+    assert_eq!(refused.0, 413, "{}", refused.1);
+    assert!(message(&refused).contains("limit is 1048576"), "{}", refused.1);
+    admin.created(MAPS, map(LIMIT / 2)).await;
 }
 
 #[tokio::test]

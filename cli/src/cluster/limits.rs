@@ -30,6 +30,9 @@ pub(crate) struct LimitFlags {
     /// Watches are ended after at least this many seconds, and at most twice as many.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = seconds)]
     min_request_timeout: u64,
+    /// A request with a body of more bytes is refused. The store takes objects of 1.5 MiB at most.
+    #[arg(long, value_name = "BYTES", default_value_t = BODY, value_parser = body)]
+    max_request_body_bytes: usize,
     /// How many streams one HTTP/2 connection may have at once.
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = streams)]
     http2_max_streams_per_connection: u32,
@@ -46,10 +49,21 @@ impl Default for LimitFlags {
             enable_priority_and_fairness: true,
             request_timeout: "1m".to_owned(),
             min_request_timeout: 1800,
+            max_request_body_bytes: BODY,
             http2_max_streams_per_connection: 4096,
             shutdown_delay_duration: "0s".to_owned(),
         }
     }
+}
+
+/// Kubernetes' limit of a request's body, and the least and most that it may be set to: an object of the largest size
+/// that the store takes must fit, and each request in flight may take as much memory.
+const BODY: usize = 3 << 20;
+const BODIES: std::ops::RangeInclusive<usize> = 1 << 20..=64 << 20;
+
+fn body(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|n| BODIES.contains(n));
+    number.ok_or_else(|| format!("expected a number of bytes from {} to {}", BODIES.start(), BODIES.end()))
 }
 
 /// The most requests at once: far more than a machine has memory for.
@@ -92,6 +106,7 @@ impl LimitFlags {
             format!("--enable-priority-and-fairness={}", self.enable_priority_and_fairness),
             format!("--request-timeout={}", self.request_timeout),
             format!("--min-request-timeout={}", self.min_request_timeout),
+            format!("--max-request-body-bytes={}", self.max_request_body_bytes),
             format!("--http2-max-streams-per-connection={}", self.http2_max_streams_per_connection),
             format!("--shutdown-delay-duration={}", self.shutdown_delay_duration),
         ]
@@ -115,6 +130,7 @@ impl LimitFlags {
             fairness: self.enable_priority_and_fairness,
             timeout: duration::parse(&self.request_timeout)?,
             watch: Duration::from_secs(self.min_request_timeout),
+            body: self.max_request_body_bytes,
             streams: self.http2_max_streams_per_connection,
             shutdown_delay: duration::parse(&self.shutdown_delay_duration)?,
             ..Limits::default()
@@ -162,6 +178,7 @@ mod tests {
             ("--max-mutating-requests-inflight=9999999", "expected a number of requests from 0 to 1048576"),
             ("--request-timeout=0s", "expected a duration longer than 0s"),
             ("--min-request-timeout=0", "expected a number of seconds from 1"),
+            ("--max-request-body-bytes=10", "expected a number of bytes from 1048576 to 67108864"),
             ("--http2-max-streams-per-connection=0", "expected a number of streams from 1"),
             ("--shutdown-delay-duration=5", "expected a duration such as"),
         ] {

@@ -11,6 +11,7 @@ use decapod_apiserver::{Handle, UserInfo};
 use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
+use decapod_client::transport;
 use decapod_kubelet::{Drain, ServerOptions};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -65,6 +66,8 @@ impl Server {
         let result = match started {
             Ok(drain) => {
                 let told = super::run_until_told(&supervisor).await;
+                // Whoever balances load must hear first: until the delay is over the cluster works on as before.
+                api.announce_shutdown().await;
                 if let Some(drain) = drain {
                     super::shutdown::pods(&drain, self.settings.resources.shutdown()?).await;
                 }
@@ -72,8 +75,6 @@ impl Server {
             }
             Err(failure) => Err(failure),
         };
-        // Whoever balances load must hear first: until the delay is over the cluster works on as before.
-        api.announce_shutdown().await;
         super::end(&supervisor).await;
         api.shutdown().await;
         result
@@ -97,8 +98,10 @@ impl Server {
             token_file: settings.token_file.clone(),
             tokens: settings.tokens.options()?,
             audit: settings.audit.options()?,
+            admission_plugins: settings.admission_plugins(),
             admission_config: settings.admission_control_config_file.clone(),
             limits: settings.limits.limits()?,
+            build: build(),
             components: Some(decapod_client::metrics::text),
             encryption: Some(Arc::new(encryption)),
             ..Default::default()
@@ -117,8 +120,9 @@ impl Server {
         supervisor: &Supervisor,
         clock: &Arc<dyn Clock>,
     ) -> Result<Option<Drain>, Failure> {
+        let host = std::net::SocketAddr::new(self.settings.address(), api.address().port()).to_string();
         let client = |user: &str, groups: &[&str]| {
-            kube::Client::new(api.service_as(UserInfo::new(user, groups)), "default")
+            transport::counted(api.service_as(UserInfo::new(user, groups)), &host)
         };
         let manager = client("system:kube-controller-manager", &[]);
         // One mirror of each kind serves all parts of the control plane that may read everything.
@@ -126,14 +130,17 @@ impl Server {
         let settings = &self.settings;
         let range =
             settings.pod_cidr.to_string().parse().map_err(|_| Failure::new("the pod range is no range"))?;
+        let unused = settings.tokens.legacy_service_account_token_clean_up_period.as_deref();
+        let defaults = decapod_controllers::Options::default();
         let controllers = decapod_controllers::Options {
+            unused_tokens: unused.map_or(Ok(defaults.unused_tokens), crate::duration::parse)?,
             root_ca: Some(api.pki().ca_pem().to_owned()),
             authority: Some(Arc::new(Keys(api.clone()))),
             node_ipam: Some(decapod_controllers::nodeipam::Options {
                 cluster_cidr: range,
                 ..Default::default()
             }),
-            ..Default::default()
+            ..defaults
         };
         decapod_controllers::run(
             &controllers,
@@ -154,8 +161,7 @@ impl Server {
             renewal::authority(api.pki().authority_ends(), manager.clone(), supervisor, clock.clone());
         supervisor.spawn_until_shutdown("authority-watch", watch);
         let addons_client = client("system:decapod:addons", &["system:masters"]);
-        let reached = std::net::SocketAddr::new(settings.address(), api.address().port());
-        let info = addons::cluster_info(&format!("https://{reached}"), api.pki().ca_pem());
+        let info = addons::cluster_info(&format!("https://{host}"), api.pki().ca_pem());
         let addons = addons::apply(&addons_client, settings, &info);
         if self.no_agent {
             return addons.await.map(|()| None);
@@ -172,6 +178,19 @@ impl Server {
             node,
         };
         tokio::try_join!(agent::start(parts), addons).map(|(drain, ())| Some(drain))
+    }
+}
+
+/// What this binary was built from: the Makefile says so to the compiler. The date is the commit's, unless
+/// `SOURCE_DATE_EPOCH` said otherwise, so that the same sources give the same binary.
+fn build() -> decapod_apiserver::Build {
+    let said = |value: Option<&str>| value.unwrap_or_default().to_owned();
+    let epoch = option_env!("DECAPOD_BUILD_EPOCH").and_then(|seconds| seconds.parse().ok());
+    let date = epoch.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    decapod_apiserver::Build {
+        git_commit: said(option_env!("DECAPOD_GIT_COMMIT")),
+        git_tree_state: said(option_env!("DECAPOD_GIT_TREE_STATE")),
+        date: date.map(|date| date.to_string()).unwrap_or_default(),
     }
 }
 

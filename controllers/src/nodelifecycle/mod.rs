@@ -5,6 +5,7 @@
 //! monotonic clock; no clocks are compared. After a start every node has its full time. If no node at all
 //! is heard of, it is rather the control plane that is cut off: then nobody is evicted.
 
+mod metrics;
 mod plan;
 
 use std::collections::HashMap;
@@ -200,7 +201,9 @@ impl Controller {
         });
         let api: Api<Node> = Api::all(self.context.client.clone());
         let patched = api.patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
-        patched.says("taint a node").map(|_| ())
+        patched.says("taint a node")?;
+        metrics::tainted(node, taints.unwrap_or_default());
+        Ok(())
     }
 
     fn pods_on(&self, node: &str) -> Vec<Arc<Pod>> {

@@ -84,6 +84,11 @@ pub(super) async fn kubelet(State(shared): State<Arc<Shared>>) -> Result<Respons
     for (signal, count) in shared.evictions.counts() {
         text.sample(name, &[("eviction_signal", signal)], count as f64, None);
     }
+    // What the agent's parts count: requests, work queues, the service proxy.
+    match decapod_client::metrics::text() {
+        Ok(counted) => text.0.push_str(&decapod_api::exposition::classic(&counted)),
+        Err(error) => tracing::warn!(%error, "what the components count cannot be written"),
+    }
     Ok(text.into_response())
 }
 

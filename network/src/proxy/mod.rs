@@ -26,6 +26,7 @@ use crate::world::{Feed, World};
 
 mod endpoint;
 mod flow;
+mod metrics;
 mod plan;
 mod render;
 mod ruleset;
@@ -132,8 +133,12 @@ impl ServiceProxy {
             let mut feed = Feed::synced(&informers).await;
             feed.pending(&mut proxy.world, &mut proxy.dirty);
             loop {
+                let began = clock.monotonic();
+                metrics::changes(proxy.dirty.len());
                 let (returned, applied) = proxy.apply_elsewhere().await;
                 proxy = returned;
+                let took = clock.monotonic().saturating_sub(began);
+                metrics::synced(applied.is_ok(), took, clock.now());
                 if let Err(error) = applied {
                     tracing::error!(
                         error = decapod_client::error::chain(&error),

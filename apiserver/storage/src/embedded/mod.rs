@@ -15,7 +15,7 @@ mod row;
 mod state;
 mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -75,6 +75,7 @@ impl Default for Options {
 /// closes the file.
 #[derive(Debug)]
 pub struct Embedded {
+    file: PathBuf,
     hub: Arc<Hub>,
     /// Taken on drop, which tells the writer to stop.
     inbox: Option<mpsc::Sender<Request>>,
@@ -87,10 +88,10 @@ impl Embedded {
     /// each gigabyte.
     pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
         let (disk, state) = Disk::open(path)?;
-        Self::start(disk, state, options)
+        Self::start(disk, state, options, path)
     }
 
-    fn start(disk: Disk, state: State, options: Options) -> Result<Self, OpenError> {
+    fn start(disk: Disk, state: State, options: Options, file: &Path) -> Result<Self, OpenError> {
         let hub = Arc::new(Hub::new(state));
         let (inbox, requests) = mpsc::channel(INBOX);
         let writer = Writer::new(disk, Arc::clone(&hub), requests, options.history, options.clock);
@@ -98,7 +99,7 @@ impl Embedded {
             .name("store-writer".into())
             .spawn(move || writer.run())
             .map_err(OpenError::Thread)?;
-        Ok(Self { hub, inbox: Some(inbox), writer: Some(writer) })
+        Ok(Self { file: file.to_owned(), hub, inbox: Some(inbox), writer: Some(writer) })
     }
 
     async fn ask<T>(
@@ -171,6 +172,13 @@ impl Store for Embedded {
 
     async fn revision(&self) -> Result<Revision, Error> {
         Ok(self.hub.read(|state| state.revision))
+    }
+
+    async fn size(&self) -> Result<u64, Error> {
+        let file = self.file.clone();
+        let looked = tokio::task::spawn_blocking(move || std::fs::metadata(file)).await;
+        let found = looked.map_err(|error| Error::Unavailable(Box::new(error)))?;
+        found.map(|file| file.len()).map_err(|error| Error::Unavailable(Box::new(error)))
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {

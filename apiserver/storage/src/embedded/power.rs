@@ -163,7 +163,7 @@ fn open(database: &Drive, journal: &Drive) -> Result<Embedded, OpenError> {
     let mut options = Options::default();
     // So small that compaction is at work all the time.
     options.history.changes = 16;
-    Embedded::start(disk, state, options)
+    Embedded::start(disk, state, options, std::path::Path::new("the drive"))
 }
 
 /// Writes until the power goes; returns which key was acknowledged at which revision last.

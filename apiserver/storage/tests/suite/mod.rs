@@ -33,6 +33,7 @@ macro_rules! store_contract {
             a_key_that_comes_again_is_created_anew,
             each_write_makes_the_next_revision,
             sixteen_writers_lose_no_update,
+            what_is_written_takes_room,
             list_is_by_key_and_by_prefix,
             list_in_pages_is_one_snapshot,
             list_at_any_kept_revision,

@@ -111,3 +111,13 @@ async fn count_up(store: &Any, key: &str) {
         }
     }
 }
+
+/// The store tells how much room it takes: at least that of the values.
+pub(crate) async fn what_is_written_takes_room(store: Any) {
+    const VALUE: usize = 100_000;
+    for n in 0..4 {
+        put(&store, &format!("/t/room/{n}"), &"x".repeat(VALUE)).await;
+    }
+    let size = store.size().await.unwrap();
+    assert!(size >= 4 * VALUE as u64, "{size}");
+}

@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use decapod_apiserver::pki::{self, Application};
 use decapod_client::clock::Clock;
-use decapod_client::transport::Replaceable;
+use decapod_client::transport::{self, Replaceable};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
@@ -148,7 +148,13 @@ impl Cluster {
         let mut config = kube::Config::new(self.url.clone());
         config.root_cert = Some(vec![self.authority.to_vec()]);
         config.auth_info.token = Some(token.to_owned().into());
-        Ok(kube::Client::try_from(config)?)
+        self.client(config)
+    }
+
+    fn client(&self, config: kube::Config) -> Result<kube::Client, Failure> {
+        let client = kube::Client::try_from(config)?;
+        let host = self.url.authority().map_or("", |authority| authority.as_str());
+        Ok(transport::counted_client(client, host))
     }
 
     fn with(&self, credentials: &Credentials) -> Result<kube::Client, Failure> {
@@ -156,7 +162,7 @@ impl Cluster {
         config.root_cert = Some(vec![self.authority.to_vec()]);
         config.auth_info.client_certificate_data = Some(STANDARD.encode(&credentials.certificate));
         config.auth_info.client_key_data = Some(STANDARD.encode(&credentials.key).into());
-        Ok(kube::Client::try_from(config)?)
+        self.client(config)
     }
 }
 

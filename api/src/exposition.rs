@@ -1,4 +1,5 @@
-//! The classic text format of Prometheus, which every scraper reads, made of OpenMetrics.
+//! What components tell at `/metrics`: the classic text format of Prometheus, which every scraper reads, made of
+//! OpenMetrics.
 //!
 //! There a counter's type is told under its name without `_total`; here under the name that its samples
 //! have. And Kubernetes has counters without that ending.
@@ -10,7 +11,7 @@ use std::fmt::Write;
 const BARE: [&str; 2] = ["authentication_attempts", "authenticated_user_requests"];
 
 /// The same samples in the classic format.
-pub(super) fn plain(metrics: &str) -> String {
+pub fn classic(metrics: &str) -> String {
     let counters: HashSet<&str> = metrics.lines().filter_map(counter).collect();
     let mut text = String::with_capacity(metrics.len());
     for line in metrics.lines() {
@@ -52,7 +53,7 @@ mod tests {
                     # HELP authentication_attempts Attempts.\n# TYPE authentication_attempts counter\n\
                     authentication_attempts_total{result=\"success\"} 2\n# EOF\n";
         assert_eq!(
-            plain(open),
+            classic(open),
             "# HELP a_requests_total Requests.\n# TYPE a_requests_total counter\na_requests_total{x=\"a b\"} 1\n\
              # HELP g Gauge.\n# TYPE g gauge\ng 3\n\
              # HELP authentication_attempts Attempts.\n# TYPE authentication_attempts counter\n\
