@@ -330,6 +330,8 @@ async fn etcd_that_asks_for_a_name_gets_one_also_after_it_forgot_who_we_are() {
     // Its tokens are in its memory.
     etcd.kill(0).unwrap();
     etcd.restart(0).unwrap();
+    // A write on the broken connection might fail; a read is tried again.
+    assert!(store.get("/registry/a").await.unwrap().is_some());
     store.create("/registry/b", value()).await.unwrap();
     until(&mut watch, "/registry/b").await;
 }
