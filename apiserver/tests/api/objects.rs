@@ -156,7 +156,7 @@ async fn what_is_reported_must_make_sense() {
     let admin = cluster.admin();
     admin.created("/api/v1/nodes", json!({"metadata": {"name": "n"}})).await;
     let quotas = "/api/v1/namespaces/default/resourcequotas";
-    admin.created(quotas, json!({"metadata": {"name": "q"}, "spec": {}})).await;
+    admin.created(quotas, json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "5"}}})).await;
     let claims = "/api/v1/namespaces/default/persistentvolumeclaims";
     let claim = json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": "1Gi"}}}});

@@ -285,7 +285,7 @@ pub(super) fn private_file(path: &Path) -> io::Result<File> {
 }
 
 /// Where the journal of a database lies.
-fn journal_path(database: &Path) -> PathBuf {
+pub(super) fn journal_path(database: &Path) -> PathBuf {
     let mut name = OsString::from(database);
     name.push(".journal");
     name.into()

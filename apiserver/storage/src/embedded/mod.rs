@@ -176,9 +176,13 @@ impl Store for Embedded {
 
     async fn size(&self) -> Result<u64, Error> {
         let file = self.file.clone();
-        let looked = tokio::task::spawn_blocking(move || std::fs::metadata(file)).await;
+        let look = move || {
+            let journal = std::fs::metadata(disk::journal_path(&file))?;
+            Ok::<_, std::io::Error>(std::fs::metadata(file)?.len() + journal.len())
+        };
+        let looked = tokio::task::spawn_blocking(look).await;
         let found = looked.map_err(|error| Error::Unavailable(Box::new(error)))?;
-        found.map(|file| file.len()).map_err(|error| Error::Unavailable(Box::new(error)))
+        found.map_err(|error| Error::Unavailable(Box::new(error)))
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
