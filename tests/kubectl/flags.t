@@ -92,7 +92,7 @@ ConfigMap
 # Folders, lists and standard input are all the same.
 
 $ kubectl delete -f many
-configmap "set-a" deleted from flags2 namespace
+configmap "set-a" deleted from [..] namespace
 $ cat last.yaml | kubectl replace -f -
 configmap/last replaced
 $ kubectl get -f last.yaml -o name
@@ -105,7 +105,7 @@ $ kubectl delete -f - --wait=false <<E
 > - {apiVersion: v1, kind: ConfigMap, metadata: {name: none}}
 > E
 ? 1
-configmap "last" deleted from flags2 namespace
+configmap "last" deleted from [..] namespace
 Error from server (NotFound): error when deleting "STDIN": configmaps "none" not found
 
 # Requests as they are.
@@ -143,8 +143,8 @@ deployment.apps/b condition met
 $ kubectl get deployments --sort-by='{.metadata.name}' -o jsonpath='{.items[*].metadata.name}'
 a b
 $ kubectl delete deployment a b --now
-deployment.apps "a" deleted from flags2 namespace
-deployment.apps "b" deleted from flags2 namespace
+deployment.apps "a" deleted from [..] namespace
+deployment.apps "b" deleted from [..] namespace
 $ kubectl explain deployments --api-version=apps/v1 | head -2
 GROUP:      apps
 KIND:       Deployment

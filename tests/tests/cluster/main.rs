@@ -10,11 +10,9 @@ mod command_line;
 mod conformance;
 mod durability;
 mod healing;
-mod joining;
 mod kube_client;
 mod kubectl;
 mod lifecycle;
-mod metrics;
 mod streams;
 
 use std::process::ExitCode;
@@ -61,9 +59,7 @@ const TESTS: &[Test<Cluster>] = &[
     ),
     ("kube_client::fifty_streams_at_once", kube_client::fifty_streams_at_once),
     ("command_line::the_verbs_of_decapod", command_line::the_verbs_of_decapod),
-    ("metrics::bear_kubernetes_names", metrics::bear_kubernetes_names),
     ("kubectl::every_transcript_is_replayed", kubectl::every_transcript_is_replayed),
-    ("joining::a_second_node_joins_by_token_and_hash", joining::a_second_node_joins_by_token_and_hash),
     ("bad_input::manifests", bad_input::manifests),
     ("bad_input::a_missing_image", bad_input::a_missing_image),
     ("bad_input::an_unschedulable_pod", bad_input::an_unschedulable_pod),

@@ -118,6 +118,14 @@ pub(crate) async fn what_is_written_takes_room(store: Any) {
     for n in 0..4 {
         put(&store, &format!("/t/room/{n}"), &"x".repeat(VALUE)).await;
     }
-    let size = store.size().await.unwrap();
-    assert!(size >= 4 * VALUE as u64, "{size}");
+    // etcd writes its database a moment later.
+    let last = std::time::Instant::now() + super::PATIENCE * 3;
+    loop {
+        let size = store.size().await.unwrap();
+        if size >= 4 * VALUE as u64 {
+            return;
+        }
+        assert!(std::time::Instant::now() < last, "{size}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
