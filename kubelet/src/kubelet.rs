@@ -30,10 +30,12 @@ use crate::shared::{Shared, logs_root};
 use crate::statics::Statics;
 use crate::tell::Tell;
 use crate::traffic::Traffic;
-use crate::volume::{self, Objects, Tokens, Volumes};
+use crate::volume::{self, Claims, Folders, Objects, Tokens, Volumes};
 use crate::wake::Wakes;
 use crate::worker::{Admitted, Workers, follow_runtime};
 
+/// Below the data directory: the folders that persistent volumes of this node stand for.
+const FOLDERS: &str = "local-path";
 /// The grace that pods have when their node is torn down.
 const TEARDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -114,8 +116,11 @@ impl Kubelet {
         let services = informers.of::<Service>();
         let objects = Arc::new(Objects::new(informers, supervisor.clone(), clock.clone(), wakes.clone()));
         let tokens = Tokens::new(client.clone(), clock.clone());
-        let volumes = Volumes::new(&options.data_dir, &volumes_dir(&options), objects, tokens)
+        let claims = Claims::new(client.clone());
+        let volumes = Volumes::new(&options.data_dir, &volumes_dir(&options), objects, tokens, claims)
             .map_err(|e| Error::Volumes(Box::new(e)))?;
+        let path = options.data_dir.join(FOLDERS);
+        let folders = Folders::open(&path).map_err(|source| Error::Folder { path, source })?;
         let host_ips = options.node_ips.iter().map(ToString::to_string).collect();
         let memory = node::facts::machine(&options.data_dir).memory;
         let images =
@@ -142,6 +147,7 @@ impl Kubelet {
             services,
             node,
             volumes,
+            folders,
             images,
             tell,
             evictions: Evictions::default(),

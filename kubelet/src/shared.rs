@@ -20,7 +20,7 @@ use crate::probe::Probes;
 use crate::statics::{self, Statics};
 use crate::tell::Tell;
 use crate::traffic::Traffic;
-use crate::volume::Volumes;
+use crate::volume::{Folders, Volumes};
 use crate::wake::Wakes;
 use crate::worker::{Admitted, mirrored};
 
@@ -37,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) node: Informer<Node>,
     pub(crate) cgroups: Cgroups,
     pub(crate) volumes: Volumes,
+    pub(crate) folders: Folders,
     pub(crate) images: Images,
     pub(crate) probes: Probes,
     pub(crate) tell: Tell,

@@ -8,6 +8,7 @@ mod auth;
 mod cadvisor;
 mod channel;
 mod files;
+mod folders;
 mod forward;
 mod logs;
 mod metrics;
@@ -23,7 +24,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use axum::{Json, Router, middleware};
 use decapod_client::ObjectKey;
 use decapod_client::error::chain;
@@ -142,6 +143,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/metrics/cadvisor", get(cadvisor::handle))
         .route("/metrics/probes", get(metrics::probes))
         .route("/metrics/resource", get(metrics::resource))
+        .route("/localPath/{name}", put(folders::make).delete(folders::remove))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::handle))
         .route("/exec/{namespace}/{pod}/{container}", get(session::exec).post(session::exec))
         .route("/attach/{namespace}/{pod}/{container}", get(session::attach).post(session::attach))

@@ -5,9 +5,12 @@
 //! is ever removed.
 
 mod atomic;
+mod claim;
+mod folders;
 mod kinds;
 mod mount;
 mod objects;
+mod ownership;
 mod payload;
 mod subpath;
 mod token;
@@ -21,11 +24,13 @@ use std::sync::Arc;
 
 use decapod_proto::cri;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeMount};
 
 use crate::pod::spec;
 use crate::{env_file, environment};
 
+pub(crate) use claim::Claims;
+pub(crate) use folders::Folders;
 pub(crate) use mount::remove_tree;
 pub(crate) use objects::Objects;
 pub(crate) use token::Tokens;
@@ -50,8 +55,18 @@ pub(crate) enum Error {
     Write(#[from] atomic::Error),
     #[error("hostPath type check failed: {path} is not a {kind}")]
     HostPath { path: String, kind: &'static str },
+    #[error(
+        "medium {0:?} is not known: use \"Memory\", \"HugePages\" or \"HugePages-<size>\", or none for disk"
+    )]
+    Medium(String),
+    #[error(
+        "medium \"HugePages\" needs a pod that requests huge pages of exactly one size: name the size, as \"HugePages-2Mi\""
+    )]
+    HugePages,
     #[error("the volume kind {0} is not supported by this node")]
     Unsupported(&'static str),
+    #[error(transparent)]
+    Claim(#[from] claim::Error),
     #[error("no volume named {0:?}")]
     NoVolume(String),
     #[error(transparent)]
@@ -83,9 +98,25 @@ pub(crate) struct Failure {
 /// Where a pod's volumes lie on the node.
 #[derive(Debug, Default)]
 pub(crate) struct Prepared {
-    paths: HashMap<String, PathBuf>,
+    places: HashMap<String, Place>,
     /// When the volumes have to be prepared again although no object changed: a token is due.
     pub(crate) renew_at: Option<Timestamp>,
+}
+
+/// One volume on the node.
+#[derive(Clone, Debug)]
+struct Place {
+    path: PathBuf,
+    /// Nobody may write to it, whatever the mount says.
+    read_only: bool,
+    /// An image, in place of a path: the runtime mounts it.
+    image: Option<String>,
+}
+
+impl From<PathBuf> for Place {
+    fn from(path: PathBuf) -> Self {
+        Self { path, read_only: false, image: None }
+    }
 }
 
 /// The volumes of all pods of the node.
@@ -94,11 +125,18 @@ pub(crate) struct Volumes {
     memory: PathBuf,
     pub(crate) objects: Arc<Objects>,
     tokens: Tokens,
+    claims: Claims,
 }
 
 impl Volumes {
     /// Volumes below `data`; secrets below `run`, which becomes a tmpfs unless it lies on one.
-    pub(crate) fn new(data: &Path, run: &Path, objects: Arc<Objects>, tokens: Tokens) -> Result<Self, Error> {
+    pub(crate) fn new(
+        data: &Path,
+        run: &Path,
+        objects: Arc<Objects>,
+        tokens: Tokens,
+        claims: Claims,
+    ) -> Result<Self, Error> {
         let memory = run.join("volumes");
         let pods = data.join("pods");
         for folder in [&memory, &pods] {
@@ -106,9 +144,9 @@ impl Volumes {
             fs::set_permissions(folder, Permissions::from_mode(PRIVATE)).map_err(io_at(folder))?;
         }
         if !mount::is_tmpfs(&memory).map_err(io_at(&memory))? {
-            mount::tmpfs(&memory, None, PRIVATE).map_err(io_at(&memory))?;
+            mount::tmpfs(&memory, None, PRIVATE, None).map_err(io_at(&memory))?;
         }
-        Ok(Self { pods, memory, objects, tokens })
+        Ok(Self { pods, memory, objects, tokens, claims })
     }
 
     /// The pod's folder on disk.
@@ -143,9 +181,9 @@ impl Volumes {
         let mut prepared = Prepared::default();
         let pod_spec = pod.spec.as_ref();
         for volume in pod_spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-            let path = self.volume(pod, volume, facts, &mut prepared).await;
-            let path = path.map_err(|source| Failure { volume: volume.name.clone(), source })?;
-            prepared.paths.insert(volume.name.clone(), path);
+            let place = self.volume(pod, volume, facts, &mut prepared).await;
+            let place = place.map_err(|source| Failure { volume: volume.name.clone(), source })?;
+            prepared.places.insert(volume.name.clone(), place);
         }
         Ok(prepared)
     }
@@ -156,17 +194,27 @@ impl Volumes {
         volume: &Volume,
         facts: &environment::Facts<'_>,
         prepared: &mut Prepared,
-    ) -> Result<PathBuf, Error> {
+    ) -> Result<Place, Error> {
         let uid = spec::uid(pod);
         let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|c| c.fs_group);
         let group = group.and_then(|g| u32::try_from(g).ok());
         if let Some(source) = &volume.empty_dir {
             let path = self.empty_dir(uid, &volume.name);
-            kinds::empty_dir(&path, source, group)?;
-            return Ok(path);
+            let memory = facts.node.and_then(allocatable_memory);
+            let room = pod.spec.as_ref().map(|spec| kinds::Room::of(spec, memory)).unwrap_or_default();
+            kinds::empty_dir(&path, source, room)?;
+            return Ok(path.into());
         }
         if let Some(source) = &volume.host_path {
-            return kinds::host_path(source);
+            return Ok(kinds::host_path(source)?.into());
+        }
+        if let Some(claim) = claim::Claim::of(pod, volume) {
+            let path = self.claims.place(pod, &claim, facts.node).await?;
+            return Ok(Place { read_only: claim.read_only, ..Place::from(path) });
+        }
+        if let Some(source) = &volume.image {
+            let image = Some(source.reference.clone().unwrap_or_default());
+            return Ok(Place { path: PathBuf::new(), read_only: true, image });
         }
         let mut collector =
             payload::Collector { objects: &self.objects, tokens: &self.tokens, pod, facts, renew_at: None };
@@ -181,7 +229,7 @@ impl Volumes {
         if let Some(due) = collector.renew_at {
             prepared.renew_at = Some(prepared.renew_at.map_or(due, |at| at.min(due)));
         }
-        Ok(path)
+        Ok(path.into())
     }
 
     /// What the runtime is to mount into a container.
@@ -205,12 +253,16 @@ impl Volumes {
         prepared: &Prepared,
         environment: &[(String, String)],
     ) -> Result<cri::Mount, Error> {
-        let root = prepared.paths.get(&mount.name).ok_or_else(|| Error::NoVolume(mount.name.clone()))?;
-        let expanded = mount.sub_path_expr.as_ref().filter(|e| !e.is_empty()).map(|expression| {
-            environment::expand_all(Some(&vec![expression.clone()]), environment).remove(0)
-        });
+        let Place { path: root, read_only, image } =
+            prepared.places.get(&mount.name).ok_or_else(|| Error::NoVolume(mount.name.clone()))?;
+        let expression = mount.sub_path_expr.as_ref().filter(|e| !e.is_empty());
+        let expanded = expression.map(|expression| subpath::expand(expression, environment)).transpose()?;
         let sub = expanded.or_else(|| mount.sub_path.clone()).filter(|s| !s.is_empty());
-        let host_path = match sub {
+        let in_image = image.as_ref().and(sub.clone());
+        if let Some(sub) = &in_image {
+            subpath::check(sub)?;
+        }
+        let host_path = match sub.filter(|_| image.is_none()) {
             Some(sub) => {
                 let at = self.pod_dir(spec::uid(pod)).join("volume-subpaths").join(&mount.name);
                 subpath::bind(root, &sub, &at.join(&container.name).join(index.to_string()))?
@@ -227,12 +279,14 @@ impl Volumes {
             _ => cri::MountPropagation::PropagationPrivate,
         };
         let recursive = mount.recursive_read_only.as_deref();
-        let read_only = mount.read_only == Some(true);
+        let read_only = *read_only || mount.read_only == Some(true);
         Ok(cri::Mount {
             container_path: absolute(&mount.mount_path),
             host_path: host_path.to_string_lossy().into_owned(),
             readonly: read_only,
             propagation: propagation.into(),
+            image_sub_path: in_image.unwrap_or_default(),
+            image: image.clone().map(|image| cri::ImageSpec { image, ..Default::default() }),
             recursive_read_only: read_only && matches!(recursive, Some("Enabled" | "IfPossible")),
             ..Default::default()
         })
@@ -242,9 +296,30 @@ impl Volumes {
     pub(crate) fn remove(&self, uid: &str) -> io::Result<()> {
         self.objects.release(uid);
         self.tokens.release(uid);
+        self.claims.release(uid);
         remove_tree(&self.memory.join(uid))?;
         remove_tree(&self.pods.join(uid))
     }
+}
+
+/// The memory that the node lets its pods use, in bytes.
+fn allocatable_memory(node: &k8s_openapi::api::core::v1::Node) -> Option<u64> {
+    let allocatable = node.status.as_ref()?.allocatable.as_ref()?.get("memory")?;
+    u64::try_from(decapod_api::quantity::Quantity::try_from(allocatable).ok()?.units()).ok()
+}
+
+/// The images that a container mounts as volumes, as containers that are to be pulled for it.
+pub(crate) fn images(pod: &PodSpec, container: &Container) -> Vec<Container> {
+    let mounted = |name: &str| container.volume_mounts.iter().flatten().any(|mount| mount.name == name);
+    let volumes = pod.volumes.iter().flatten().filter(|volume| mounted(&volume.name));
+    let sources = volumes.filter_map(|volume| volume.image.as_ref());
+    let images = sources.map(|source| Container {
+        name: container.name.clone(),
+        image: source.reference.clone(),
+        image_pull_policy: source.pull_policy.clone(),
+        ..Container::default()
+    });
+    images.collect()
 }
 
 fn absolute(path: &str) -> String {
@@ -290,7 +365,8 @@ impl Fetched {
 
     /// Variables may come from files of these volumes.
     pub(crate) fn with(mut self, prepared: &Prepared) -> Self {
-        self.volumes.clone_from(&prepared.paths);
+        let paths = prepared.places.iter().filter(|(_, place)| place.image.is_none());
+        self.volumes = paths.map(|(name, place)| (name.clone(), place.path.clone())).collect();
         self
     }
 }

@@ -9,13 +9,36 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 /// Mounts a tmpfs of at most `size` bytes (half of the memory without a limit).
-pub(crate) fn tmpfs(path: &Path, size: Option<u64>, mode: u32) -> io::Result<()> {
+pub(crate) fn tmpfs(path: &Path, size: Option<u64>, mode: u32, group: Option<u32>) -> io::Result<()> {
+    memory("tmpfs", path, &[("size", size)], mode, group)
+}
+
+/// Mounts huge pages of `page` bytes each, at most `size` bytes together.
+pub(crate) fn huge_pages(
+    path: &Path,
+    page: u64,
+    size: Option<u64>,
+    mode: u32,
+    group: Option<u32>,
+) -> io::Result<()> {
+    memory("hugetlbfs", path, &[("pagesize", Some(page)), ("size", size)], mode, group)
+}
+
+/// Mounts a file system that is in memory; it is there with its mode and group, or not at all.
+fn memory(
+    kind: &str,
+    path: &Path,
+    numbers: &[(&str, Option<u64>)],
+    mode: u32,
+    group: Option<u32>,
+) -> io::Result<()> {
     let mut options = format!("mode={mode:o}");
-    if let Some(size) = size {
-        options.push_str(&format!(",size={size}"));
+    let numbers = numbers.iter().copied().chain([("gid", group.map(u64::from))]);
+    for (name, value) in numbers.filter_map(|(name, value)| Some((name, value?))) {
+        options.push_str(&format!(",{name}={value}"));
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str())).map_err(io::Error::from)
+    mount(Some(kind), path, Some(kind), flags, Some(options.as_str())).map_err(io::Error::from)
 }
 
 /// Whether files at `path` lie in memory only.

@@ -4,6 +4,8 @@
 //! by the kernel under the volume's root (`openat2` with `RESOLVE_BENEATH`), and the result is bound by its
 //! descriptor, so that nothing can be exchanged between the check and the mount.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -13,12 +15,17 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 
 use super::mount;
+use crate::environment;
 
 /// Why a sub-path cannot be mounted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("subPath {0:?} must be a relative path without \"..\"")]
+    #[error("error SubPath `{0}` must not be an absolute path")]
+    Absolute(String),
+    #[error("unable to provision SubPath `{0}`: must not contain '..'")]
     Path(String),
+    #[error("failed to expand subPathExpr {expression:?}: missing value for {names}")]
+    Missing { expression: String, names: String },
     #[error("failed to open subPath {path:?} in its volume")]
     Open {
         path: String,
@@ -33,12 +40,39 @@ pub(crate) enum Error {
     },
 }
 
-/// Makes `sub` of the volume at `root` appear at `at`, creating a folder where nothing is. Idempotent.
-pub(crate) fn bind(root: &Path, sub: &str, at: &Path) -> Result<PathBuf, Error> {
-    let plain = Path::new(sub).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
-    if !plain || Path::new(sub).is_absolute() {
+/// The path that a `subPathExpr` means with these variables. Each that it names must have a value, or everything that
+/// lacks one would share a path.
+pub(crate) fn expand(expression: &str, environment: &[(String, String)]) -> Result<String, Error> {
+    let missing = RefCell::new(BTreeSet::new());
+    let expanded = environment::expand(expression, |name| {
+        let value = environment.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        if value.as_ref().is_none_or(String::is_empty) {
+            missing.borrow_mut().insert(name.to_owned());
+        }
+        value
+    });
+    let missing = missing.into_inner();
+    if missing.is_empty() {
+        return Ok(expanded);
+    }
+    let names = missing.into_iter().collect::<Vec<_>>().join(", ");
+    Err(Error::Missing { expression: expression.to_owned(), names })
+}
+
+/// Whether the path stays in its volume, as it is written.
+pub(crate) fn check(sub: &str) -> Result<(), Error> {
+    if Path::new(sub).is_absolute() {
+        return Err(Error::Absolute(sub.to_owned()));
+    }
+    if Path::new(sub).components().any(|component| component == Component::ParentDir) {
         return Err(Error::Path(sub.to_owned()));
     }
+    Ok(())
+}
+
+/// Makes `sub` of the volume at `root` appear at `at`, creating a folder where nothing is. Idempotent.
+pub(crate) fn bind(root: &Path, sub: &str, at: &Path) -> Result<PathBuf, Error> {
+    check(sub)?;
     let open = |source| Error::Open { path: sub.to_owned(), source };
     let bound = |source| Error::Bind { path: sub.to_owned(), source };
     let root = File::open(root).map_err(open)?;
@@ -134,9 +168,10 @@ mod tests {
         for bad in ["absolute/f", "relative/f", "relative"] {
             assert!(matches!(bind(&volume, bad, &at), Err(Error::Open { .. })), "{bad}");
         }
-        for bad in ["../outside", "/etc", "a/../../x"] {
+        for bad in ["../outside", "a/../../x"] {
             assert!(matches!(bind(&volume, bad, &at), Err(Error::Path(_))), "{bad}");
         }
+        assert!(matches!(bind(&volume, "/etc", &at), Err(Error::Absolute(_))));
         assert!(!at.exists());
     }
 
@@ -151,6 +186,14 @@ mod tests {
         for bad in ["out", "../v/f", "none", "."] {
             assert!(read(&volume, bad, 100).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn every_variable_of_an_expression_needs_a_value() {
+        let environment = [("A".to_owned(), "x".to_owned()), ("EMPTY".to_owned(), String::new())];
+        assert_eq!(expand("p/$(A)/$$(A)", &environment).unwrap(), "p/x/$(A)");
+        let error = expand("$(B)/$(EMPTY)", &environment).unwrap_err();
+        assert!(error.to_string().ends_with("missing value for B, EMPTY"), "{error}");
     }
 
     #[test]

@@ -45,22 +45,12 @@ impl PodSync {
         backoff: Duration,
     ) -> bool {
         let Some((container, sort)) = spec::find(pod_spec, name) else { return false };
-        let image = match self.shared.images.clone().ensure(pod, &container).await {
-            Ready::Here(image) => image,
-            Ready::Pulling => {
-                // Waiting without a word of its own: ContainerCreating.
-                self.state.waiting.remove(name);
+        for volume in volume::images(pod_spec, &container) {
+            if self.image(pod, name, &volume).await.is_none() {
                 return false;
             }
-            Ready::Waits(waiting, again) => {
-                self.state.waiting.insert(name.to_owned(), waiting);
-                if let Some(again) = again {
-                    // At least a moment, so that clients get to see each reason.
-                    self.wake_after(again.max(Duration::from_secs(1)));
-                }
-                return false;
-            }
-        };
+        }
+        let Some(image) = self.image(pod, name, &container).await else { return false };
         let started = async {
             let config =
                 self.configure(pod, pod_spec, observed, (&container, sort), attempt, backoff, &image).await?;
@@ -81,6 +71,26 @@ impl PodSync {
                 false
             }
             Err(None) => false,
+        }
+    }
+
+    /// The image of a container, or of one of its volumes; `None` as long as it is not here.
+    async fn image(&mut self, pod: &Arc<Pod>, name: &str, wants: &Container) -> Option<Box<cri::Image>> {
+        match self.shared.images.clone().ensure(pod, wants).await {
+            Ready::Here(image) => Some(image),
+            Ready::Pulling => {
+                // Waiting without a word of its own: ContainerCreating.
+                self.state.waiting.remove(name);
+                None
+            }
+            Ready::Waits(waiting, again) => {
+                self.state.waiting.insert(name.to_owned(), waiting);
+                if let Some(again) = again {
+                    // At least a moment, so that clients get to see each reason.
+                    self.wake_after(again.max(Duration::from_secs(1)));
+                }
+                None
+            }
         }
     }
 

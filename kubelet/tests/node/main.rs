@@ -8,6 +8,7 @@
 mod api;
 mod resources;
 mod tls;
+mod volumes;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -24,6 +25,7 @@ use decapod_client::task::Supervisor;
 use decapod_kubelet::{Dependencies, Drain, EvictionOptions, Kubelet, NoServices, Options, teardown};
 use decapod_runtime::{Attachment, Embedded, ImageConfig, ImageFile, Network, Source, shim};
 use serde_json::{Value, json};
+use volumes::claims_images_and_expanded_paths_are_mounted;
 
 const NODE: &str = "dcp-node";
 const IMAGE: &str = "test.internal/busybox:1";
@@ -528,6 +530,7 @@ fn main() -> ExitCode {
         what_was_deleted_meanwhile_is_cleaned_up,
         exits_are_counted_and_told,
         a_missing_config_map_is_waited_for_and_its_changes_arrive,
+        claims_images_and_expanded_paths_are_mounted,
         a_failing_liveness_probe_restarts,
         what_does_not_fit_is_refused,
         hooks_run_and_variables_come_from_files,

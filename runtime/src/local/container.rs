@@ -1,5 +1,6 @@
 //! Containers: prepared here, run by the shim.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,9 @@ use super::session::{self, Exec};
 use super::spec::{Facts, security_context};
 use super::state::{ContainerRecord, Encoded, Paths, Phase, SandboxRecord, Stage};
 use super::user::User;
-use super::{Container, Inner, blocking, capability, client, device, new_id, sandbox, seccomp, signal, user};
+use super::{
+    Container, Inner, blocking, capability, client, device, new_id, sandbox, seccomp, signal, user, volume,
+};
 use crate::cri::Session;
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
@@ -51,6 +54,7 @@ impl Inner {
         let plan = Plan {
             id: new_id(),
             image,
+            volumes: self.image_volumes(config)?,
             target: self.target_process(&record, config)?,
             config: config.clone(),
             sandbox: record,
@@ -64,6 +68,16 @@ impl Inner {
         self.tables().containers.insert(id.clone(), Container::new(record, Phase::Created));
         self.publish(cri::ContainerEventType::ContainerCreatedEvent, &id, &sandbox_id);
         Ok(id)
+    }
+
+    /// The images that the container has mounted as volumes, by their targets (KEP-4639).
+    fn image_volumes(&self, config: &cri::ContainerConfig) -> Result<BTreeMap<String, Arc<Image>>> {
+        let mounts = config.mounts.iter().filter(|mount| mount.image.is_some());
+        let images = mounts.map(|mount| {
+            let image = self.image_find(mount.image.as_ref())?;
+            Ok((mount.container_path.clone(), image))
+        });
+        images.collect()
     }
 
     /// The process whose namespace a debugging container shares.
@@ -326,6 +340,8 @@ impl Inner {
 struct Plan {
     id: String,
     image: Arc<Image>,
+    /// The images that are mounted as volumes, by their targets.
+    volumes: BTreeMap<String, Arc<Image>>,
     /// Whose process namespace to share.
     target: Option<i32>,
     config: cri::ContainerConfig,
@@ -356,7 +372,7 @@ impl Plan {
     fn prepare(&self, bundle: &Path, rootfs: &Path) -> Result<ContainerRecord> {
         let failed = |doing: &'static str| move |error: io::Error| Error::internal(doing, error);
         let (upper, work) = (bundle.join("upper"), bundle.join("work"));
-        for directory in [&upper, &work, &rootfs.to_owned()] {
+        for directory in [&upper, &work, &self.empty(), &rootfs.to_owned()] {
             fs::create_dir_all(directory).map_err(failed("create the container's directories"))?;
         }
         let lower = self.image.lower();
@@ -365,13 +381,18 @@ impl Plan {
             .map_err(failed("mount the container's root file system"))?;
         let context = security_context(&self.config);
         let user = user::resolve(rootfs, &context, &self.image.config.user)?;
-        let facts = self.facts(rootfs, &user)?;
+        let volumes =
+            volume::mount_all(rootfs, &self.layers, &self.empty(), &self.volumes, &self.config.mounts)?;
+        let facts = self.facts(rootfs, &user, volumes)?;
         rooted::create_dir_all(rootfs, Path::new(facts.cwd()))
             .map_err(|error| Error::invalid("working_dir", format!("{}: {error}", facts.cwd())))?;
         let spec = facts.spec()?;
         self.restrict_devices(&context)?;
         fs::write(bundle.join("config.json"), spec.to_string()).map_err(failed("write the specification"))?;
-        let record = self.record(bundle, &context, &user, lower)?;
+        // What is mounted is in use, and stays.
+        let of_volumes = self.volumes.values().flat_map(|image| image.lower());
+        let layers = lower.into_iter().chain(of_volumes).collect();
+        let record = self.record(bundle, &context, &user, layers)?;
         durable::write_json(&bundle.join("container.json"), &record)
             .map_err(failed("save the container's record"))?;
         Ok(record)
@@ -413,6 +434,11 @@ impl Plan {
         })
     }
 
+    /// A directory without anything in it.
+    fn empty(&self) -> PathBuf {
+        self.paths.container(&self.sandbox.id, &self.id).join("empty")
+    }
+
     fn log_path(&self) -> Result<Option<PathBuf>> {
         if self.config.log_path.is_empty() {
             return Ok(None);
@@ -426,7 +452,12 @@ impl Plan {
         Ok(Some(path))
     }
 
-    fn facts<'a>(&'a self, rootfs: &'a Path, user: &'a User) -> Result<Facts<'a>> {
+    fn facts<'a>(
+        &'a self,
+        rootfs: &'a Path,
+        user: &'a User,
+        volumes: BTreeMap<String, PathBuf>,
+    ) -> Result<Facts<'a>> {
         let pod = self.paths.sandbox(&self.sandbox.id);
         let options = sandbox::options(&self.sandbox.config.0);
         let shm = match options.ipc() {
@@ -454,6 +485,7 @@ impl Plan {
             shm,
             oom_floor: oom_floor(),
             host_devices,
+            volumes,
         })
     }
 
@@ -575,6 +607,7 @@ fn exec_process(bundle: &Path, command: &[String], tty: bool) -> io::Result<serd
 /// Removes all that a container has but its log.
 pub(super) fn discard(groups: &Hierarchies, cgroup: &str, bundle: &Path, rootfs: &Path) -> io::Result<()> {
     groups.destroy(cgroup)?;
+    volume::unmount_all(rootfs)?;
     mount::unmount(rootfs)?;
     match fs::remove_dir(rootfs) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

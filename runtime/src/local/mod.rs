@@ -22,6 +22,7 @@ mod stats;
 mod syscalls;
 mod tasks;
 mod user;
+mod volume;
 
 pub use build::{BuildRequest, PROGRESS_LINES, unpack_context};
 

@@ -3,6 +3,7 @@
 //! Pure: all that depends on the machine comes in through [`Facts`]. The specification has no
 //! capabilities and no seccomp profile: both are set by the shim, last of all.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use decapod_proto::cri;
@@ -54,6 +55,8 @@ pub(super) struct Facts<'a> {
     pub(super) oom_floor: i64,
     /// Devices of the machine, for privileged containers.
     pub(super) host_devices: Vec<Value>,
+    /// The views of images that are mounted as volumes, by their targets.
+    pub(super) volumes: BTreeMap<String, PathBuf>,
 }
 
 impl Facts<'_> {
@@ -232,7 +235,7 @@ impl Facts<'_> {
 
     fn bind_of(&self, mount: &cri::Mount) -> Result<Value> {
         if mount.image.is_some() {
-            return Err(Error::invalid("mounts", "images as volumes are not supported"));
+            return self.image_of(mount);
         }
         if !mount.container_path.starts_with('/') {
             let what = format!("container path {:?} is not absolute", mount.container_path);
@@ -253,6 +256,13 @@ impl Facts<'_> {
             cri::MountPropagation::PropagationBidirectional => "rshared",
         };
         Ok(bind(&mount.container_path, source, &["rbind", propagation, access]))
+    }
+
+    /// An image as a volume: nobody writes to it, and nothing of it is run.
+    fn image_of(&self, mount: &cri::Mount) -> Result<Value> {
+        let target = mount.container_path.as_str();
+        let view = self.volumes.get(target).ok_or_else(|| Error::invalid("mounts", "no such image"))?;
+        Ok(bind(target, view, &["rbind", "rprivate", "ro", "noexec", "nosuid", "nodev"]))
     }
 
     fn resources(&self) -> Result<Value> {
@@ -330,6 +340,7 @@ mod tests {
             shm: "/pod/shm".into(),
             oom_floor: -1000,
             host_devices: Vec::new(),
+            volumes: BTreeMap::new(),
         };
         facts.spec()
     }

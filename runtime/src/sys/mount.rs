@@ -47,6 +47,21 @@ impl Overlay<'_> {
     }
 }
 
+/// Shows stacked directories of `base`, the topmost first, as one that is only read. `empty` has nothing in it: a view
+/// needs two directories at least.
+pub(crate) fn view(lower: &[String], base: &Path, empty: &Path, target: &Path) -> io::Result<()> {
+    let base: OwnedFd = rooted::open_dir(base)?;
+    let lower = lower.iter().map(|name| super::fds::short_path(&base, name).display().to_string());
+    let lower: Vec<String> = lower.chain([escape(empty)]).collect();
+    let options = format!("lowerdir={}", lower.join(":"));
+    if options.len() > MAX_OPTIONS {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the image has too many layers"));
+    }
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("overlay"), target, Some("overlay"), flags, Some(options.as_str()))?;
+    Ok(())
+}
+
 /// Overlay options separate by commas and colons.
 fn escape(path: &Path) -> String {
     path.display().to_string().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:")
