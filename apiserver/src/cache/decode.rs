@@ -51,6 +51,8 @@ pub(crate) struct Field {
     pub(crate) name: String,
     /// Where it is: keys joined by dots.
     pub(crate) path: String,
+    /// Where it is if there it is absent, null or empty.
+    pub(crate) otherwise: Option<String>,
     /// As what it counts if it is absent or null.
     pub(crate) default: String,
 }
@@ -58,7 +60,7 @@ pub(crate) struct Field {
 impl Field {
     /// A field that is where its name says.
     pub(crate) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), path: name.to_owned(), default: String::new() }
+        Self { name: name.to_owned(), path: name.to_owned(), otherwise: None, default: String::new() }
     }
 }
 
@@ -73,7 +75,7 @@ pub(crate) struct Scanner {
 #[derive(Debug, Default)]
 struct Node {
     children: Vec<(String, Node)>,
-    /// The fields that are here.
+    /// The fields that are here, by their number; those that are here otherwise, by theirs after all.
     fields: Vec<usize>,
 }
 
@@ -100,6 +102,9 @@ impl Scanner {
         let mut root = Node::default();
         for (number, field) in fields.iter().enumerate() {
             root.at(&field.path).fields.push(number);
+            if let Some(otherwise) = &field.otherwise {
+                root.at(otherwise).fields.push(fields.len() + number);
+            }
         }
         Self { fields, root }
     }
@@ -107,7 +112,7 @@ impl Scanner {
     /// The facts of an object; fails if it is no JSON object with `metadata`.
     pub(crate) fn scan(&self, body: &[u8]) -> Result<Facts, BoxError> {
         let text = std::str::from_utf8(body)?;
-        let mut found: Vec<Option<String>> = vec![None; self.fields.len()];
+        let mut found: Vec<Option<String>> = vec![None; 2 * self.fields.len()];
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let top = Top { root: &self.root, found: &mut found };
         let metadata = deserializer.deserialize_map(top)?.ok_or("the object has no metadata")?;
@@ -120,8 +125,13 @@ impl Scanner {
         let splice = inside.as_ptr().addr() - text.as_ptr().addr();
         let comma = !inside.trim_start().starts_with('}');
 
-        let values = self.fields.iter().zip(&found);
-        let fields = values.map(|(field, value)| (&field.name, value.as_ref().unwrap_or(&field.default)));
+        let (first, second) = found.split_at(self.fields.len());
+        let values = self.fields.iter().zip(first.iter().zip(second));
+        let fields = values.map(|(field, (first, second))| {
+            let value =
+                first.as_ref().filter(|value| !value.is_empty()).or(second.as_ref()).or(first.as_ref());
+            (&field.name, value.unwrap_or(&field.default))
+        });
         Ok(Facts { labels: labels.build(), fields: fields.collect(), splice, comma })
     }
 }
@@ -348,6 +358,25 @@ mod tests {
         assert_eq!(facts.labels, Pairs::default());
         assert_eq!((facts.splice, facts.comma), (13, false));
         assert_eq!(scan(r#"{"metadata":{"labels":null}}"#).labels, Pairs::default());
+    }
+
+    #[test]
+    fn a_field_may_be_in_one_of_two_places() {
+        let source = Field {
+            path: "source.component".to_owned(),
+            otherwise: Some("reportingComponent".to_owned()),
+            ..Field::new("source")
+        };
+        let scanner = Scanner::new(vec![Field::new("reportingComponent"), source]);
+        let source = |object: &str| {
+            let facts = scanner.scan(object.as_bytes()).unwrap();
+            facts.fields.get("source").unwrap().to_owned()
+        };
+        assert_eq!(source(r#"{"metadata":{},"reportingComponent":"b","source":{"component":"a"}}"#), "a");
+        assert_eq!(source(r#"{"metadata":{},"reportingComponent":"b","source":{"component":""}}"#), "b");
+        assert_eq!(source(r#"{"metadata":{},"reportingComponent":"b","source":{}}"#), "b");
+        assert_eq!(source(r#"{"metadata":{},"source":{"component":""}}"#), "");
+        assert_eq!(source(r#"{"metadata":{}}"#), "");
     }
 
     #[test]

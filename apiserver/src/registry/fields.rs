@@ -97,6 +97,11 @@ pub(crate) fn path(field: &str) -> &str {
     }
 }
 
+/// Where a field is if it is not at its [`path`]: newer events have no `source`.
+pub(crate) fn otherwise(field: &str) -> Option<&'static str> {
+    (field == "source").then_some("reportingComponent")
+}
+
 /// What an absent field compares as.
 pub(crate) fn default(field: &str) -> &'static str {
     match field {

@@ -100,7 +100,8 @@ fn make(resource: &'static Resource, prefix: String) -> Row {
 
 fn field(name: &str) -> Field {
     let (path, default) = (selectable::path(name), selectable::default(name));
-    Field { path: path.to_owned(), default: default.to_owned(), ..Field::new(name) }
+    let otherwise = selectable::otherwise(name).map(str::to_owned);
+    Field { path: path.to_owned(), otherwise, default: default.to_owned(), ..Field::new(name) }
 }
 
 /// A row that shares its storage with another: its objects are converted when they are read.
