@@ -13,10 +13,12 @@ mod error;
 mod image;
 mod local;
 mod protocol;
+mod registry;
 pub mod shim;
 mod sys;
 
 pub use cri::{Attachment, Connection, Duplex, Input, Network, Output, Runtime, Session, TerminalSize};
 pub use error::{Error, Kind, Result, Source};
-pub use image::{ImageConfig, ImageFile};
-pub use local::{BuildRequest, Embedded, Options, PROGRESS_LINES, unpack_context};
+pub use image::{ImageConfig, ImageFile, Progress, repository_of};
+pub use local::{BuildRequest, Embedded, Options, PROGRESS_LINES, Transfer, unpack_context};
+pub use registry::Credentials;

@@ -16,7 +16,7 @@ use super::error::{Error, Result};
 use super::reference::{Reference, is_digest, is_hex};
 
 /// Largest JSON document of an image; registries allow manifests of 4 MiB.
-const MAX_DOCUMENT: u64 = 4 << 20;
+pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
 
 /// Files in an archive; an image with the most layers that overlayfs takes has some hundred.
 const MAX_FILES: usize = 100_000;
@@ -25,7 +25,7 @@ const MAX_FILES: usize = 100_000;
 const MAX_LAYERS: usize = 127;
 
 /// Indexes in indexes; the specification needs one.
-const MAX_NESTING: usize = 4;
+pub(super) const MAX_NESTING: usize = 4;
 
 /// An archive whose files can be read by name, in any order.
 pub(super) struct Archive {
@@ -70,9 +70,9 @@ pub(super) struct FoundLayer {
 #[derive(Debug, Deserialize)]
 pub(super) struct ConfigDocument {
     #[serde(default)]
-    architecture: String,
+    pub(super) architecture: String,
     #[serde(default)]
-    os: String,
+    pub(super) os: String,
     #[serde(default)]
     pub(super) config: Option<RawConfig>,
     rootfs: RootFs,
@@ -98,22 +98,24 @@ pub(super) struct RawConfig {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor {
+pub(super) struct Descriptor {
     #[serde(default)]
-    media_type: String,
-    digest: String,
+    pub(super) media_type: String,
+    pub(super) digest: String,
     #[serde(default)]
-    platform: Option<Platform>,
+    pub(super) size: u64,
     #[serde(default)]
-    annotations: HashMap<String, String>,
+    pub(super) platform: Option<Platform>,
+    #[serde(default)]
+    pub(super) annotations: HashMap<String, String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct Platform {
+pub(super) struct Platform {
     #[serde(default)]
-    architecture: String,
+    pub(super) architecture: String,
     #[serde(default)]
-    os: String,
+    pub(super) os: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -123,10 +125,10 @@ struct IndexDocument {
 }
 
 #[derive(Debug, Deserialize)]
-struct ManifestDocument {
-    config: Descriptor,
+pub(super) struct ManifestDocument {
+    pub(super) config: Descriptor,
     #[serde(default)]
-    layers: Vec<Descriptor>,
+    pub(super) layers: Vec<Descriptor>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -405,7 +407,7 @@ impl Read for Section<'_> {
 }
 
 /// Layers and their digests come from two documents, which must agree.
-fn pair(file: &str, files: Vec<String>, document: &ConfigDocument) -> Result<Vec<FoundLayer>> {
+pub(super) fn pair(file: &str, files: Vec<String>, document: &ConfigDocument) -> Result<Vec<FoundLayer>> {
     let diff_ids = &document.rootfs.diff_ids;
     if files.len() != diff_ids.len() {
         let what = format!("{} layers, but the configuration has {}", files.len(), diff_ids.len());
@@ -454,7 +456,7 @@ pub(crate) fn architecture() -> &'static str {
     }
 }
 
-fn is_ours(os: &str, arch: &str) -> bool {
+pub(super) fn is_ours(os: &str, arch: &str) -> bool {
     (os.is_empty() || os == "linux") && (arch.is_empty() || arch == architecture())
 }
 

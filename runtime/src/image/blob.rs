@@ -3,16 +3,50 @@
 //! **Invariant**: a blob that is there is whole, on disk, and has the digest that it is named by.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
 
 use super::error::{Error, Result};
 use super::reference::is_digest;
 
 /// Copied at once: large enough that hashing, not system calls, takes the time.
 const CHUNK: usize = 256 * 1024;
+
+/// How the names of blobs begin that are being fetched.
+pub(crate) const PARTIAL: &str = "part-";
+
+/// A blob of which the beginning is here.
+pub(crate) struct Partial {
+    file: File,
+    path: PathBuf,
+    hasher: Sha256,
+    length: u64,
+}
+
+impl Partial {
+    /// The bytes that are here.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Writes what comes until nothing does. What cannot be written is thrown away: a full disk needs the room.
+    pub(crate) fn receive(mut self, mut pieces: mpsc::Receiver<Bytes>) -> Result<Self> {
+        while let Some(piece) = pieces.blocking_recv() {
+            self.hasher.update(&piece);
+            if let Err(error) = self.file.write_all(&piece) {
+                // The first error is the one to report; a leftover is removed at the next start.
+                fs::remove_file(&self.path).ok();
+                return Err(Error::io("write", &self.path)(error));
+            }
+            self.length += piece.len() as u64;
+        }
+        Ok(self)
+    }
+}
 
 /// A directory of blobs.
 #[derive(Clone, Debug)]
@@ -51,6 +85,50 @@ impl Blobs {
             fs::remove_file(&temporary).ok();
         }
         result.map(|()| path)
+    }
+
+    /// What an earlier attempt has fetched of a blob of `size` bytes, to be gone on with. One at a time for a blob.
+    pub(crate) fn resume(&self, digest: &str, size: u64) -> Result<Partial> {
+        let path = self.directory.join(format!("{PARTIAL}{}", digest.trim_start_matches("sha256:")));
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(Error::io("create", &path))?;
+        let mut hasher = Sha256::new();
+        let mut length = 0;
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            match file.read(&mut chunk).map_err(Error::io("read", &path))? {
+                0 => break,
+                read => {
+                    hasher.update(&chunk[..read]);
+                    length += read as u64;
+                }
+            }
+        }
+        if length > size {
+            file.set_len(0).map_err(Error::io("write", &path))?;
+            file.rewind().map_err(Error::io("write", &path))?;
+            (hasher, length) = (Sha256::new(), 0);
+        }
+        Ok(Partial { file, path, hasher, length })
+    }
+
+    /// Names a blob that has come as a whole, if it is what its digest says; otherwise it is thrown away.
+    pub(crate) fn complete(&self, partial: Partial, digest: &str, file: &str) -> Result<PathBuf> {
+        let actual = format_digest(&partial.hasher.finalize());
+        if actual != digest {
+            fs::remove_file(&partial.path).map_err(Error::io("remove", &partial.path))?;
+            return Err(Error::Digest { file: file.to_owned(), actual, expected: digest.to_owned() });
+        }
+        partial.file.sync_data().map_err(Error::io("sync", &partial.path))?;
+        let path = self.path(digest);
+        fs::rename(&partial.path, &path).map_err(Error::io("rename", &partial.path))?;
+        sync_directory(&self.directory)?;
+        Ok(path)
     }
 
     /// Removes a blob that may not be there.

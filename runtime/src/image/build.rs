@@ -48,6 +48,7 @@ impl Store {
         self.add(Image {
             id,
             tags: [tag].into(),
+            digests: std::collections::BTreeSet::new(),
             manifest: None,
             layers: vec![layer],
             config: config.clone(),

@@ -39,7 +39,7 @@ impl Store {
     /// Forgets what builds have made; returns how many bytes of layers that were.
     pub(crate) fn forget_builds(&self, used: &std::collections::HashSet<String>) -> Result<u64> {
         let bytes = self.cache.clear()?;
-        self.collect_garbage(used)?;
+        self.tidy(used)?;
         Ok(bytes)
     }
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::registry;
+
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an image is not usable.
@@ -67,13 +69,16 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// Not one of the manifests is for this machine.
-    #[error("no image for {wanted}; the archive has {available}")]
+    #[error("no image for {wanted}; there is one for {available}")]
     Platform {
         /// This machine's platform.
         wanted: String,
-        /// The platforms that the archive has.
+        /// The platforms that there are.
         available: String,
     },
+    /// A registry did not do what it was asked for.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
     /// The name is not an image reference.
     #[error("{reference:?} is not an image reference: {what}")]
     Reference {

@@ -1,7 +1,8 @@
 //! Images of this node: names, content, and one unpacked directory per layer, shared by all.
 //!
 //! **Invariant**: the index names only what is whole and on disk. A crash leaves at most files
-//! that nothing names; they are removed at the next start.
+//! that nothing names; they are removed at the next start. What has its final name is whole, and
+//! never changes: containers run on it.
 
 mod archive;
 mod blob;
@@ -13,6 +14,9 @@ mod guard;
 #[cfg(test)]
 mod hostile;
 mod layer;
+mod lease;
+mod pull;
+mod push;
 mod reference;
 mod unpack;
 
@@ -25,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use decapod_proto::cri;
 use serde::{Deserialize, Serialize};
 
-use archive::{Archive, ConfigDocument, Found, FoundLayer};
+use archive::{Archive, ConfigDocument, Found, FoundLayer, RawConfig};
 pub(crate) use archive::{architecture, decompress};
 use blob::{Blobs, Digesting};
 pub(crate) use blob::{digest_of, format_digest};
@@ -33,8 +37,13 @@ pub use build::ImageFile;
 pub(crate) use cache::Made;
 pub(crate) use error::Error;
 use error::Result;
+use lease::{Fetches, Leases};
+pub use pull::Progress;
+pub(crate) use pull::pull;
+pub(crate) use push::push;
 pub(crate) use reference::Reference;
 use reference::is_digest;
+pub use reference::repository_of;
 pub(crate) use unpack::{Meta, set_time, unpack};
 
 use crate::sys::durable;
@@ -57,6 +66,19 @@ pub struct ImageConfig {
     pub stop_signal: String,
 }
 
+impl From<RawConfig> for ImageConfig {
+    fn from(raw: RawConfig) -> Self {
+        Self {
+            user: raw.user.unwrap_or_default(),
+            env: raw.env.unwrap_or_default(),
+            entrypoint: raw.entrypoint.unwrap_or_default(),
+            cmd: raw.cmd.unwrap_or_default(),
+            working_dir: raw.working_dir.unwrap_or_default(),
+            stop_signal: raw.stop_signal.unwrap_or_default(),
+        }
+    }
+}
+
 /// One image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Image {
@@ -64,6 +86,9 @@ pub(crate) struct Image {
     pub(crate) id: String,
     /// Full names with tags.
     pub(crate) tags: BTreeSet<String>,
+    /// Full names with the digests by which registries know it, `repository@sha256:…`.
+    #[serde(default)]
+    pub(crate) digests: BTreeSet<String>,
     /// The digest of its manifest, where it has one.
     pub(crate) manifest: Option<String>,
     /// Its layers, the lowest first.
@@ -97,7 +122,15 @@ impl Layer {
 impl Image {
     /// An image that the store does not know, such as one that is being built.
     pub(crate) fn unnamed(id: String, layers: Vec<Layer>, config: ImageConfig) -> Self {
-        Image { id, tags: BTreeSet::new(), manifest: None, layers, config, built_from: None }
+        Image {
+            id,
+            tags: BTreeSet::new(),
+            digests: BTreeSet::new(),
+            manifest: None,
+            layers,
+            config,
+            built_from: None,
+        }
     }
 
     /// Directories of its layers, the topmost first: as overlayfs wants them.
@@ -114,14 +147,17 @@ impl Image {
         };
         let repositories: BTreeSet<&str> =
             self.tags.iter().filter_map(|tag| tag.rsplit_once(':')).map(|(name, _)| name).collect();
-        let digests = self
-            .manifest
-            .iter()
-            .flat_map(|digest| repositories.iter().map(move |repository| format!("{repository}@{digest}")));
+        // What was pulled is known by the digest that the registry has it by, which may be that of an index.
+        let pulled = |name: &str| self.digests.iter().any(|known| known.split('@').next() == Some(name));
+        let own = self.manifest.iter().flat_map(|digest| {
+            let others = repositories.iter().filter(|repository| !pulled(repository));
+            others.map(move |repository| format!("{repository}@{digest}"))
+        });
+        let digests: BTreeSet<String> = self.digests.iter().cloned().chain(own).collect();
         cri::Image {
             id: self.id.clone(),
             repo_tags: self.tags.iter().cloned().collect(),
-            repo_digests: digests.collect(),
+            repo_digests: digests.into_iter().collect(),
             size: self.layers.iter().map(|layer| layer.bytes).sum(),
             uid: uid.map(|value| cri::Int64Value { value }),
             username: if uid.is_none() { user.to_owned() } else { String::new() },
@@ -134,6 +170,7 @@ impl Image {
         match &name.digest {
             Some(digest) => {
                 *digest == self.id
+                    || self.digests.contains(&format!("{}@{digest}", name.repository))
                     || self.manifest.as_ref() == Some(digest)
                         && self
                             .tags
@@ -158,6 +195,10 @@ pub(crate) struct Store {
     index: RwLock<Index>,
     /// What builds have made.
     cache: cache::Cache,
+    /// Held while the index is read, changed and written.
+    change: Mutex<()>,
+    leases: Leases,
+    fetches: Fetches,
     /// Held while content is added or removed, so that neither takes away what the other needs.
     work: Mutex<()>,
 }
@@ -171,7 +212,16 @@ impl Store {
         let path = root.join("index.json");
         let index = durable::read_json(&path).map_err(Error::io("read", path))?.unwrap_or_default();
         let cache = cache::Cache::open(&root);
-        Ok(Store { root, blobs, index: RwLock::new(index), cache, work: Mutex::new(()) })
+        Ok(Store {
+            root,
+            blobs,
+            index: RwLock::new(index),
+            cache,
+            change: Mutex::default(),
+            leases: Leases::default(),
+            fetches: Fetches::default(),
+            work: Mutex::default(),
+        })
     }
 
     /// Where the directories of the layers are.
@@ -224,20 +274,13 @@ impl Store {
         if let Some(manifest) = &found.manifest {
             self.blobs.put(manifest, manifest, &mut found.manifest_json.as_slice())?;
         }
-        let raw = document.config.unwrap_or_default();
         self.add(Image {
             id: found.config.clone(),
             tags: found.names.iter().cloned().collect(),
+            digests: BTreeSet::new(),
             manifest: found.manifest.clone(),
             layers,
-            config: ImageConfig {
-                user: raw.user.unwrap_or_default(),
-                env: raw.env.unwrap_or_default(),
-                entrypoint: raw.entrypoint.unwrap_or_default(),
-                cmd: raw.cmd.unwrap_or_default(),
-                working_dir: raw.working_dir.unwrap_or_default(),
-                stop_signal: raw.stop_signal.unwrap_or_default(),
-            },
+            config: document.config.unwrap_or_default().into(),
             built_from: None,
         })
     }
@@ -287,12 +330,21 @@ impl Store {
     fn place_layer(&self, name: &str, fill: impl FnOnce(&Path) -> Result<u64>) -> Result<u64> {
         let layers = self.layers();
         let target = layers.join(name);
-        let temporary = layers.join(format!("new-{}", uuid::Uuid::new_v4().simple()));
+        if target.is_dir() {
+            // What has its name is whole, and containers may run on it.
+            return bytes_of(&target).map_err(Error::io("read", target));
+        }
+        let temporary = layers.join(format!("{TEMPORARY}{}", uuid::Uuid::new_v4().simple()));
         fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
         let result = fill(&temporary).and_then(|bytes| {
             sync_file_system(&temporary)?;
-            durable::remove_tree(&target).map_err(Error::io("remove", &target))?;
-            fs::rename(&temporary, &target).map_err(Error::io("rename", &temporary))?;
+            match fs::rename(&temporary, &target) {
+                // Another one was faster with the same content.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                    durable::remove_tree(&temporary).map_err(Error::io("remove", &temporary))?;
+                }
+                renamed => renamed.map_err(Error::io("rename", &temporary))?,
+            }
             blob::sync_directory(&layers)?;
             Ok(bytes)
         });
@@ -305,6 +357,7 @@ impl Store {
 
     /// Adds an image, or its names to the one that is there; takes the names from others.
     fn add(&self, image: Image) -> Result<Arc<Image>> {
+        let _change = self.changing();
         let mut index = self.read().clone();
         for other in index.images.values_mut() {
             if other.id != image.id && !other.tags.is_disjoint(&image.tags) {
@@ -315,8 +368,9 @@ impl Store {
         let merged = match index.images.get(&id) {
             Some(old) => {
                 let tags = old.tags.union(&image.tags).cloned().collect();
+                let digests = old.digests.union(&image.digests).cloned().collect();
                 let manifest = image.manifest.clone().or_else(|| old.manifest.clone());
-                Arc::new(Image { tags, manifest, ..image })
+                Arc::new(Image { tags, digests, manifest, ..image })
             }
             None => Arc::new(image),
         };
@@ -329,6 +383,7 @@ impl Store {
     /// Content goes unless another image or one of `used` (directories of layers) needs it.
     pub(crate) fn remove(&self, name: &str, used: &HashSet<String>) -> Result<bool> {
         let _work = self.work();
+        let change = self.changing();
         let Some(image) = self.find(name) else { return Ok(false) };
         let mut index = self.read().clone();
         let tag = Reference::parse(name).ok().and_then(|reference| reference.tagged());
@@ -337,22 +392,38 @@ impl Store {
             Some(tag) if image.tags.len() > 1 => {
                 let mut rest = Image::clone(&image);
                 rest.tags.remove(&tag);
+                // With its last tag a repository's digests go: nobody would find out by what they stay.
+                let repository = |name: &str| name.rsplit_once([':', '@']).map(|(r, _)| r.to_owned());
+                let gone = repository(&tag)
+                    .filter(|gone| !rest.tags.iter().any(|t| repository(t).as_ref() == Some(gone)));
+                rest.digests.retain(|known| known.split('@').next() != gone.as_deref());
                 index.images.insert(image.id.clone(), Arc::new(rest));
             }
             _ => drop(index.images.remove(&image.id)),
         }
         self.replace(index)?;
-        self.sweep(used)?;
+        drop(change);
+        self.sweep(used, false)?;
         Ok(true)
     }
 
-    /// Removes what nothing names: leftovers of crashes, layers whose last user has gone.
+    /// At the start, when nothing is under way: removes leftovers of crashes, and layers whose last user has gone.
     pub(crate) fn collect_garbage(&self, used: &HashSet<String>) -> Result<()> {
         let _work = self.work();
-        self.sweep(used)
+        self.sweep(used, true)
     }
 
-    fn sweep(&self, used: &HashSet<String>) -> Result<()> {
+    /// Removes what nobody names any more, while others may be at work.
+    pub(crate) fn tidy(&self, used: &HashSet<String>) -> Result<()> {
+        let _work = self.work();
+        self.sweep(used, false)
+    }
+
+    /// Removes what neither the index names, nor a container uses, nor a pull is about to need.
+    fn sweep(&self, used: &HashSet<String>, at_start: bool) -> Result<()> {
+        // Until this is done nobody may count on what is not named yet.
+        let leased = self.leases.stop();
+        let kept = |name: &str| leased.contains(name) || !at_start && name.starts_with(TEMPORARY);
         let index = self.read().clone();
         let mut layers = used.clone();
         let mut blobs = HashSet::new();
@@ -368,12 +439,14 @@ impl Store {
                 blobs.extend(layer.blob.clone());
             }
         }
-        for name in names_in(&self.layers())?.into_iter().filter(|name| !layers.contains(name)) {
+        let unused = |name: &String| !layers.contains(name) && !kept(name);
+        for name in names_in(&self.layers())?.into_iter().filter(unused) {
             let path = self.layers().join(name);
             durable::remove_tree(&path).map_err(Error::io("remove", &path))?;
         }
         for name in names_in(&self.root.join("blobs"))? {
-            if !blobs.contains(&format!("sha256:{name}")) {
+            let hex = name.trim_start_matches(blob::PARTIAL);
+            if !blobs.contains(&format!("sha256:{name}")) && !kept(hex) {
                 self.blobs.remove(&name)?;
             }
         }
@@ -391,14 +464,37 @@ impl Store {
         Ok(())
     }
 
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        // What is half changed after a panic was not written, and is not seen.
+        self.change.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn work(&self) -> MutexGuard<'_, ()> {
         // A panic left files that nothing names, which is a state that we allow.
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// How names of what is not whole yet begin.
+const TEMPORARY: &str = "new-";
+
 /// Bytes after the end of a tar archive; writers pad to records of some ten kilobytes.
 const MAX_PADDING: u64 = 64 << 20;
+
+/// The bytes of the files in a layer.
+fn bytes_of(directory: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        if meta.is_dir() {
+            bytes += bytes_of(&entry.path())?;
+        } else if meta.is_file() {
+            bytes += meta.len();
+        }
+    }
+    Ok(bytes)
+}
 
 fn names_in(directory: &Path) -> Result<Vec<String>> {
     let entries = fs::read_dir(directory).map_err(Error::io("list", directory))?;

@@ -65,6 +65,16 @@ impl Reference {
     }
 }
 
+/// The full name of the repository in an image's name: `docker.io/library/nginx` for `nginx:1`.
+///
+/// # Errors
+/// What is wrong with the name.
+pub fn repository_of(name: &str) -> crate::Result<String> {
+    Reference::parse(name)
+        .map(|reference| reference.repository)
+        .map_err(|error| crate::Error::Image { reference: name.to_owned(), source: error.into() })
+}
+
 /// True for `sha256:` and 64 lower case hexadecimal digits.
 pub(crate) fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(is_hex)

@@ -1,14 +1,46 @@
 //! Images, as the runtime's callers see them.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use decapod_proto::cri;
+use tokio::sync::watch;
 
 use super::{Inner, blocking};
 use crate::error::{Error, Kind, Result};
-use crate::image::{self, Image, ImageConfig, ImageFile};
+use crate::image::{self, Image, ImageConfig, ImageFile, Progress, Reference};
 use crate::protocol::now;
+use crate::registry::{self, Client, Credentials, Purpose, Registries};
+
+/// How an image is moved to or from a registry.
+#[derive(Clone, Debug, Default)]
+pub struct Transfer {
+    /// Who asks; nobody, or whom the file about registries names, if not given.
+    pub credentials: Option<Credentials>,
+    /// Takes any certificate, and plain HTTP where HTTPS is not spoken.
+    pub insecure: bool,
+    /// Told how far it has come.
+    pub progress: watch::Sender<Progress>,
+}
+
+/// Name, credentials and trust: pulls that differ in one of them are not the same.
+type FlightKey = (String, Credentials, bool);
+type Landed = Option<Result<Arc<Image>, Arc<image::Error>>>;
+/// The pulls that are under way.
+pub(super) type Flights = HashMap<FlightKey, watch::Receiver<Landed>>;
+
+/// Ends with its pull, however that ends.
+struct Flight {
+    inner: Arc<Inner>,
+    key: FlightKey,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.inner.flights().remove(&self.key);
+    }
+}
 
 impl Inner {
     pub(super) fn image_list(&self, filter: Option<&cri::ImageFilter>) -> Vec<cri::Image> {
@@ -46,19 +78,81 @@ impl Inner {
         Ok(built.map_err(|error| failed(&reference, error))?.id.clone())
     }
 
-    /// Images come by import only, until there is a client for registries.
-    pub(super) fn image_pull(&self, image: &cri::ImageSpec) -> Result<String> {
-        if let Some(found) = self.images.find(&image.image) {
-            return Ok(found.id.clone());
+    /// Fetches an image; whoever asks for the same as the same meanwhile gets the same answer.
+    pub(super) async fn image_pull(self: &Arc<Self>, name: &str, transfer: &Transfer) -> Result<Arc<Image>> {
+        if image::is_id(name) {
+            // An id is of what is here: no registry knows it.
+            return self.images.find(name).ok_or_else(|| Error::not_found(Kind::Image, name));
         }
-        if !image::is_id(&image.image)
-            && let Err(error) = image::Reference::parse(&image.image)
-        {
-            return Err(failed(&image.image, error));
+        let reference = Reference::parse(name).map_err(|error| failed(name, error))?;
+        let mut landing = self.flight(name, reference, transfer);
+        match landing.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(Ok(image))) => Ok(Arc::clone(image)),
+            Ok(Some(Err(error))) => {
+                Err(Error::Image { reference: name.to_owned(), source: Box::new(Arc::clone(error)) })
+            }
+            Ok(None) | Err(_) => {
+                Err(Error::Image { reference: name.to_owned(), source: "the pull was given up".into() })
+            }
         }
-        let source = "it is not on this node, and this runtime does not pull from registries yet: \
-                      import it with `decapod image import FILE`";
-        Err(Error::Image { reference: image.image.clone(), source: source.into() })
+    }
+
+    /// The pull that is under way, or a new one.
+    fn flight(
+        self: &Arc<Self>,
+        name: &str,
+        reference: Reference,
+        transfer: &Transfer,
+    ) -> watch::Receiver<Landed> {
+        let key = (name.to_owned(), transfer.credentials.clone().unwrap_or_default(), transfer.insecure);
+        let mut flights = self.flights();
+        if let Some(flight) = flights.get(&key) {
+            return flight.clone();
+        }
+        let (sender, receiver) = watch::channel(None);
+        flights.insert(key.clone(), receiver.clone());
+        let (own, transfer) = (Arc::clone(self), transfer.clone());
+        self.tasks.spawn("image-pull", async move {
+            let entry = Flight { inner: Arc::clone(&own), key };
+            let result = own.pull_now(&reference, &transfer).await;
+            drop(entry);
+            sender.send_replace(Some(result.map_err(Arc::new)));
+        });
+        receiver
+    }
+
+    async fn pull_now(&self, reference: &Reference, transfer: &Transfer) -> Result<Arc<Image>, image::Error> {
+        let client = self.registry(reference, transfer, Purpose::Pull)?;
+        image::pull(&self.images, &client, reference, &transfer.progress).await
+    }
+
+    /// Sends an image that is here to its registry; returns the digest by which it is known there.
+    pub(super) async fn image_push(&self, name: &str, transfer: &Transfer) -> Result<String> {
+        let image = self.images.find(name).ok_or_else(|| Error::not_found(Kind::Image, name))?;
+        let push = async {
+            let reference = Reference::parse(name)?;
+            let client = self.registry(&reference, transfer, Purpose::Push)?;
+            image::push(&self.images, &client, &reference, &image, &transfer.progress).await
+        };
+        push.await.map_err(|error| failed(name, error))
+    }
+
+    fn registry(
+        &self,
+        reference: &Reference,
+        transfer: &Transfer,
+        purpose: Purpose,
+    ) -> Result<Client, image::Error> {
+        // Read each time: a change of the file needs no restart.
+        let registries =
+            Registries::read(self.options.registries.as_deref()).map_err(registry::Error::from)?;
+        let credentials = transfer.credentials.as_ref();
+        Ok(Client::new(Arc::new(registries), &reference.repository, credentials, transfer.insecure, purpose))
+    }
+
+    fn flights(&self) -> MutexGuard<'_, Flights> {
+        // Held for single insertions and look-ups, none of which panics.
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) async fn image_remove(&self, image: &cri::ImageSpec) -> Result<()> {

@@ -39,6 +39,8 @@ use crate::error::{Error, Kind, Result};
 use crate::image::{ImageConfig, ImageFile, Store};
 use crate::sys::cgroup::Hierarchies;
 use crate::sys::process;
+use image::Flights;
+pub use image::Transfer;
 use state::{ContainerRecord, Paths, Phase, SandboxRecord};
 use tasks::Tasks;
 
@@ -60,6 +62,8 @@ pub struct Options {
     pub shim_cgroup: Option<String>,
     /// The pod network.
     pub network: Arc<dyn Network>,
+    /// The file about registries (`registries.yaml`): mirrors, authorities, credentials. It need not exist.
+    pub registries: Option<PathBuf>,
 }
 
 impl Options {
@@ -72,6 +76,7 @@ impl Options {
             shim: (program, vec![crate::shim::ARGUMENT.into()]),
             shim_cgroup: None,
             network,
+            registries: None,
         })
     }
 }
@@ -91,6 +96,7 @@ struct Inner {
     tables: Mutex<Tables>,
     changes: broadcast::Sender<Arc<cri::ContainerEventResponse>>,
     tasks: Tasks,
+    flights: Mutex<Flights>,
 }
 
 #[derive(Default)]
@@ -172,6 +178,7 @@ impl Embedded {
             tables: Mutex::default(),
             changes: broadcast::channel(EVENTS).0,
             tasks: Tasks::default(),
+            flights: Mutex::default(),
             options,
         });
         inner.recover().await?;
@@ -187,6 +194,23 @@ impl Embedded {
         config: ImageConfig,
     ) -> Result<String> {
         self.inner.image_build(reference.to_owned(), files, config).await
+    }
+
+    /// Fetches an image from its registry, which is asked whatever is here. Layers that are here are not fetched
+    /// again.
+    ///
+    /// # Errors
+    /// If the registry does not have it or does not give it, or what it gives is not what it says.
+    pub async fn image_transfer(&self, reference: &str, transfer: &Transfer) -> Result<cri::Image> {
+        Ok(self.inner.image_pull(reference, transfer).await?.to_cri())
+    }
+
+    /// Sends an image to the registry that its name says; returns the digest of its manifest.
+    ///
+    /// # Errors
+    /// If it is not here, or the registry does not take it.
+    pub async fn image_push(&self, reference: &str, transfer: &Transfer) -> Result<String> {
+        self.inner.image_push(reference, transfer).await
     }
 
     /// Ends the runtime's own tasks. Shims and containers go on.

@@ -8,10 +8,11 @@ use decapod_proto::cri;
 use futures::stream::BoxStream;
 
 use super::sandbox::HANDLERS;
-use super::{Embedded, blocking, session};
+use super::{Embedded, Transfer, blocking, session};
 use crate::cri::{Connection, Runtime, Session};
 use crate::error::{Error, Kind, Result};
 use crate::protocol::Streams;
+use crate::registry::Credentials;
 
 /// The version of CRI.
 const API_VERSION: &str = "v1";
@@ -158,8 +159,9 @@ impl Runtime for Embedded {
         Ok(self.inner.images.find(&image.image).map(|image| image.to_cri()))
     }
 
-    async fn image_pull(&self, image: &cri::ImageSpec, _auth: Option<&cri::AuthConfig>) -> Result<String> {
-        self.inner.image_pull(image)
+    async fn image_pull(&self, image: &cri::ImageSpec, auth: Option<&cri::AuthConfig>) -> Result<String> {
+        let transfer = Transfer { credentials: auth.map(Credentials::from_cri), ..Transfer::default() };
+        Ok(self.inner.image_pull(&image.image, &transfer).await?.id.clone())
     }
 
     async fn image_remove(&self, image: &cri::ImageSpec) -> Result<()> {

@@ -155,8 +155,13 @@ pub(crate) async fn names_and_removal() {
     let world = World::new("names").await;
     let image = world.runtime.image_status(&spec(BUSYBOX)).await.unwrap().unwrap();
     assert_eq!(world.runtime.image_status(&spec(&image.id)).await.unwrap().unwrap().id, image.id);
-    let missing = world.runtime.image_pull(&spec("nowhere.internal/x:1"), None).await.unwrap_err();
-    assert!(matches!(missing, Error::Image { .. }) && missing.chain().contains("not on this node"));
+    // Nobody listens there.
+    let missing = world.runtime.image_pull(&spec("127.0.0.1:1/x:1"), None).await.unwrap_err();
+    let told = missing.chain();
+    assert!(
+        matches!(missing, Error::Image { .. }) && told.contains("registry 127.0.0.1:1 cannot be reached"),
+        "{told}"
+    );
     let pod = world.pod("names").await;
     let id = world.start(&pod, &script("c", "sleep 1000")).await;
     world.runtime.image_remove(&spec(BUSYBOX)).await.unwrap();

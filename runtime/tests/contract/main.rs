@@ -11,6 +11,8 @@ mod crashes;
 mod escapes;
 mod images;
 mod lifecycle;
+mod pulling;
+mod registry;
 mod security;
 mod streams;
 mod support;
@@ -42,6 +44,9 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|first| first == "agent") {
         runtime().block_on(crashes::victim(args[1].to_str().unwrap()));
     }
+    if args.first().is_some_and(|first| first == "puller") {
+        runtime().block_on(pulling::puller(args[1].to_str().unwrap(), args[2].to_str().unwrap()));
+    }
     let tests = tests![
         images::every_form_is_imported,
         images::layers_are_stacked_with_whiteouts,
@@ -52,6 +57,15 @@ fn main() -> ExitCode {
         builds::images_come_from_nothing_and_are_reproducible,
         builds::builds_that_fail_say_where,
         builds::builds_that_are_cut_off_leave_nothing,
+        pulling::images_go_there_and_back,
+        pulling::credentials_are_asked_for,
+        pulling::credentials_do_not_leak,
+        pulling::broken_downloads_go_on,
+        pulling::a_registry_that_is_gone_comes_back,
+        pulling::what_is_asked_at_once_is_fetched_once,
+        pulling::what_is_no_image_is_refused,
+        pulling::full_disks_are_said,
+        pulling::agents_may_die_while_they_pull,
         lifecycle::exit_codes_and_logs,
         lifecycle::wrong_commands_are_named,
         lifecycle::stopping_asks_first,

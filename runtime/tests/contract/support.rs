@@ -53,6 +53,7 @@ pub(crate) fn options(name: &str, network: Arc<Recorder>) -> (PathBuf, String, O
     let cgroup = format!("/dcp-{name}");
     let mut options = Options::new(root.join("data"), root.join("run"), network).unwrap();
     options.shim_cgroup = Some(format!("{cgroup}/shims"));
+    options.registries = Some(root.join("registries.yaml"));
     (root, cgroup, options)
 }
 
