@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use crate::cgroup::{self, Cgroups};
 use crate::drain::Drain;
 use crate::eviction::{Evictions, Manager};
-use crate::images::Images;
+use crate::images::{self, Images};
 use crate::measures::Measures;
 use crate::node::facts::Machine;
 use crate::node::{self, Registrar};
@@ -123,8 +123,6 @@ impl Kubelet {
         let folders = Folders::open(&path).map_err(|source| Error::Folder { path, source })?;
         let host_ips = options.node_ips.iter().map(ToString::to_string).collect();
         let memory = node::facts::machine(&options.data_dir).memory;
-        let images =
-            Images::new(runtime.clone(), clock.clone(), supervisor.clone(), wakes.clone(), tell.clone());
         let cgroups = Cgroups::new(&options.cgroup_root)?;
         let (shares, bound) = pods_share(&options, &node::facts::machine(&options.data_dir));
         cgroups.bound(shares, bound)?;
@@ -133,6 +131,16 @@ impl Kubelet {
             path: folder.map(PathBuf::from).unwrap_or_default(),
             source,
         })?;
+        let parts = images::Parts {
+            runtime: runtime.clone(),
+            clock: clock.clone(),
+            supervisor: supervisor.clone(),
+            wakes: wakes.clone(),
+            tell: tell.clone(),
+            objects: volumes.objects.clone(),
+        };
+        let images = Images::new(&options, parts)
+            .map_err(|source| Error::Folder { path: options.data_dir.join("image_manager"), source })?;
         let shared = Arc::new(Shared {
             cgroups,
             probes: Probes::new(clock.clone(), wakes.clone(), tell.clone()),
@@ -181,6 +189,8 @@ impl Kubelet {
         supervisor.spawn_until_shutdown("eviction", Manager::new(shared.clone()).run());
         supervisor.spawn_until_shutdown("log-rotation", rotate::run(shared.clone()));
         supervisor.spawn_until_shutdown("out-of-memory", oom::follow(shared.clone()));
+        let collector = shared.images.collector(&shared.options);
+        supervisor.spawn_until_shutdown("image-gc", collector.run());
         supervisor.spawn_until_shutdown("pod-workers", Workers::new(shared).run());
         if let Some(server) = server {
             supervisor.spawn_until_shutdown("node-server", server.run());

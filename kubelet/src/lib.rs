@@ -37,7 +37,8 @@ pub use eviction::EvictionOptions;
 pub use eviction::threshold::{
     Amount, Error as ThresholdError, Signal, Threshold, parse as parse_thresholds,
 };
+pub use images::docker_credentials;
 pub use kubelet::{Dependencies, Error, Kubelet, teardown};
-pub use options::{LogOptions, Options, Reserved, ServerOptions, fixed};
+pub use options::{ImageGc, LogOptions, Options, Reserved, ServerOptions, fixed};
 pub use server::Error as ServerError;
 pub use traffic::{NoServices, Traffic};

@@ -55,6 +55,13 @@ pub struct Options {
     pub reserved: Reserved,
     /// How logs of containers are kept.
     pub logs: LogOptions,
+    /// Images pulled at once (`maxParallelImagePulls`); 1 is Kubernetes' `serializeImagePulls`. 5 by default, so that a
+    /// registry that does not answer does not hold up others.
+    pub parallel_pulls: usize,
+    /// Files of Docker's (`config.json`) with the node's own credentials for registries; they need not exist.
+    pub docker_configs: Vec<PathBuf>,
+    /// When images that nobody uses are removed.
+    pub image_gc: ImageGc,
     /// The node server (`:10250`), for logs, exec and port forwarding; none if not given.
     pub server: Option<ServerOptions>,
 }
@@ -84,6 +91,25 @@ pub struct LogOptions {
 impl Default for LogOptions {
     fn default() -> Self {
         Self { max_size: 10 << 20, max_files: 5, period: Duration::from_secs(10) }
+    }
+}
+
+/// When images that nobody uses are removed. [`Default`] is Kubernetes'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageGc {
+    /// So much of the disk has to be in use (`imageGCHighThresholdPercent`): 85.
+    pub high_percent: u8,
+    /// Then images are removed until so much of it is (`imageGCLowThresholdPercent`): 80.
+    pub low_percent: u8,
+    /// An image that came less than this ago stays (`imageMinimumGCAge`): 2 min.
+    pub min_age: Duration,
+    /// An image unused for this long goes, however empty the disk is (`imageMaximumGCAge`): none.
+    pub max_age: Option<Duration>,
+}
+
+impl Default for ImageGc {
+    fn default() -> Self {
+        Self { high_percent: 85, low_percent: 80, min_age: Duration::from_secs(120), max_age: None }
     }
 }
 
@@ -135,6 +161,9 @@ impl Options {
             eviction: EvictionOptions::default(),
             reserved: Reserved::default(),
             logs: LogOptions::default(),
+            parallel_pulls: 5,
+            docker_configs: Vec::new(),
+            image_gc: ImageGc::default(),
             server: None,
         }
     }

@@ -19,6 +19,8 @@ use crate::eviction::threshold::Signal;
 
 /// Images listed in the status, the largest first: Kubernetes' default bound.
 const MAX_IMAGES: usize = 50;
+/// Names listed of one image, as in Kubernetes.
+const MAX_NAMES: usize = 5;
 
 /// What the runtime says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +140,8 @@ fn images(images: &[cri::Image]) -> Vec<ContainerImage> {
         .into_iter()
         .take(MAX_IMAGES)
         .map(|image| {
-            let names: Vec<String> = image.repo_digests.iter().chain(&image.repo_tags).cloned().collect();
+            let names = image.repo_digests.iter().chain(&image.repo_tags).take(MAX_NAMES);
+            let names: Vec<String> = names.cloned().collect();
             ContainerImage { names: Some(names), size_bytes: i64::try_from(image.size).ok() }
         })
         .collect()
