@@ -2,6 +2,7 @@
 //! and as OCI lays them out. Nothing is pulled.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -151,12 +152,48 @@ fn docker_archive(recipe: &Recipe, rootfs: &Path, file: &Path) -> Result<()> {
     let config = config.to_string().into_bytes();
     let config_name = format!("{}.json", sha256(&config));
     let manifest = json!([{"Config": config_name, "RepoTags": [recipe.name], "Layers": ["layer.tar"]}]);
+    let files = [
+        (config_name, config),
+        ("layer.tar".to_owned(), layer),
+        ("manifest.json".to_owned(), manifest.to_string().into_bytes()),
+    ];
+    save(file, &files)
+}
+
+/// A copy of an archive as an image of its own: by another name, and with a label that makes it another one.
+///
+/// # Errors
+/// If the archive is not of the form that [`archive`] makes.
+pub fn renamed(archive: &Path, name: &str, to: &Path) -> Result<()> {
+    let mut files = Vec::new();
+    for entry in tar::Archive::new(fs::File::open(archive)?).entries()? {
+        let mut entry = entry?;
+        let path = entry.path()?.display().to_string();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content)?;
+        files.push((path, content));
+    }
+    let content = |path: &str| -> Result<Value> {
+        let found = files.iter().find(|(other, _)| other == path).with_context(|| format!("no {path}"))?;
+        Ok(serde_json::from_slice(&found.1)?)
+    };
+    let mut manifest = content("manifest.json")?;
+    let old = manifest[0]["Config"].as_str().context("no configuration is named")?.to_owned();
+    let mut config = content(&old)?;
+    config["config"]["Labels"] = json!({ "name": name });
+    let config = config.to_string().into_bytes();
+    let config_name = format!("{}.json", sha256(&config));
+    manifest[0]["Config"] = json!(config_name);
+    manifest[0]["RepoTags"] = json!([name]);
+    files.retain(|(path, _)| *path != old && path != "manifest.json");
+    files.push((config_name, config));
+    files.push(("manifest.json".to_owned(), manifest.to_string().into_bytes()));
+    save(to, &files)
+}
+
+fn save(file: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     let mut archive = tar::Builder::new(fs::File::create(file)?);
-    for (name, content) in [
-        (config_name.as_str(), &config),
-        ("layer.tar", &layer),
-        ("manifest.json", &manifest.to_string().into_bytes()),
-    ] {
+    for (name, content) in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o644);

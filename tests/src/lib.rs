@@ -7,6 +7,7 @@ pub mod etcd;
 pub mod images;
 pub mod leaks;
 pub mod poll;
+pub mod registry;
 pub mod server;
 pub mod suite;
 pub mod tools;

@@ -147,6 +147,8 @@ pub(super) async fn runtime(place: &Place, network: Arc<dyn Network>) -> Result<
     let mut options =
         decapod_runtime::Options::new(place.data().join("runtime"), place.run().join("runtime"), network)?;
     options.shim_cgroup = Some(format!("{}-shims", place.cgroup()));
+    let images = place.load()?.map(|settings| settings.images).unwrap_or_default();
+    options.registries = Some(images.registries());
     Embedded::open(options)
         .await
         .map_err(|e| Failure::new(format!("the container runtime cannot be used: {}", chain(&e))))
@@ -230,17 +232,23 @@ fn kubelet_options(
     settings: &Settings,
     node: &str,
 ) -> Result<decapod_kubelet::Options, Failure> {
+    let defaults = decapod_kubelet::Options::new(node, vec![settings.address()]);
+    let data_dir = place.data().join("kubelet");
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker/config.json"));
     Ok(decapod_kubelet::Options {
         eviction: settings.resources.eviction()?,
         reserved: settings.resources.reserved()?,
         logs: settings.resources.logs()?,
-        data_dir: place.data().join("kubelet"),
+        docker_configs: [data_dir.join("config.json")].into_iter().chain(home).collect(),
+        parallel_pulls: settings.images.parallel().unwrap_or(defaults.parallel_pulls),
+        image_gc: settings.images.gc()?,
+        data_dir,
         run_dir: place.run(),
         static_pods: Some(place.data().join("manifests")),
         cgroup_root: place.cgroup(),
         cluster_dns: vec![IpAddr::V4(settings.dns())],
         cluster_domain: settings.cluster_domain.clone(),
-        ..decapod_kubelet::Options::new(node, vec![settings.address()])
+        ..defaults
     })
 }
 
@@ -279,6 +287,7 @@ pub(super) async fn start(parts: Parts) -> Result<Drain, Failure> {
     let runtime = runtime(&place, network.clone()).await?;
     image_of_itself(&runtime).await?;
     let builds = build_socket::routes(runtime.clone(), supervisor.clone());
+    let embedded = runtime.clone();
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
 
     let pods = |pod_cidr| pod_options(&place, &settings, pod_cidr);
@@ -307,7 +316,7 @@ pub(super) async fn start(parts: Parts) -> Result<Drain, Failure> {
     let drain = kubelet.drain();
     kubelet.run();
     // Last: who can connect knows that the agent runs.
-    control::serve(&socket(&place), runtime.clone(), builds, &supervisor)?;
+    control::serve(&socket(&place), embedded, builds, &supervisor)?;
 
     let proxy = proxy_options(&place, &settings, &node);
     let proxying = ServiceProxy::run(proxy, traffic, services, supervisor.clone(), clock);

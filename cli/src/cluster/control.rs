@@ -3,7 +3,6 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -13,12 +12,14 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use decapod_client::task::Supervisor;
 use decapod_proto::cri;
-use decapod_runtime::Runtime;
+use decapod_runtime::{Embedded, Runtime};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
+use super::transfer::{self, Ask, Display, Way, Word};
 use crate::failure::{Failure, chain};
 
 /// An image, as commands show it.
@@ -55,7 +56,7 @@ impl From<decapod_runtime::Error> for Refusal {
     }
 }
 
-type Shared = State<Arc<dyn Runtime>>;
+type Shared = State<Embedded>;
 
 async fn list(State(runtime): Shared) -> Result<Json<Vec<ImageRow>>, Refusal> {
     Ok(Json(runtime.image_list(None).await?.into_iter().map(ImageRow::from).collect()))
@@ -67,17 +68,34 @@ async fn import(State(runtime): Shared, Json(archive): Json<Named>) -> Result<Js
 }
 
 async fn remove(State(runtime): Shared, Json(image): Json<Named>) -> Result<Json<()>, Refusal> {
-    let spec = cri::ImageSpec { image: image.name.clone(), ..Default::default() };
-    if runtime.image_status(&spec).await?.is_none() {
-        return Err(Refusal(format!("no such image: {}", image.name)));
+    remove_unused(&runtime, &image.name).await.map(Json).map_err(Refusal)
+}
+
+/// Removes an image unless a container uses it; why not, as text.
+pub(super) async fn remove_unused(runtime: &Embedded, name: &str) -> Result<(), String> {
+    let failed = |error: decapod_runtime::Error| chain(&error);
+    let spec = cri::ImageSpec { image: name.to_owned(), ..Default::default() };
+    let image = runtime.image_status(&spec).await.map_err(failed)?;
+    let image = image.ok_or_else(|| format!("no such image: {name}"))?;
+    let users = runtime.container_list(None).await.map_err(failed)?;
+    // One of several names can go at any time.
+    let last = image.repo_tags.len() <= 1 || image.id.contains(name);
+    if last && let Some(user) = users.iter().find(|container| container.image_id == image.id) {
+        let label = |key: &str| user.labels.get(key).map_or("?", String::as_str);
+        return Err(format!(
+            "image {name} is in use by container {} of pod {}/{}: delete the pod first",
+            label("io.kubernetes.container.name"),
+            label("io.kubernetes.pod.namespace"),
+            label("io.kubernetes.pod.name")
+        ));
     }
-    Ok(Json(runtime.image_remove(&spec).await?))
+    runtime.image_remove(&spec).await.map_err(failed)
 }
 
 /// Serves the socket at `path` until the supervisor shuts down.
 pub(super) fn serve(
     path: &Path,
-    runtime: Arc<dyn Runtime>,
+    runtime: Embedded,
     builds: Router,
     supervisor: &Supervisor,
 ) -> Result<(), Failure> {
@@ -91,6 +109,8 @@ pub(super) fn serve(
         .route("/images", get(list))
         .route("/images/import", post(import))
         .route("/images/remove", post(remove))
+        .route("/images/pull", post(transfer::pull))
+        .route("/images/push", post(transfer::push))
         .with_state(runtime)
         .merge(builds);
     let shutdown = supervisor.shutdown_token();
@@ -109,11 +129,13 @@ impl Control {
         Self(path)
     }
 
-    async fn call<T: serde::de::DeserializeOwned>(
+    /// Asks the agent, and has its answer read while it comes.
+    async fn ask<T>(
         &self,
         method: &str,
         path: &str,
         body: Vec<u8>,
+        read: impl AsyncFnOnce(http::Response<Incoming>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let unreachable = |e: &(dyn std::error::Error + 'static)| {
             Failure::new(format!("the agent at {} cannot be reached: {}", self.0.display(), chain(e)))
@@ -130,18 +152,55 @@ impl Control {
             .map_err(|e| unreachable(&e))?;
         // The connection is driven only for as long as the answer takes.
         let exchange = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            Ok::<_, hyper::Error>((status, response.into_body().collect().await?.to_bytes()))
+            let response = sender.send_request(request).await.map_err(|e| unreachable(&e))?;
+            if !response.status().is_success() {
+                let why = response.into_body().collect().await.map_err(|e| unreachable(&e))?.to_bytes();
+                return Err(Failure::new(String::from_utf8_lossy(&why).into_owned()));
+            }
+            read(response).await
         };
-        let (status, body) = tokio::select! {
-            result = exchange => result.map_err(|e| unreachable(&e))?,
-            Err(e) = connection => return Err(unreachable(&e)),
-        };
-        if !status.is_success() {
-            return Err(Failure::new(String::from_utf8_lossy(&body).into_owned()));
+        tokio::select! {
+            result = exchange => result,
+            Err(e) = connection => Err(unreachable(&e)),
         }
-        Ok(serde_json::from_slice(&body)?)
+    }
+
+    async fn call<T: serde::de::DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<T, Failure> {
+        let whole = async |response: http::Response<Incoming>| {
+            let body = response.into_body().collect().await;
+            let body = body.map_err(|e| Failure::new(format!("the agent broke off: {}", chain(&e))))?;
+            Ok(serde_json::from_slice(&body.to_bytes())?)
+        };
+        self.ask(method, path, body, whole).await
+    }
+
+    /// Has the agent move an image, and shows how far it has come.
+    pub(super) async fn transfer(&self, way: Way, ask: &Ask, display: &mut Display) -> Result<Word, Failure> {
+        let path = match way {
+            Way::Pull => "/images/pull",
+            Way::Push => "/images/push",
+        };
+        let listen = async |response: http::Response<Incoming>| {
+            let mut body = response.into_body();
+            let mut heard = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let broken = |e: hyper::Error| Failure::new(format!("the agent broke off: {}", chain(&e)));
+                heard.extend_from_slice(&frame.map_err(broken)?.into_data().unwrap_or_default());
+                while let Some(end) = heard.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = heard.drain(..=end).collect();
+                    if let Some(last) = display.hear(serde_json::from_slice(&line)?)? {
+                        return Ok(last);
+                    }
+                }
+            }
+            Err(Failure::new("the agent ended before the image was moved"))
+        };
+        self.ask("POST", path, serde_json::to_vec(ask)?, listen).await
     }
 
     pub(super) async fn images(&self) -> Result<Vec<ImageRow>, Failure> {

@@ -1,17 +1,19 @@
 //! `decapod image`: the images of this machine's node.
 
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Subcommand;
-use decapod_proto::cri;
-use decapod_runtime::Runtime;
+use decapod_runtime::{Embedded, Runtime};
 
 use super::agent;
 use super::build::Build;
-use super::control::{Control, ImageRow};
+use super::control::{self, Control, ImageRow};
 use super::lock::Lock;
 use super::settings::{Place, Which};
+use super::transfer::{Access, Ask, Display, Moving, Way, Word};
 use crate::failure::{Failure, chain};
 
 /// A command on images.
@@ -27,6 +29,33 @@ pub(crate) enum Image {
     },
     /// Build an image from a Dockerfile.
     Build(Box<Build>),
+    /// Import the images of an archive that comes by standard input (docker save | decapod image load).
+    Load {
+        #[command(flatten)]
+        which: Which,
+        /// Read this file in place of standard input.
+        #[arg(short, long)]
+        input: Option<PathBuf>,
+    },
+    /// Fetch images from their registries.
+    Pull {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        access: Access,
+        /// Their names, such as nginx:1 or registry.example:5000/team/app@sha256:….
+        #[arg(required = true)]
+        references: Vec<String>,
+    },
+    /// Send an image to the registry that its name says.
+    Push {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        access: Access,
+        /// Its name, with a tag.
+        reference: String,
+    },
     /// List the images.
     Ls {
         #[command(flatten)]
@@ -45,7 +74,7 @@ pub(crate) enum Image {
 /// The running agent, or (where none runs) its files.
 enum Images {
     Running(Control),
-    Offline(Arc<dyn Runtime>, #[expect(dead_code, reason = "held so that no agent starts meanwhile")] Lock),
+    Offline(Embedded, #[expect(dead_code, reason = "held so that no agent starts meanwhile")] Lock),
 }
 
 impl Images {
@@ -55,7 +84,7 @@ impl Images {
         }
         let lock = Lock::take(place)?;
         let runtime = agent::runtime(place, Arc::new(agent::NoNetwork)).await?;
-        Ok(Self::Offline(Arc::new(runtime), lock))
+        Ok(Self::Offline(runtime, lock))
     }
 
     async fn list(&self) -> Result<Vec<ImageRow>, Failure> {
@@ -81,14 +110,49 @@ impl Images {
     async fn remove(&self, name: &str) -> Result<(), Failure> {
         match self {
             Self::Running(control) => control.image_remove(name).await,
+            Self::Offline(runtime, _) => control::remove_unused(runtime, name).await.map_err(Failure::new),
+        }
+    }
+
+    async fn transfer(&self, way: Way, reference: &str, ask: Ask) -> Result<Word, Failure> {
+        let doing = if way == Way::Pull { "pulling" } else { "pushing" };
+        let mut display = Display::new(format!("{doing} {reference}"));
+        match self {
+            Self::Running(control) => control.transfer(way, &ask, &mut display).await,
             Self::Offline(runtime, _) => {
-                let spec = cri::ImageSpec { image: name.to_owned(), ..Default::default() };
-                match runtime.image_status(&spec).await.map_err(refused)? {
-                    Some(_) => runtime.image_remove(&spec).await.map_err(refused),
-                    None => Err(Failure::new(format!("no such image: {name}"))),
+                let mut moving = Moving::start(runtime.clone(), way, ask);
+                while let Some(word) = moving.next().await {
+                    if let Some(last) = display.hear(word)? {
+                        return Ok(last);
+                    }
                 }
+                Err(Failure::new("the transfer ended without a word"))
             }
         }
+    }
+
+    async fn import_and_tell(&self, path: &std::path::Path) -> Result<(), Failure> {
+        for image in self.import(path).await? {
+            println!("imported {} ({})", image.tags.join(", "), short(&image.id));
+        }
+        Ok(())
+    }
+
+    /// Imports what comes by standard input: kept in a file without a name, which is gone with this process.
+    async fn load(&self, place: &Place) -> Result<(), Failure> {
+        let mut file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_TMPFILE)
+            .open(place.data())
+            .map_err(|e| Failure::new(format!("no file can be made in {}: {e}", place.data().display())))?;
+        std::io::copy(&mut std::io::stdin().lock(), &mut file)
+            .map_err(|e| Failure::new(format!("standard input cannot be kept: {e}")))?;
+        let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
+        let named = path.display().to_string();
+        self.import_and_tell(&path)
+            .await
+            .map_err(|error| Failure::new(error.to_string().replace(&named, "standard input")))
     }
 }
 
@@ -101,21 +165,43 @@ impl Image {
     pub(crate) async fn run(&self) -> Result<(), Failure> {
         super::require_root("image")?;
         let which = match self {
-            Self::Import { which, .. } | Self::Ls { which } | Self::Rm { which, .. } => which,
-            Self::Build(build) => &build.which,
+            Self::Import { which, .. }
+            | Self::Load { which, .. }
+            | Self::Pull { which, .. }
+            | Self::Push { which, .. }
+            | Self::Ls { which }
+            | Self::Rm { which, .. } => which,
+            Self::Build(build) => return build.run().await,
         };
-        if let Self::Build(build) = self {
-            return build.run().await;
-        }
-        let images = Images::open(&which.place()?).await?;
+        let place = which.place()?;
+        let images = Images::open(&place).await?;
         match self {
             Self::Import { archives, .. } => {
                 for archive in archives {
                     let path = std::fs::canonicalize(archive)
                         .map_err(|e| Failure::new(format!("{} cannot be read: {e}", archive.display())))?;
-                    for image in images.import(&path).await? {
-                        println!("imported {} ({})", image.tags.join(", "), short(&image.id));
+                    images.import_and_tell(&path).await?;
+                }
+            }
+            Self::Load { input: Some(file), .. } => {
+                let path = std::fs::canonicalize(file)
+                    .map_err(|e| Failure::new(format!("{} cannot be read: {e}", file.display())))?;
+                images.import_and_tell(&path).await?;
+            }
+            Self::Load { input: None, .. } => images.load(&place).await?,
+            Self::Pull { access, references, .. } => {
+                let login = access.login()?;
+                for reference in references {
+                    let ask = access.ask(reference, login.as_ref())?;
+                    if let Word::Pulled(image) = images.transfer(Way::Pull, reference, ask).await? {
+                        println!("pulled {reference} ({}, {})", short(&image.id), size(image.bytes));
                     }
+                }
+            }
+            Self::Push { access, reference, .. } => {
+                let ask = access.ask(reference, access.login()?.as_ref())?;
+                if let Word::Pushed(digest) = images.transfer(Way::Push, reference, ask).await? {
+                    println!("pushed {reference} ({digest})");
                 }
             }
             Self::Ls { .. } => {

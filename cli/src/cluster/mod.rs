@@ -10,6 +10,7 @@ mod datastore;
 mod dns_probe;
 mod down;
 mod image;
+mod image_flags;
 mod join;
 mod kubeconfig;
 mod limits;
@@ -20,6 +21,7 @@ mod server;
 mod settings;
 mod shutdown;
 mod status;
+mod transfer;
 mod up;
 
 pub(crate) use agent::Agent;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::datastore::Datastore;
+use super::image_flags::ImageFlags;
 use super::limits::LimitFlags;
 use super::resource_flags::ResourceFlags;
 use crate::failure::Failure;
@@ -247,6 +248,9 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) resources: ResourceFlags,
     #[command(flatten)]
+    #[serde(default)]
+    pub(crate) images: ImageFlags,
+    #[command(flatten)]
     #[serde(flatten)]
     pub(crate) store: Datastore,
 }
@@ -418,6 +422,7 @@ impl Settings {
         self.resources.logs()?;
         self.resources.shutdown()?;
         self.admission_plugins().check().map_err(|error| Failure::new(format!("--{error}")))?;
+        self.images.gc()?;
         let overlap =
             self.pod_cidr.contains(&self.service_cidr) || self.service_cidr.contains(&self.pod_cidr);
         if overlap {

@@ -58,12 +58,12 @@ pub(crate) fn manifests(cluster: &Cluster) -> Result<()> {
 
 pub(crate) fn a_missing_image(cluster: &Cluster) -> Result<()> {
     cluster.in_namespace("noimage", |ns| {
-        cluster.apply(&format!("{{apiVersion: v1, kind: Pod, metadata: {{name: a, namespace: {ns}}}, spec: {{containers: [{{name: c, image: 'nowhere:1'}}]}}}}"))?;
+        cluster.apply(&format!("{{apiVersion: v1, kind: Pod, metadata: {{name: a, namespace: {ns}}}, spec: {{containers: [{{name: c, image: '127.0.0.1:1/nowhere:1'}}]}}}}"))?;
         let reason = || cluster.k(&["get", "pod", "a", "-n", ns, "-o", "jsonpath={.status.containerStatuses[0].state.waiting.reason} {.status.containerStatuses[0].state.waiting.message}"]);
         let text = poll::text("the pod to say why it waits", PATIENCE, reason, |t| t.starts_with("ErrImagePull") || t.starts_with("ImagePullBackOff"))?;
-        ensure!(text.contains("nowhere:1"), "{text}");
+        ensure!(text.contains("nowhere:1") && text.contains("registry 127.0.0.1:1 cannot be reached"), "{text}");
         let events = || cluster.k(&["get", "events", "-n", ns]);
-        poll::text("an event with the cause", PATIENCE, events, |t| t.contains("Failed to pull image \"nowhere:1\"") || t.contains("nowhere:1"))?;
+        poll::text("an event with the cause", PATIENCE, events, |t| t.contains("Failed to pull image \"127.0.0.1:1/nowhere:1\""))?;
         Ok(())
     })
 }

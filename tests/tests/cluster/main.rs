@@ -13,6 +13,7 @@ mod healing;
 mod kube_client;
 mod kubectl;
 mod lifecycle;
+mod registries;
 mod streams;
 
 use std::process::ExitCode;
@@ -60,6 +61,7 @@ const TESTS: &[Test<Cluster>] = &[
     ("kube_client::fifty_streams_at_once", kube_client::fifty_streams_at_once),
     ("command_line::the_verbs_of_decapod", command_line::the_verbs_of_decapod),
     ("kubectl::every_transcript_is_replayed", kubectl::every_transcript_is_replayed),
+    ("registries::pods_pull_with_secrets", registries::pods_pull_with_secrets),
     ("bad_input::manifests", bad_input::manifests),
     ("bad_input::a_missing_image", bad_input::a_missing_image),
     ("bad_input::an_unschedulable_pod", bad_input::an_unschedulable_pod),
