@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::stream::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 
 use super::archive::{
     self, ConfigDocument, Descriptor, MAX_DOCUMENT, MAX_NESTING, ManifestDocument, architecture, is_ours,
@@ -219,15 +219,16 @@ async fn fetch_layer(
     progress: &watch::Sender<Progress>,
 ) -> Result<Layer> {
     let digest = descriptor.digest.clone();
-    let turn = store.fetches.turn(&digest);
-    let _turn = turn.lock().await;
+    // Shared with the threads that write: if a sibling's failure ends this one, they finish before the next begins.
+    let turn = Arc::new(store.fetches.turn(&digest).lock_owned().await);
     if store.blobs.path(&digest).exists() {
         progress.send_modify(|progress| progress.bytes_done += descriptor.size);
     } else {
-        download(store, client, &digest, descriptor.size, progress).await?;
+        download(store, client, &digest, descriptor.size, progress, &turn).await?;
     }
     let store = Arc::clone(store);
     blocking(move || {
+        let _turn = turn;
         let mut layer = Layer { diff_id, blob: Some(digest), bytes: 0 };
         let directory = store.layers().join(layer.directory());
         layer.bytes = match store.bytes_of_known(&layer.diff_id) {
@@ -249,13 +250,18 @@ async fn download(
     digest: &str,
     size: u64,
     progress: &watch::Sender<Progress>,
+    turn: &Arc<OwnedMutexGuard<()>>,
 ) -> Result<PathBuf> {
     let (blobs, name) = (store.blobs.clone(), digest.to_owned());
     let partial = blocking(move || blobs.resume(&name, size)).await?;
     let have = partial.length();
     progress.send_modify(|progress| progress.bytes_done += have);
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let writing = tokio::task::spawn_blocking(move || partial.receive(receiver));
+    let held = Arc::clone(turn);
+    let writing = tokio::task::spawn_blocking(move || {
+        let _turn = held;
+        partial.receive(receiver)
+    });
     let counted = progress.clone();
     let count: Count = Arc::new(move |bytes| counted.send_modify(|progress| progress.bytes_done += bytes));
     let sent = client.blob(digest, size, have, &sender, &count).await;
