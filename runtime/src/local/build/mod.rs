@@ -354,10 +354,8 @@ impl Build {
         if let Some(image) = self.inner.images.find(name) {
             return Ok(image);
         }
-        let spec = cri::ImageSpec { image: name.to_owned(), ..Default::default() };
-        let pulled = self.inner.image_pull(&spec).map_err(|error| place.error(error.chain()))?;
-        let image = self.inner.images.find(&pulled);
-        Ok(image.ok_or_else(|| place.error(format!("{name}: was removed meanwhile")))?)
+        let pulled = self.inner.image_pull(name, &super::Transfer::default()).await;
+        Ok(pulled.map_err(|error| place.error(error.chain()))?)
     }
 
     /// What the base image leaves to those who build on it.
