@@ -164,7 +164,12 @@ pub(crate) fn pods_pull_with_secrets(cluster: &Cluster) -> Result<()> {
         cluster.ready(ns, "outage")?;
         Ok(())
     })?;
-    run(&mut image(cluster, &["rm", &name]))?;
+    // The objects are gone at once, for the pods have no grace; the node takes its time to end them.
+    poll::until("the image to be removed", PATIENCE, || {
+        let output = image(cluster, &["rm", &name]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(if output.status.success() { Ok(()) } else { Err(said) })
+    })?;
     let (pulled, said) = as_user(cluster, &["pull", &name], PASSWORD)?;
     ensure!(pulled && said.contains("pulled"), "{said}");
     run(&mut image(cluster, &["rm", &name]))?;
