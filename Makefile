@@ -17,7 +17,7 @@ JAVASCRIPT_CLIENT := $(TOOLS)/javascript/.$(JAVASCRIPT_CLIENT_VERSION)
 # program or file = the package that brings it
 # protoc and the well-known types: the build script of etcd-client wants them
 BUILD_PACKAGES := gcc protobuf-compiler libprotobuf-dev
-TEST_PACKAGES := $(BUILD_PACKAGES) etcd-server etcd-client iproute2 nftables openssl busybox-static docker-registry runc crun python3
+TEST_PACKAGES := $(BUILD_PACKAGES) etcd-server etcd-client iproute2 nftables openssl busybox-static docker-registry runc crun containerd containernetworking-plugins python3
 
 up: build
 	$(BINARY) up $(FLAGS)

@@ -4,6 +4,7 @@
 //! **Invariant**: an implementation keeps no promise in memory alone. What a call reported as
 //! done is found again by a new process, and calls that remove or stop are idempotent.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -26,6 +27,18 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// The conditions `RuntimeReady` and `NetworkReady`, and the features of its handlers.
     async fn status(&self) -> Result<cri::StatusResponse>;
+
+    /// How kubelet and runtime name cgroups: by paths, unless a runtime says otherwise.
+    async fn config(&self) -> Result<cri::RuntimeConfigResponse> {
+        let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+        Ok(cri::RuntimeConfigResponse { linux: Some(linux) })
+    }
+
+    /// What is of use to who looks for a fault and to nobody else, as text or JSON by key; a runtime may have nothing.
+    async fn info(&self, about: About<'_>) -> Result<HashMap<String, String>> {
+        let _nothing = about;
+        Ok(HashMap::new())
+    }
 
     /// Creates what the containers of a pod share, attaches it to the network, and returns the
     /// sandbox's id. On an error nothing remains.
@@ -119,6 +132,17 @@ pub trait Runtime: Send + Sync + 'static {
     /// What happens to containers from now on. A subscriber that does not keep up is *ended*,
     /// never left with a gap: it subscribes again and lists.
     async fn events(&self) -> Result<BoxStream<'static, cri::ContainerEventResponse>>;
+}
+
+/// What [`Runtime::info`] is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About<'a> {
+    /// The runtime itself.
+    Runtime,
+    /// The sandbox with this id.
+    Sandbox(&'a str),
+    /// The container with this id.
+    Container(&'a str),
 }
 
 /// What a process reads.

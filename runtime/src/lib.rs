@@ -17,7 +17,9 @@ mod registry;
 pub mod shim;
 mod sys;
 
-pub use cri::{Attachment, Connection, Duplex, Input, Network, Output, Runtime, Session, TerminalSize};
+pub use cri::{
+    About, Attachment, Connection, Duplex, Input, Network, Output, Runtime, Session, TerminalSize,
+};
 pub use error::{Error, Kind, Result, Source};
 pub use image::{ImageConfig, ImageFile, Progress, repository_of};
 pub use local::{BuildRequest, Embedded, Options, PROGRESS_LINES, Transfer, unpack_context};

@@ -1,5 +1,5 @@
 //! What developers run: `cargo xtask tidy`, `cargo xtask chaos`, `cargo xtask conformance`,
-//! `cargo xtask fuzz`.
+//! `cargo xtask fuzz`, `cargo xtask soak`.
 
 mod chaos;
 mod clones;
@@ -7,6 +7,7 @@ mod conformance;
 mod fuzz;
 mod graph;
 mod sizes;
+mod soak;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,8 +22,12 @@ fn main() -> ExitCode {
             told("conformance", conformance::write(root, &reports))
         }
         Some("fuzz") => told("fuzz", fuzz::run(root, std::env::args().skip(2))),
+        Some("soak") => told("soak", soak::run(root, std::env::args().skip(2))),
         other => {
-            eprintln!("xtask: {}: expected tidy, chaos, conformance or fuzz", other.unwrap_or("no command"));
+            eprintln!(
+                "xtask: {}: expected tidy, chaos, conformance, fuzz or soak",
+                other.unwrap_or("no command")
+            );
             ExitCode::FAILURE
         }
     }

@@ -24,10 +24,10 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::addons::SELF_IMAGE;
-use super::build_socket;
 use super::control;
 use super::join::{self, Cluster, Held, Member};
 use super::lock::Lock;
+use super::runtime;
 use super::settings::{Place, Settings, Which};
 use crate::failure::{Failure, chain};
 
@@ -284,16 +284,15 @@ pub(super) struct Parts {
 pub(super) async fn start(parts: Parts) -> Result<Drain, Failure> {
     let Parts { place, settings, node, client, services, server, supervisor, clock } = parts;
     let network = Arc::new(NodeNetwork::default());
-    let runtime = runtime(&place, network.clone()).await?;
-    image_of_itself(&runtime).await?;
-    let builds = build_socket::routes(runtime.clone(), supervisor.clone());
-    let embedded = runtime.clone();
-    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
-
+    let opened = runtime::open(&place, &settings, network.clone(), clock.clone(), supervisor.clone()).await?;
+    let images = opened.images(&supervisor);
+    let runtime = opened.runtime;
+    // A foreign runtime attaches its pods by itself.
+    let ours = settings.container_runtime_endpoint.is_none();
     let pods = |pod_cidr| pod_options(&place, &settings, pod_cidr);
     // A node that was there before has its addresses: it must not report that it has no network.
     let known = known_pod_cidr(&client, &node).await;
-    if let Some(pod_cidr) = known {
+    if let Some(pod_cidr) = known.filter(|_| ours) {
         let failed = |e: Source| Failure::new(format!("the pod network cannot be set up: {}", chain(&*e)));
         set_up_network(&network, &runtime, pods(pod_cidr)).await.map_err(failed)?;
     }
@@ -316,12 +315,12 @@ pub(super) async fn start(parts: Parts) -> Result<Drain, Failure> {
     let drain = kubelet.drain();
     kubelet.run();
     // Last: who can connect knows that the agent runs.
-    control::serve(&socket(&place), embedded, builds, &supervisor)?;
+    control::serve(&socket(&place), runtime.clone(), images, &supervisor)?;
 
     let proxy = proxy_options(&place, &settings, &node);
     let proxying = ServiceProxy::run(proxy, traffic, services, supervisor.clone(), clock);
     supervisor.spawn_until_shutdown("service-proxy", proxying);
-    if known.is_none() {
+    if known.is_none() && ours {
         supervisor.spawn_until_shutdown("pod-network", async move {
             let pod_cidr = pod_cidr(&nodes, &node).await;
             set_up_network(&network, &runtime, pod_options(&place, &settings, pod_cidr)).await
@@ -376,7 +375,7 @@ async fn set_up_network(
 }
 
 /// System pods run from an image that is made of this very program: nothing is pulled to start a cluster.
-async fn image_of_itself(runtime: &Embedded) -> Result<(), Failure> {
+pub(super) async fn image_of_itself(runtime: &Embedded) -> Result<(), Failure> {
     // The link is this process's program also after its file was replaced.
     let source = std::fs::canonicalize("/proc/self/exe").unwrap_or_else(|_| "/proc/self/exe".into());
     let binary = ImageFile { source, target: BINARY.into(), mode: 0o755 };
@@ -403,6 +402,12 @@ pub(super) async fn remove_pods(place: &Place) -> Result<(), Failure> {
         Failure::new(format!("{what} cannot be removed: {}", chain(e)))
     };
     let settings = place.load()?;
+    let endpoint = settings.as_ref().and_then(|settings| settings.container_runtime_endpoint.clone());
+    if let (Some(settings), Some(endpoint)) = (&settings, endpoint) {
+        let options = kubelet_options(place, settings, "");
+        let foreign = runtime::for_a_moment(&endpoint)?;
+        decapod_kubelet::teardown(&options, &*foreign).await.map_err(|e| failed("pods", &e))?;
+    }
     let runtime = runtime(place, Arc::new(NoNetwork)).await?;
     if let Some(settings) = &settings {
         let options = kubelet_options(place, settings, "")?;

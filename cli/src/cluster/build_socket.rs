@@ -26,7 +26,7 @@ use super::control::ImageRow;
 use crate::failure::{Failure, chain};
 
 /// Where builds are asked for.
-const PATH: &str = "/images/build";
+pub(super) const PATH: &str = "/images/build";
 
 /// Longest message: a line of output, which the runtime bounds far below.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -109,6 +109,10 @@ pub(super) async fn request(
         let response = sender.send_request(body).await.map_err(|e| unreachable(&e))?;
         let status = response.status();
         let mut body = response.into_body();
+        if !status.is_success() {
+            let why = body.collect().await.map_err(|e| unreachable(&e))?.to_bytes();
+            return Err(Failure::new(String::from_utf8_lossy(&why).into_owned()));
+        }
         let mut received = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| unreachable(&e))?;

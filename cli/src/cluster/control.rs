@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -12,14 +13,14 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use decapod_client::task::Supervisor;
 use decapod_proto::cri;
-use decapod_runtime::{Embedded, Runtime};
+use decapod_runtime::Runtime;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::transfer::{self, Ask, Display, Way, Word};
+use super::transfer::{Ask, Display, Way, Word};
 use crate::failure::{Failure, chain};
 
 /// An image, as commands show it.
@@ -56,7 +57,7 @@ impl From<decapod_runtime::Error> for Refusal {
     }
 }
 
-type Shared = State<Embedded>;
+type Shared = State<Arc<dyn Runtime>>;
 
 async fn list(State(runtime): Shared) -> Result<Json<Vec<ImageRow>>, Refusal> {
     Ok(Json(runtime.image_list(None).await?.into_iter().map(ImageRow::from).collect()))
@@ -68,11 +69,11 @@ async fn import(State(runtime): Shared, Json(archive): Json<Named>) -> Result<Js
 }
 
 async fn remove(State(runtime): Shared, Json(image): Json<Named>) -> Result<Json<()>, Refusal> {
-    remove_unused(&runtime, &image.name).await.map(Json).map_err(Refusal)
+    remove_unused(&*runtime, &image.name).await.map(Json).map_err(Refusal)
 }
 
 /// Removes an image unless a container uses it; why not, as text.
-pub(super) async fn remove_unused(runtime: &Embedded, name: &str) -> Result<(), String> {
+pub(super) async fn remove_unused(runtime: &dyn Runtime, name: &str) -> Result<(), String> {
     let failed = |error: decapod_runtime::Error| chain(&error);
     let spec = cri::ImageSpec { image: name.to_owned(), ..Default::default() };
     let image = runtime.image_status(&spec).await.map_err(failed)?;
@@ -80,7 +81,9 @@ pub(super) async fn remove_unused(runtime: &Embedded, name: &str) -> Result<(), 
     let users = runtime.container_list(None).await.map_err(failed)?;
     // One of several names can go at any time.
     let last = image.repo_tags.len() <= 1 || image.id.contains(name);
-    if last && let Some(user) = users.iter().find(|container| container.image_id == image.id) {
+    // Older runtimes tell the image's id as its reference only.
+    let uses = |user: &&cri::Container| user.image_id == image.id || user.image_ref == image.id;
+    if last && let Some(user) = users.iter().find(uses) {
         let label = |key: &str| user.labels.get(key).map_or("?", String::as_str);
         return Err(format!(
             "image {name} is in use by container {} of pod {}/{}: delete the pod first",
@@ -92,11 +95,17 @@ pub(super) async fn remove_unused(runtime: &Embedded, name: &str) -> Result<(), 
     runtime.image_remove(&spec).await.map_err(failed)
 }
 
-/// Serves the socket at `path` until the supervisor shuts down.
+/// Routes that are not for this node, and why.
+pub(super) fn refuse(paths: &[&str], why: &'static str) -> Router {
+    let refusal = move || async move { Refusal(why.to_owned()) };
+    paths.iter().fold(Router::new(), |router, path| router.route(path, post(refusal)))
+}
+
+/// Serves the socket at `path`, with `more` routes, until the supervisor shuts down.
 pub(super) fn serve(
     path: &Path,
-    runtime: Embedded,
-    builds: Router,
+    runtime: Arc<dyn Runtime>,
+    more: Router,
     supervisor: &Supervisor,
 ) -> Result<(), Failure> {
     match std::fs::remove_file(path) {
@@ -109,10 +118,8 @@ pub(super) fn serve(
         .route("/images", get(list))
         .route("/images/import", post(import))
         .route("/images/remove", post(remove))
-        .route("/images/pull", post(transfer::pull))
-        .route("/images/push", post(transfer::push))
         .with_state(runtime)
-        .merge(builds);
+        .merge(more);
     let shutdown = supervisor.shutdown_token();
     supervisor.spawn("control-socket", async move {
         axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
@@ -181,10 +188,6 @@ impl Control {
 
     /// Has the agent move an image, and shows how far it has come.
     pub(super) async fn transfer(&self, way: Way, ask: &Ask, display: &mut Display) -> Result<Word, Failure> {
-        let path = match way {
-            Way::Pull => "/images/pull",
-            Way::Push => "/images/push",
-        };
         let listen = async |response: http::Response<Incoming>| {
             let mut body = response.into_body();
             let mut heard = Vec::new();
@@ -200,7 +203,7 @@ impl Control {
             }
             Err(Failure::new("the agent ended before the image was moved"))
         };
-        self.ask("POST", path, serde_json::to_vec(ask)?, listen).await
+        self.ask("POST", way.path(), serde_json::to_vec(ask)?, listen).await
     }
 
     pub(super) async fn images(&self) -> Result<Vec<ImageRow>, Failure> {

@@ -17,6 +17,7 @@ mod limits;
 mod lock;
 mod renewal;
 mod resource_flags;
+mod runtime;
 mod server;
 mod settings;
 mod shutdown;

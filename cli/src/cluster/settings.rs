@@ -220,6 +220,11 @@ pub(crate) struct Settings {
     /// The address under which this machine is reached (default: that of the default route).
     #[arg(long)]
     pub(crate) node_ip: Option<IpAddr>,
+    /// A foreign container runtime that speaks CRI v1, such as unix:///run/containerd/containerd.sock (default: the
+    /// embedded one). It needs a network plugin of its own, and the image of cluster DNS is to be imported into it.
+    #[arg(long)]
+    #[serde(default)]
+    pub(crate) container_runtime_endpoint: Option<String>,
     /// A file of static bearer tokens, as Kubernetes' --token-auth-file.
     #[arg(long)]
     pub(crate) token_file: Option<PathBuf>,

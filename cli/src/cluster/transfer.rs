@@ -5,10 +5,11 @@ use std::convert::Infallible;
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
 use clap::Args;
 use decapod_proto::cri;
 use decapod_runtime::{Credentials, Embedded, Progress, Transfer};
@@ -115,6 +116,16 @@ pub(super) enum Way {
     Push,
 }
 
+impl Way {
+    /// Where the agent is asked for it.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Pull => "/images/pull",
+            Self::Push => "/images/push",
+        }
+    }
+}
+
 /// A transfer under way.
 pub(super) struct Moving {
     work: Option<BoxFuture<'static, Word>>,
@@ -159,14 +170,15 @@ fn answer(moving: Moving) -> Response {
     Body::from_stream(lines.boxed()).into_response()
 }
 
-/// The agent's side of a pull.
-pub(super) async fn pull(State(runtime): State<Embedded>, Json(ask): Json<Ask>) -> Response {
-    answer(Moving::start(runtime, Way::Pull, ask))
-}
-
-/// The agent's side of a push.
-pub(super) async fn push(State(runtime): State<Embedded>, Json(ask): Json<Ask>) -> Response {
-    answer(Moving::start(runtime, Way::Push, ask))
+/// The agent's side of transfers.
+pub(super) fn routes(runtime: Embedded) -> Router {
+    let route = |way: Way| {
+        post(move |State(runtime): State<Embedded>, Json(ask): Json<Ask>| async move {
+            answer(Moving::start(runtime, way, ask))
+        })
+    };
+    let routes = [Way::Pull, Way::Push].into_iter();
+    routes.fold(Router::new(), |router, way| router.route(way.path(), route(way))).with_state(runtime)
 }
 
 /// Shows how far a transfer has come, on a terminal.

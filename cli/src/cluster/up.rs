@@ -109,6 +109,8 @@ impl Up {
         command.args(s.enable_admission_plugins.iter().map(|p| format!("--enable-admission-plugins={p}")));
         command.args(s.disable_admission_plugins.iter().map(|p| format!("--disable-admission-plugins={p}")));
         command.args(config.map(|f| format!("--admission-control-config-file={}", f.display())));
+        command
+            .args(s.container_runtime_endpoint.iter().map(|e| format!("--container-runtime-endpoint={e}")));
         command.args(s.store.flags());
         command.args(s.tokens.flags());
         command.args(s.audit.flags());

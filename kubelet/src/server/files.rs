@@ -13,9 +13,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
-use super::Refusal;
 use crate::Options;
 use crate::shared::Shared;
+use decapod_cri::stream::Refusal;
 
 /// What is served.
 const ROOT: &str = "/var/log";

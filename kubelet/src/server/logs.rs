@@ -13,14 +13,13 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use decapod_client::error::chain;
+use decapod_cri::stream::{self, Farewell, Refusal, Upgrade};
 use futures::{SinkExt, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::channel::Farewell;
-use super::upgrade::{self, Upgrade};
-use super::{Refusal, find};
+use super::find;
 use crate::logs::{self, Alive, Options};
 use crate::pod::observed::{Container, Observed, State as Running};
 use crate::pod::spec;
@@ -74,9 +73,9 @@ fn messages(
     let Upgrade::WebSocket(upgrade) = upgrade else {
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "unable to upgrade: logs go over WebSocket only"));
     };
-    let upgrade = upgrade::agree(*upgrade, headers, &[BINARY, BASE64])?;
+    let upgrade = stream::agree(*upgrade, headers, &[BINARY, BASE64])?;
     Ok(upgrade.on_upgrade(async move |socket| {
-        let text = upgrade::protocol(&socket) == BASE64;
+        let text = stream::protocol(&socket) == BASE64;
         let (sink, mut client) = socket.split();
         let send = async {
             let mut sink = Farewell::new(sink);

@@ -9,10 +9,10 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use decapod_proto::cri;
 
-use super::Refusal;
 use crate::measures::{Counts, START_BUCKETS};
 use crate::pod::mark;
 use crate::shared::Shared;
+use decapod_cri::stream::Refusal;
 
 const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 

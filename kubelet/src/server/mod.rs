@@ -6,28 +6,25 @@
 
 mod auth;
 mod cadvisor;
-mod channel;
 mod files;
 mod folders;
 mod forward;
 mod logs;
 mod metrics;
 mod session;
-mod spdy;
 mod summary;
-mod upgrade;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router, middleware};
 use decapod_client::ObjectKey;
-use decapod_client::error::chain;
+use decapod_cri::stream::{Host, Refusal};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -153,40 +150,13 @@ fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// An error as the API server passes it on: a code and one line of text, or a `metav1.Status` for whoever takes JSON.
-#[derive(Clone, Debug)]
-pub(super) struct Refusal {
-    status: StatusCode,
-    message: String,
-    header: Option<(HeaderName, HeaderValue)>,
-}
-
-impl Refusal {
-    fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), header: None }
-    }
-
-    fn with_header(self, name: HeaderName, value: HeaderValue) -> Self {
-        Self { header: Some((name, value)), ..self }
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, self.message.clone()).into_response();
-        response.headers_mut().extend(self.header.clone());
-        response.extensions_mut().insert(self);
-        response
-    }
-}
-
 /// Words refusals as the client takes them.
 async fn negotiate(request: Request, next: middleware::Next) -> Response {
     let accepts = request.headers().get(header::ACCEPT).and_then(|a| a.to_str().ok());
     let json = accepts.is_some_and(|a| a.contains("application/json"));
     let response = next.run(request).await;
     let Some(refusal) = response.extensions().get::<Refusal>().filter(|_| json) else { return response };
-    let reason = match refusal.status {
+    let reason = match refusal.status() {
         StatusCode::NOT_FOUND => "NotFound",
         StatusCode::BAD_REQUEST => "BadRequest",
         StatusCode::CONFLICT => "Conflict",
@@ -195,21 +165,14 @@ async fn negotiate(request: Request, next: middleware::Next) -> Response {
     };
     let status = serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": refusal.message, "reason": reason, "code": refusal.status.as_u16(),
+        "message": refusal.message(), "reason": reason, "code": refusal.status().as_u16(),
     });
-    (refusal.status, Json(status)).into_response()
+    (refusal.status(), Json(status)).into_response()
 }
 
-impl From<decapod_runtime::Error> for Refusal {
-    fn from(error: decapod_runtime::Error) -> Self {
-        let status = match error {
-            decapod_runtime::Error::NotFound { .. } => StatusCode::NOT_FOUND,
-            decapod_runtime::Error::InvalidArgument { .. } => StatusCode::BAD_REQUEST,
-            decapod_runtime::Error::WrongState { .. } => StatusCode::CONFLICT,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self::new(status, chain(&error))
-    }
+/// What streams need of this process.
+fn host(shared: &Shared) -> Host {
+    Host { clock: shared.clock.clone(), supervisor: shared.supervisor.clone() }
 }
 
 /// A pod of this node, and what the runtime has of it.

@@ -12,10 +12,10 @@ use decapod_proto::cri;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::Refusal;
 use crate::pod::{mark, spec};
 use crate::shared::Shared;
 use crate::usage::{self, Disk, PodUsage};
+use decapod_cri::stream::Refusal;
 
 /// Ticks of `/proc/stat` in a second, on every architecture that Linux runs containers on.
 const TICKS: u64 = 100;

@@ -1,7 +1,7 @@
 //! Starts one container, and reads what it left when it ended.
 
 use std::io::{Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -240,6 +240,11 @@ impl PodSync {
         let create_fault = |message| Some(Fault { reason: "CreateContainerError", message });
         let facts = self.pod_facts(pod, pod_spec).map_err(|e| create_fault(chain(&e)))?;
         let sandbox_config = config::sandbox(&facts, sandbox.attempt);
+        // A runtime finds the folder of its log, as CRI has it.
+        let log = Path::new(&sandbox_config.log_directory).join(&config.log_path);
+        let folder = log.parent().unwrap_or(&log);
+        std::fs::create_dir_all(folder)
+            .map_err(|e| create_fault(format!("cannot make {}: {e}", folder.display())))?;
         let runtime = &self.shared.runtime;
         let created = runtime.container_create(&sandbox.id, &config, &sandbox_config).await;
         let id = created.map_err(|e| create_fault(chain(&e)))?;

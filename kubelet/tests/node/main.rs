@@ -1,11 +1,18 @@
 //! A node agent on the embedded runtime with real containers, against a small API server.
 //!
-//! Needs root and Debian's `busybox-static`. The binary is also the shim of its own containers: hence no test
+//! Needs root and Debian's `busybox-static`, and `containerd` with `runc` and `containernetworking-plugins`. The binary is also the shim of its own containers: hence no test
 //! harness, whose threads would be in the way.
 
 #![expect(clippy::unwrap_used, reason = "a test without a harness")]
 
 mod api;
+// The archives of the runtime's contract, and its containerd.
+#[expect(dead_code, reason = "the contract has more kinds of images")]
+#[path = "../../../runtime/tests/contract/archive.rs"]
+mod archive;
+#[path = "../../../runtime/tests/contract/containerd.rs"]
+mod containerd;
+mod foreign;
 mod resources;
 mod tls;
 mod volumes;
@@ -23,7 +30,7 @@ use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
 use decapod_kubelet::{Dependencies, Drain, EvictionOptions, Kubelet, NoServices, Options, teardown};
-use decapod_runtime::{Attachment, Embedded, ImageConfig, ImageFile, Network, Source, shim};
+use decapod_runtime::{Attachment, Embedded, ImageConfig, ImageFile, Network, Runtime, Source, shim};
 use serde_json::{Value, json};
 use volumes::claims_images_and_expanded_paths_are_mounted;
 
@@ -59,8 +66,10 @@ struct World {
     dir: tempfile::TempDir,
     /// What a test wants otherwise.
     change: Option<fn(&mut Options)>,
-    agent: Option<(Supervisor, Embedded)>,
+    agent: Option<(Supervisor, Option<Embedded>)>,
     drain: Option<Drain>,
+    /// Whether its containers are containerd's.
+    foreign: bool,
 }
 
 impl World {
@@ -69,11 +78,15 @@ impl World {
     }
 
     async fn with(change: Option<fn(&mut Options)>) -> Self {
+        Self::on(change, false).await
+    }
+
+    async fn on(change: Option<fn(&mut Options)>, foreign: bool) -> Self {
         // A port that was free a moment ago.
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let mut world =
-            Self { api: Api::new(), ca: tls::Ca::new(), address, dir, change, agent: None, drain: None };
+        let (api, ca) = (Api::new(), tls::Ca::new());
+        let mut world = Self { api, ca, address, dir, change, agent: None, drain: None, foreign };
         world.start().await;
         world
     }
@@ -106,15 +119,21 @@ impl World {
     /// Starts an agent, as at the start of the machine or after the agent died; on a port of its own each time, since
     /// another process of the machine may have taken the last one meanwhile.
     async fn start(&mut self) {
-        let runtime = self.runtime().await;
         let supervisor = Supervisor::new();
+        let (runtime, embedded): (Arc<dyn Runtime>, _) = match self.foreign {
+            true => (foreign::runtime(&supervisor), None),
+            false => {
+                let embedded = self.runtime().await;
+                (Arc::new(embedded.clone()), Some(embedded))
+            }
+        };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let client = self.api.client();
         let informers = Informers::new(client.clone(), supervisor.clone(), clock.clone());
         let dependencies = Dependencies {
             client,
             informers,
-            runtime: Arc::new(runtime.clone()),
+            runtime,
             traffic: Arc::new(NoServices),
             supervisor: supervisor.clone(),
             clock,
@@ -126,21 +145,27 @@ impl World {
         let kubelet = Kubelet::new(options, dependencies).await.unwrap();
         self.drain = Some(kubelet.drain());
         kubelet.run();
-        self.agent = Some((supervisor, runtime));
+        self.agent = Some((supervisor, embedded));
     }
 
     /// Ends the agent; containers run on.
     async fn stop(&mut self) {
         let (supervisor, runtime) = self.agent.take().unwrap();
         supervisor.shutdown(PATIENCE).await;
-        runtime.close().await;
+        if let Some(runtime) = runtime {
+            runtime.close().await;
+        }
     }
 
     async fn end(mut self) {
         self.stop().await;
-        let runtime = self.runtime().await;
-        teardown(&self.options(), &runtime).await.unwrap();
-        runtime.remove_all().await.unwrap();
+        if self.foreign {
+            foreign::end(&self.options()).await;
+        } else {
+            let runtime = self.runtime().await;
+            teardown(&self.options(), &runtime).await.unwrap();
+            runtime.remove_all().await.unwrap();
+        }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let dir = self.dir.path().to_string_lossy().into_owned();
         assert!(!mounts.contains(&dir), "mounts remain: {mounts}");
@@ -506,6 +531,8 @@ async fn the_node_server_serves_the_api_server_alone() {
     world.end().await;
 }
 
+use foreign::pods_run_on_containerd;
+
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     if arguments.first().is_some_and(|first| first == shim::ARGUMENT) {
@@ -543,6 +570,8 @@ fn main() -> ExitCode {
         resources::a_killed_process_is_named,
         resources::logs_are_kept_small,
         resources::pods_end_before_the_machine_does,
+        pods_run_on_containerd,
     );
+    containerd::end();
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -10,6 +10,7 @@ mod container;
 mod device;
 mod events;
 mod image;
+mod info;
 mod recover;
 mod sandbox;
 mod seccomp;

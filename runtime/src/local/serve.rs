@@ -1,5 +1,6 @@
 //! The embedded runtime as a [`Runtime`].
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use futures::stream::BoxStream;
 
 use super::sandbox::HANDLERS;
 use super::{Embedded, Transfer, blocking, session};
-use crate::cri::{Connection, Runtime, Session};
+use crate::cri::{About, Connection, Runtime, Session};
 use crate::error::{Error, Kind, Result};
 use crate::protocol::Streams;
 use crate::registry::Credentials;
@@ -52,6 +53,10 @@ impl Runtime for Embedded {
             features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
             ..Default::default()
         })
+    }
+
+    async fn info(&self, about: About<'_>) -> Result<HashMap<String, String>> {
+        self.inner.info(about)
     }
 
     async fn sandbox_run(&self, config: &cri::PodSandboxConfig, runtime_handler: &str) -> Result<String> {

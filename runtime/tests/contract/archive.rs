@@ -127,7 +127,11 @@ impl Archive {
                 "mediaType": "application/vnd.oci.image.manifest.v1+json",
                 "digest": manifest.0,
                 "size": manifest.1,
-                "annotations": { "org.opencontainers.image.ref.name": name },
+                // The second is containerd's own, which takes the first for a tag alone.
+                "annotations": {
+                    "org.opencontainers.image.ref.name": name,
+                    "io.containerd.image.name": name,
+                },
             }],
         });
         archive.files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());

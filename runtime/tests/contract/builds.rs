@@ -33,7 +33,7 @@ fn request(context: &Path, tag: &str) -> BuildRequest {
 /// Builds, and returns what was said.
 async fn build(world: &World, request: BuildRequest) -> (Result<cri::Image, Error>, Vec<String>) {
     let (sender, mut receiver) = mpsc::channel(PROGRESS_LINES);
-    let building = world.runtime.image_build(request, sender, CancellationToken::new());
+    let building = world.embedded().image_build(request, sender, CancellationToken::new());
     let listening = async {
         let mut lines = Vec::new();
         while let Some(line) = receiver.recv().await {
@@ -147,7 +147,7 @@ pub(crate) async fn dockerfiles_become_images() {
     let (tools, _) = built(&world, wanted).await;
     let spec = cri::ImageSpec { image: "built.internal/tools:1".into(), ..Default::default() };
     world.runtime.image_remove(&spec).await.unwrap();
-    let imported = world.runtime.image_import(&world.root.join("tools.tar")).await.unwrap();
+    let imported = world.import(&world.root.join("tools.tar")).await.unwrap();
     assert_eq!((&imported[0].id, imported[0].repo_tags[0].as_str()), (&tools.id, "built.internal/tools:1"));
     world.end().await;
 }
@@ -174,7 +174,7 @@ pub(crate) async fn images_come_from_nothing_and_are_reproducible() {
     let layers = std::fs::read_dir(world.root.join("data/images/layers")).unwrap().flatten();
     let is_bad = |layer: &Path| layer.join("etc/hosts").exists() || layer.join("proc").exists();
     assert_eq!(layers.filter(|layer| is_bad(&layer.path())).count(), 0, "mount points are in a layer");
-    assert!(world.runtime.builds_forget().await.unwrap() > 0);
+    assert!(world.embedded().builds_forget().await.unwrap() > 0);
     world.end().await;
 }
 
@@ -217,7 +217,7 @@ pub(crate) async fn builds_that_are_cut_off_leave_nothing() {
 
     let (sender, mut receiver) = mpsc::channel(PROGRESS_LINES);
     let cancel = CancellationToken::new();
-    let building = world.runtime.image_build(wanted.clone(), sender, cancel.clone());
+    let building = world.embedded().image_build(wanted.clone(), sender, cancel.clone());
     let cancelling = async {
         while receiver.recv().await.unwrap() != "begun" {}
         cancel.cancel();
@@ -230,7 +230,7 @@ pub(crate) async fn builds_that_are_cut_off_leave_nothing() {
     // An agent that ends in the middle of a command: the next one removes what is left.
     let (sender, mut receiver) = mpsc::channel(PROGRESS_LINES);
     {
-        let building = world.runtime.image_build(wanted, sender, CancellationToken::new());
+        let building = world.embedded().image_build(wanted, sender, CancellationToken::new());
         let waiting = async { while receiver.recv().await.unwrap() != "begun" {} };
         tokio::select! {
             result = building => panic!("{result:?}"),
@@ -238,7 +238,7 @@ pub(crate) async fn builds_that_are_cut_off_leave_nothing() {
         }
     }
     assert_eq!(world.runtime.sandbox_list(None).await.unwrap().len(), 1);
-    world.runtime.close().await;
+    world.embedded().close().await;
     let name = world.root.file_name().unwrap().to_str().unwrap().trim_start_matches("dcp-").to_owned();
     let next = World::open(&name).await;
     assert!(next.runtime.sandbox_list(None).await.unwrap().is_empty());

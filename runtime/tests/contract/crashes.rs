@@ -5,7 +5,6 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use decapod_proto::cri;
-use decapod_runtime::Runtime;
 
 use super::support::{World, eventually, script};
 
@@ -13,12 +12,11 @@ use super::support::{World, eventually, script};
 pub(crate) async fn victim(name: &str) {
     let world = World::open(name).await;
     let archive = super::archive::busybox().save(&world.root, "busybox.tar");
-    world.runtime.image_import(&archive).await.unwrap();
+    world.import(&archive).await.unwrap();
     let pod = world.pod("victim").await;
     let up = world.start(&pod, &script("up", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done")).await;
     let brief = world.start(&pod, &script("brief", "sleep 0.3; exit 6")).await;
-    let created =
-        world.runtime.container_create(&pod, &script("later", "echo late"), &Default::default()).await;
+    let created = world.create(&pod, &script("later", "echo late")).await;
     println!("{pod} {up} {brief} {}", created.unwrap());
     std::future::pending::<()>().await;
 }
@@ -107,13 +105,13 @@ pub(crate) async fn numbers_are_reused() {
     let name = format!("reuse-{}", std::process::id());
     let world = World::open(&name).await;
     let archive = super::archive::busybox().save(&world.root, "busybox.tar");
-    world.runtime.image_import(&archive).await.unwrap();
+    world.import(&archive).await.unwrap();
     let pod = world.pod("reuse").await;
     let id = world.start(&pod, &script("c", "sleep 1000")).await;
     let process = pid_of(&world.root, &pod, &id);
     let shim = parent_of(process);
     // The agent goes first, so that the next one finds both dead.
-    world.runtime.close().await;
+    world.embedded().close().await;
     for pid in [shim, process] {
         // SAFETY: kills processes that this test has made.
         unsafe { libc::kill(pid, libc::SIGKILL) };

@@ -58,7 +58,7 @@ fn look(path: &Path) -> BTreeMap<PathBuf, (u32, u64, i64, String)> {
 async fn image(world: &World, name: &str, entries: &[Entry], config: &serde_json::Value) {
     let layers = [(busybox_layer(), Compression::Gzip), (tar_of(entries), Compression::None)];
     let archive = Archive::oci(name, &layers, config).save(&world.root, "escape.tar");
-    world.runtime.image_import(&archive).await.unwrap();
+    world.import(&archive).await.unwrap();
 }
 
 fn of_image(mut config: cri::ContainerConfig, image: &str) -> cri::ContainerConfig {
@@ -68,7 +68,7 @@ fn of_image(mut config: cri::ContainerConfig, image: &str) -> cri::ContainerConf
 
 /// Runs a container whatever may come of it: its log, or why it did not start.
 async fn attempt(world: &World, pod: &str, config: &cri::ContainerConfig) -> Result<String, Error> {
-    let id = world.runtime.container_create(pod, config, &Default::default()).await?;
+    let id = world.create(pod, config).await?;
     world.runtime.container_start(&id).await?;
     let status = world.exited(&id).await;
     let log = std::fs::read_to_string(&status.log_path).unwrap();

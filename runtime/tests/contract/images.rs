@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use decapod_proto::cri;
-use decapod_runtime::{Error, Runtime};
+use decapod_runtime::Error;
 use serde_json::json;
 
 use super::archive::{Archive, BUSYBOX, Compression, Entry, busybox, busybox_layer, tar_of};
@@ -16,7 +16,7 @@ fn spec(name: &str) -> cri::ImageSpec {
 /// The error with all its causes.
 async fn refusal(world: &World, archive: &Archive) -> String {
     let path = archive.save(&world.root, "bad.tar");
-    match world.runtime.image_import(&path).await {
+    match world.import(&path).await {
         Ok(images) => panic!("imported: {images:?}"),
         Err(error @ Error::Image { .. }) => error.chain(),
         Err(error) => panic!("not an image error: {error:?}"),
@@ -30,19 +30,19 @@ pub(crate) async fn every_form_is_imported() {
     for (index, how) in [Compression::None, Compression::Gzip, Compression::Zstd].into_iter().enumerate() {
         let name = format!("forms.internal/x:{index}");
         let archive = Archive::oci(&name, &[(layer.clone(), how)], &config).save(&world.root, "a.tar");
-        let images = world.runtime.image_import(&archive).await.unwrap();
+        let images = world.import(&archive).await.unwrap();
         assert!(images[0].repo_tags.contains(&name), "{images:?}");
         assert_eq!(images[0].repo_digests.len(), 1);
     }
     let docker = Archive::docker("short:tag", &layer, &config).save(&world.root, "d.tar");
-    world.runtime.image_import(&docker).await.unwrap();
+    world.import(&docker).await.unwrap();
     let found = world.runtime.image_status(&spec("short:tag")).await.unwrap().unwrap();
     assert!(found.repo_tags.contains(&"docker.io/library/short:tag".to_owned()));
     let other = if cfg!(target_arch = "x86_64") { "arm64" } else { "amd64" };
     let ours = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
     let platforms = [(other, tar_of(&[Entry::file("foreign", "")])), (ours, layer)];
     let multi = Archive::multi_platform("multi.internal/m:1", &platforms).save(&world.root, "m.tar");
-    world.runtime.image_import(&multi).await.unwrap();
+    world.import(&multi).await.unwrap();
     let pod = world.pod("forms").await;
     let mut config = script("c", "echo from $0");
     config.image = Some(spec("multi.internal/m:1"));
@@ -74,7 +74,7 @@ pub(crate) async fn layers_are_stacked_with_whiteouts() {
         [(busybox_layer(), Compression::Gzip), (lower, Compression::Zstd), (upper, Compression::None)];
     let config = json!({ "Env": ["PATH=/bin"] });
     let archive = Archive::oci("stack.internal/s:1", &layers, &config).save(&world.root, "s.tar");
-    world.runtime.image_import(&archive).await.unwrap();
+    world.import(&archive).await.unwrap();
     let pod = world.pod("stack").await;
     let look = "ls / | grep -c gone; ls opaque; cat kept link; echo; head -1 loop; \
                 stat -c '%a %u %F' setuid fifo null; stat -c %h link";
@@ -110,7 +110,7 @@ pub(crate) async fn hostile_layers_are_refused() {
     // A link that is replaced by a file is not followed.
     let layers = [(tar_of(&[Entry::symlink("out", target), Entry::file("out", "mine")]), Compression::Gzip)];
     let archive = Archive::oci("ok.internal/b:1", &layers, &json!({})).save(&world.root, "ok.tar");
-    world.runtime.image_import(&archive).await.unwrap();
+    world.import(&archive).await.unwrap();
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
     assert!(world.runtime.image_status(&spec("bad.internal/b:1")).await.unwrap().is_none());
     let layers: PathBuf = world.root.join("data/images/layers");
@@ -142,7 +142,7 @@ pub(crate) async fn corrupt_archives_are_named() {
     let path = good.save(&world.root, "whole.tar");
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-    let error = world.runtime.image_import(&path).await.unwrap_err().chain();
+    let error = world.import(&path).await.unwrap_err().chain();
     assert!(error.contains("truncated") || error.contains("whole tar"), "{error}");
     let foreign = Archive::multi_platform("f.internal/f:1", &[("s390x", tar_of(&[]))]);
     let error = refusal(&world, &foreign).await;
@@ -170,7 +170,7 @@ pub(crate) async fn names_and_removal() {
     assert_eq!(world.exec(&id, &["echo", "still"]).await.stdout, b"still\n");
     let mut config = script("d", "true");
     config.image = Some(spec("no such image"));
-    let error = world.runtime.container_create(&pod, &config, &Default::default()).await.unwrap_err();
+    let error = world.create(&pod, &config).await.unwrap_err();
     assert!(error.is_not_found(), "{error:?}");
     world.runtime.image_remove(&spec("never.internal/was:there")).await.unwrap();
     world.end().await;

@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use decapod_proto::cri;
-use decapod_runtime::{Error, Runtime};
+use decapod_runtime::Error;
 use futures::StreamExt;
 
-use super::support::{PATIENCE, World, command, context, eventually, resources, script};
+use super::support::{PATIENCE, Way, World, command, context, eventually, resources, script, way};
 
 pub(crate) async fn exit_codes_and_logs() {
     let world = World::new("exits").await;
     let pod = world.pod("exits").await;
     let status = world.runtime.sandbox_status(&pod).await.unwrap();
     assert_eq!(status.state(), cri::PodSandboxState::SandboxReady);
-    assert_eq!(status.network.unwrap().ip, "10.244.0.7");
+    let expected = if way() == Way::Containerd { "10.180.77." } else { "10.244.0.7" };
+    assert!(status.network.as_ref().unwrap().ip.starts_with(expected), "{status:?}");
     let (status, log) = world.run(&pod, &script("ok", "echo out; echo err >&2; hostname; echo $FROM")).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (0, "Completed"));
     assert_eq!(
@@ -45,7 +46,7 @@ pub(crate) async fn wrong_commands_are_named() {
         (["/tmp", ""], 126, "permission denied"),
     ] {
         let config = command("wrong", &line[..1]);
-        let id = world.runtime.container_create(&pod, &config, &Default::default()).await.unwrap();
+        let id = world.create(&pod, &config).await.unwrap();
         match world.runtime.container_start(&id).await.unwrap_err() {
             Error::StartFailed { exit_code, message: found } => {
                 assert_eq!(exit_code, code, "{found}");
@@ -61,7 +62,7 @@ pub(crate) async fn wrong_commands_are_named() {
     }
     let mut config = script("user", "true");
     context(&mut config).run_as_username = "nobody-there".into();
-    let error = world.runtime.container_create(&pod, &config, &Default::default()).await.unwrap_err();
+    let error = world.create(&pod, &config).await.unwrap_err();
     assert!(error.to_string().contains("no matching entries in passwd file"), "{error}");
     let id = world.start(&pod, &script("up", "sleep 1000")).await;
     let error = world.runtime.exec_sync(&id, &["nonsense".to_owned()], Duration::ZERO).await.unwrap_err();
@@ -143,7 +144,7 @@ pub(crate) async fn namespaces_are_shared_in_a_pod() {
     linux.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "0".into());
     let options = cri::NamespaceOption { pid: cri::NamespaceMode::Pod.into(), ..Default::default() };
     linux.security_context.as_mut().unwrap().namespace_options = Some(options);
-    let pod = world.runtime.sandbox_run(&config, "").await.unwrap();
+    let pod = world.run_pod(&config).await.unwrap();
     let one = world.start(&pod, &script("one", "echo hello > /dev/shm/word; sleep 1000")).await;
     let two = world.start(&pod, &script("two", "sleep 2000")).await;
     eventually("shared memory", || async {
@@ -191,7 +192,7 @@ pub(crate) async fn namespaces_are_shared_in_a_pod() {
     );
     let status = world.runtime.sandbox_status(&pod).await.unwrap();
     assert_eq!(status.state(), cri::PodSandboxState::SandboxNotready);
-    let error = world.runtime.container_create(&pod, &script("x", "true"), &Default::default()).await;
+    let error = world.create(&pod, &script("x", "true")).await;
     assert!(matches!(error.unwrap_err(), Error::WrongState { .. }));
     world.end().await;
 }
@@ -203,7 +204,7 @@ pub(crate) async fn pods_on_the_host() {
     let options = cri::NamespaceOption { network: node, pid: node, ipc: node, ..Default::default() };
     let linux = config.linux.as_mut().unwrap();
     linux.security_context.as_mut().unwrap().namespace_options = Some(options);
-    let pod = world.runtime.sandbox_run(&config, "").await.unwrap();
+    let pod = world.run_pod(&config).await.unwrap();
     let id = world.start(&pod, &script("c", "sleep 1000 & sleep 1000")).await;
     for name in ["net", "ipc", "uts", "pid"] {
         let inside = world.exec(&id, &["ls", "-l", &format!("/proc/self/ns/{name}")]).await.stdout;
@@ -249,10 +250,11 @@ pub(crate) async fn sandboxes_that_fail_leave_nothing() {
     let world = World::new("fail").await;
     let mut config = world.pod_config("fail");
     config.linux.as_mut().unwrap().sysctls.insert("net.no.such".into(), "1".into());
-    let error = world.runtime.sandbox_run(&config, "").await.unwrap_err().chain();
+    let error = world.run_pod(&config).await.unwrap_err().chain();
     assert!(error.contains("net.no.such"), "{error}");
     let error = world.runtime.sandbox_run(&world.pod_config("x"), "kata").await.unwrap_err();
-    assert!(matches!(error, Error::InvalidArgument { field: "runtime_handler", .. }));
+    assert!(matches!(error, Error::InvalidArgument { .. }), "{error:?}");
+    assert!(error.to_string().contains("runtime_handler"), "{error}");
     assert!(world.runtime.sandbox_list(None).await.unwrap().is_empty());
     assert!(std::fs::read_dir(world.root.join("run")).unwrap().next().is_none());
     world.end().await;
@@ -260,7 +262,9 @@ pub(crate) async fn sandboxes_that_fail_leave_nothing() {
 
 pub(crate) async fn many_pods_at_once() {
     let world = World::new("many").await;
-    let pods = (0..16).map(|index| {
+    // Each has a process of containerd's beside it, of which some tens of MiB are resident.
+    let count = if way() == Way::Containerd { 4 } else { 16 };
+    let pods = (0..count).map(|index| {
         let world = &world;
         async move {
             let name = format!("many-{index}");

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use decapod_proto::cri;
-use decapod_runtime::{Credentials, Error, Runtime, Transfer};
+use decapod_runtime::{Credentials, Error, Transfer};
 use serde_json::json;
 
 use super::archive::{Archive, Compression, Entry, busybox_layer, tar_of};
@@ -87,11 +87,11 @@ pub(crate) async fn images_go_there_and_back() {
         [(busybox_layer(), Compression::Gzip), (tar_of(&[Entry::file("b", "two")]), Compression::Zstd)];
     let config = json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] });
     let archive = Archive::oci(&name, &layers, &config).save(&world.root, "a.tar");
-    let imported = world.runtime.image_import(&archive).await.unwrap().remove(0);
-    let digest = world.runtime.image_push(&name, &Transfer::default()).await.unwrap();
+    let imported = world.import(&archive).await.unwrap().remove(0);
+    let digest = world.embedded().image_push(&name, &Transfer::default()).await.unwrap();
     // What is there already is not sent again.
     let sent = wire.asked("PATCH", "uploads").len();
-    assert_eq!(world.runtime.image_push(&name, &Transfer::default()).await.unwrap(), digest);
+    assert_eq!(world.embedded().image_push(&name, &Transfer::default()).await.unwrap(), digest);
     assert_eq!(wire.asked("PATCH", "uploads").len(), sent);
 
     world.runtime.image_remove(&spec(&name)).await.unwrap();
@@ -124,15 +124,15 @@ pub(crate) async fn credentials_are_asked_for() {
     let name = registry.name("private/image:1");
     let layers = [(busybox_layer(), Compression::Gzip)];
     let archive = Archive::oci(&name, &layers, &json!({})).save(&world.root, "a.tar");
-    world.runtime.image_import(&archive).await.unwrap();
+    world.import(&archive).await.unwrap();
     let us = Credentials { username: USER.0.into(), password: USER.1.into(), ..Default::default() };
     let push = |credentials, insecure| Transfer { credentials, insecure, ..Default::default() };
 
-    let error = world.runtime.image_push(&name, &push(Some(us.clone()), false)).await.unwrap_err().chain();
+    let error = world.embedded().image_push(&name, &push(Some(us.clone()), false)).await.unwrap_err().chain();
     assert!(error.contains("cannot be reached") && error.contains("certificate"), "{error}");
-    let error = world.runtime.image_push(&name, &push(None, true)).await.unwrap_err().chain();
+    let error = world.embedded().image_push(&name, &push(None, true)).await.unwrap_err().chain();
     assert!(error.contains("authentication required") && error.contains("imagePullSecrets"), "{error}");
-    world.runtime.image_push(&name, &push(Some(us.clone()), true)).await.unwrap();
+    world.embedded().image_push(&name, &push(Some(us.clone()), true)).await.unwrap();
     world.runtime.image_remove(&spec(&name)).await.unwrap();
 
     // With the authority in the file, as agents have it.
@@ -406,7 +406,7 @@ pub(crate) async fn full_disks_are_said() {
     mount_tmpfs(&images, "remount,size=64m");
     pull(&world, &registry.name("test/image:1")).await.unwrap();
     let at = images.display().to_string();
-    world.runtime.close().await;
+    world.embedded().close().await;
     assert!(Command::new("umount").arg("--lazy").arg(&at).status().unwrap().success());
     world.end().await;
 }

@@ -1,7 +1,6 @@
 //! What containers may do, and what not.
 
 use decapod_proto::cri;
-use decapod_runtime::Runtime;
 
 use super::support::{World, context, script};
 
@@ -96,8 +95,8 @@ pub(crate) async fn profiles_of_the_node_are_enforced() {
     assert!(said.contains("Operation not permitted") && said.contains("alive"), "{said}");
     let mut config = script("lost", "true");
     confine(&mut config, &profile);
-    let error = world.runtime.container_create(&pod, &config, &Default::default()).await.unwrap_err();
-    assert!(error.to_string().contains("no-folders.json"), "{error}");
+    let error = world.create(&pod, &config).await.unwrap_err();
+    assert!(error.chain().contains("no-folders.json"), "{error}");
     world.end().await;
 }
 
@@ -107,7 +106,7 @@ pub(crate) async fn privileged_containers_may() {
     let sandbox = pod.linux.as_mut().unwrap().security_context.as_mut().unwrap();
     sandbox.namespace_options =
         Some(cri::NamespaceOption { pid: cri::NamespaceMode::Pod.into(), ..Default::default() });
-    let pod = world.runtime.sandbox_run(&pod, "").await.unwrap();
+    let pod = world.run_pod(&pod).await.unwrap();
     let mut config = script("privileged", &format!("mount -t tmpfs x /tmp && echo mounted; {}", look()));
     context(&mut config).privileged = true;
     let (_, log) = world.run(&pod, &config).await;

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use decapod_proto::cri;
-use decapod_runtime::{Error, Runtime, TerminalSize};
+use decapod_runtime::{Error, TerminalSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::support::{PATIENCE, World, command, eventually, script};
+use super::support::{PATIENCE, Way, World, command, eventually, script, way};
 
 fn exec(id: &str, command: &[&str], tty: bool, stdin: bool) -> cri::ExecRequest {
     let cmd = command.iter().map(|word| (*word).to_owned()).collect();
@@ -34,7 +34,14 @@ pub(crate) async fn commands_run_inside() {
     read.unwrap();
     assert!(received == sent, "{} of {} bytes", received.len(), sent.len());
     assert_eq!(session.exit.await.unwrap(), 0);
-    // A child that holds the output does not keep the command from ending.
+    world.end().await;
+}
+
+/// A child that holds the output does not keep the command from ending.
+pub(crate) async fn children_do_not_hold_commands() {
+    let world = World::new("child").await;
+    let pod = world.pod("child").await;
+    let id = world.start(&pod, &script("c", "sleep 1000")).await;
     let started = std::time::Instant::now();
     let answer = world.exec(&id, &["sh", "-c", "sleep 100 & echo done"]).await;
     assert_eq!(answer.stdout, b"done\n");
@@ -118,13 +125,20 @@ pub(crate) async fn ports_are_reached() {
     let world = World::new("port").await;
     let pod = world.pod("port").await;
     let id = world.start(&pod, &script("c", "while :; do echo hello | nc -l -p 8099; done")).await;
-    let mut connection =
-        eventually("the port is open", || async { world.runtime.port_forward(&pod, 8099).await.ok() }).await;
-    let mut word = [0; 6];
-    connection.read_exact(&mut word).await.unwrap();
-    assert_eq!(&word, b"hello\n");
-    let closed = world.runtime.port_forward(&pod, 1).await;
-    assert!(matches!(closed.err(), Some(Error::Unavailable { .. })));
+    // Behind a socket a port that is closed is the error of the first read.
+    let read = || async {
+        let mut connection = world.runtime.port_forward(&pod, 8099).await.ok()?;
+        let mut word = [0; 6];
+        connection.read_exact(&mut word).await.ok().map(|_| word)
+    };
+    assert_eq!(&eventually("the port is open", read).await, b"hello\n");
+    match world.runtime.port_forward(&pod, 1).await {
+        Err(error) => assert!(matches!(error, Error::Unavailable { .. }), "{error:?}"),
+        Ok(mut connection) => {
+            assert_ne!(way(), Way::Direct);
+            connection.read_u8().await.unwrap_err();
+        }
+    }
     world.runtime.container_stop(&id, Duration::ZERO).await.unwrap();
     world.end().await;
 }

@@ -1,16 +1,23 @@
 //! What the contract's tests share: a runtime of their own, pods, and a look for leftovers.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use decapod_client::clock::SystemClock;
+use decapod_client::task::Supervisor;
+use decapod_cri::stream::Host;
+use decapod_cri::{Remote, Server};
 use decapod_proto::cri;
 use decapod_runtime::{Attachment, Embedded, Network, Options, Runtime, Source};
 
 use super::archive::{BUSYBOX, busybox};
+use super::containerd;
 
 /// Longest wait for something that takes milliseconds on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,12 +46,44 @@ impl Network for Recorder {
     }
 }
 
+/// How the tests reach the runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By calls in this process.
+    Direct,
+    /// By CRI over our own socket.
+    Socket,
+    /// By CRI over the socket of Debian's containerd.
+    Containerd,
+}
+
+impl Way {
+    pub(crate) const ALL: [Way; 3] = [Way::Direct, Way::Socket, Way::Containerd];
+}
+
+/// The way of the test that runs: they run one after the other.
+static WAY: AtomicU8 = AtomicU8::new(0);
+
+pub(crate) fn set_way(way: Way) {
+    WAY.store(way as u8, Ordering::Relaxed);
+}
+
+pub(crate) fn way() -> Way {
+    Way::ALL[usize::from(WAY.load(Ordering::Relaxed))]
+}
+
 /// A runtime in directories of its own.
 pub(crate) struct World {
     pub(crate) root: PathBuf,
     pub(crate) cgroup: String,
     pub(crate) network: Arc<Recorder>,
-    pub(crate) runtime: Embedded,
+    /// What the tests talk to.
+    pub(crate) runtime: Arc<dyn Runtime>,
+    /// What is behind it, if it is ours.
+    embedded: Option<Embedded>,
+    supervisor: Supervisor,
+    /// The configurations of its pods, by id: runtimes are told them again with each container.
+    pods: Mutex<HashMap<String, cri::PodSandboxConfig>>,
 }
 
 /// Where a world with that name has its things; known to both sides of a killed agent.
@@ -60,8 +99,10 @@ pub(crate) fn options(name: &str, network: Arc<Recorder>) -> (PathBuf, String, O
 impl World {
     pub(crate) async fn new(name: &str) -> Self {
         let world = Self::open(&format!("{name}-{}", std::process::id())).await;
-        let archive = busybox().save(&world.root, "busybox.tar");
-        world.runtime.image_import(&archive).await.unwrap();
+        if world.embedded.is_some() {
+            let archive = busybox().save(&world.root, "busybox.tar");
+            world.import(&archive).await.unwrap();
+        }
         world
     }
 
@@ -70,8 +111,34 @@ impl World {
         let network = Arc::new(Recorder::default());
         let (root, cgroup, options) = options(name, Arc::clone(&network));
         std::fs::create_dir_all(&root).unwrap();
-        let runtime = Embedded::open(options).await.unwrap();
-        World { root, cgroup, network, runtime }
+        let supervisor = Supervisor::new();
+        let host = Host { clock: Arc::new(SystemClock::new()), supervisor: supervisor.clone() };
+        let embedded = match way() {
+            Way::Direct | Way::Socket => Some(Embedded::open(options).await.unwrap()),
+            Way::Containerd => None,
+        };
+        let runtime: Arc<dyn Runtime> = match (way(), &embedded) {
+            (Way::Direct, Some(embedded)) => Arc::new(embedded.clone()),
+            (Way::Socket, Some(embedded)) => {
+                let socket = root.join("cri.sock");
+                let server = Server::bind(Arc::new(embedded.clone()), &socket, host.clone()).await;
+                server.unwrap().run();
+                Arc::new(Remote::new(&format!("unix://{}", socket.display()), host).unwrap())
+            }
+            _ => Arc::new(Remote::new(containerd::endpoint(), host).unwrap()),
+        };
+        let pods = Mutex::default();
+        World { root, cgroup, network, runtime, embedded, supervisor, pods }
+    }
+
+    /// The runtime itself, which must be ours.
+    pub(crate) fn embedded(&self) -> &Embedded {
+        self.embedded.as_ref().expect("the test is for our own runtime")
+    }
+
+    /// Imports an archive, which CRI has no call for.
+    pub(crate) async fn import(&self, archive: &Path) -> decapod_runtime::Result<Vec<cri::Image>> {
+        self.embedded().image_import(archive).await
     }
 
     pub(crate) fn pod_config(&self, name: &str) -> cri::PodSandboxConfig {
@@ -103,12 +170,33 @@ impl World {
     }
 
     pub(crate) async fn pod(&self, name: &str) -> String {
-        self.runtime.sandbox_run(&self.pod_config(name), "").await.unwrap()
+        self.run_pod(&self.pod_config(name)).await.unwrap()
+    }
+
+    pub(crate) async fn run_pod(&self, config: &cri::PodSandboxConfig) -> decapod_runtime::Result<String> {
+        // As a kubelet does.
+        std::fs::create_dir_all(&config.log_directory).unwrap();
+        let id = self.runtime.sandbox_run(config, "").await?;
+        self.pods.lock().unwrap().insert(id.clone(), config.clone());
+        Ok(id)
+    }
+
+    pub(crate) async fn create(
+        &self,
+        pod: &str,
+        config: &cri::ContainerConfig,
+    ) -> decapod_runtime::Result<String> {
+        let pod_config = self.pods.lock().unwrap().get(pod).cloned().unwrap_or_default();
+        let log = Path::new(&pod_config.log_directory).join(&config.log_path);
+        if let Some(directory) = log.parent().filter(|_| log.is_absolute()) {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        self.runtime.container_create(pod, config, &pod_config).await
     }
 
     /// Creates and starts a container.
     pub(crate) async fn start(&self, pod: &str, config: &cri::ContainerConfig) -> String {
-        let id = self.runtime.container_create(pod, config, &Default::default()).await.unwrap();
+        let id = self.create(pod, config).await.unwrap();
         self.runtime.container_start(&id).await.unwrap();
         id
     }
@@ -141,9 +229,15 @@ impl World {
 
     /// Removes everything and looks whether something is left.
     pub(crate) async fn end(self) {
-        self.runtime.remove_all().await.unwrap();
-        self.runtime.close().await;
-        let left = leftovers(&self.root, &self.cgroup);
+        match &self.embedded {
+            Some(embedded) => {
+                embedded.remove_all().await.unwrap();
+                embedded.close().await;
+            }
+            None => containerd::remove_all(&*self.runtime).await,
+        }
+        self.supervisor.shutdown(PATIENCE).await;
+        let left = leftovers(&self.root, &self.cgroup, self.embedded.is_some());
         assert!(left.is_empty(), "left over: {left:#?}");
         std::fs::remove_dir_all(&self.root).unwrap();
     }
@@ -156,14 +250,17 @@ pub(crate) async fn clean_up() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(name) = name.strip_prefix("dcp-").filter(|name| name.ends_with(&suffix)) else { continue };
         let world = World::open(name).await;
-        world.runtime.remove_all().await.unwrap();
-        leftovers(&world.root, &world.cgroup);
+        match &world.embedded {
+            Some(embedded) => embedded.remove_all().await.unwrap(),
+            None => containerd::remove_all(&*world.runtime).await,
+        }
+        leftovers(&world.root, &world.cgroup, world.embedded.is_some());
         std::fs::remove_dir_all(&world.root).unwrap();
     }
 }
 
 /// Mounts, processes and control groups that belong to a world.
-fn leftovers(root: &Path, cgroup: &str) -> Vec<String> {
+fn leftovers(root: &Path, cgroup: &str, ours: bool) -> Vec<String> {
     let root = root.display().to_string();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mut left: Vec<String> =
@@ -181,12 +278,22 @@ fn leftovers(root: &Path, cgroup: &str) -> Vec<String> {
         let pods = std::fs::read_dir(inside.join("pods")).into_iter().flatten();
         let pods = pods.flatten().filter(|entry| entry.path().is_dir()).map(|entry| entry.path());
         let shims = Some(inside.join("shims")).filter(|path| path.exists());
-        left.extend(pods.chain(shims).map(|path| format!("cgroup {}", path.display())));
+        let found: Vec<PathBuf> = pods.chain(shims).collect();
+        if ours {
+            left.extend(found.iter().map(|path| format!("cgroup {}", path.display())));
+        } else {
+            // The groups above a pod's are a kubelet's to make and to remove: no other runtime does it.
+            found.iter().for_each(|path| {
+                std::fs::remove_dir(path).unwrap_or_else(|_| left.push(format!("{path:?}")))
+            });
+        }
         std::fs::remove_dir(inside.join("pods")).ok();
         std::fs::remove_dir(inside).ok();
     }
     let pods = PathBuf::from(&root).join("data/pods");
-    left.extend(std::fs::read_dir(pods).unwrap().map(|entry| format!("{:?}", entry.unwrap().path())));
+    left.extend(
+        std::fs::read_dir(pods).into_iter().flatten().map(|entry| format!("{:?}", entry.unwrap().path())),
+    );
     left
 }
 

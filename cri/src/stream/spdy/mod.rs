@@ -5,7 +5,7 @@
 //! which it is handed on. There is no flow control per stream, as Kubernetes' own peers have none: TCP's is for all
 //! streams of a connection together.
 
-pub(super) mod channels;
+pub(crate) mod channels;
 mod frame;
 mod headers;
 mod reader;
@@ -14,21 +14,21 @@ use axum::http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE
 use axum::http::{Response, StatusCode};
 use bytes::Bytes;
 
-pub(super) use frame::{data, go_away, refuse};
-pub(super) use headers::Headers;
-pub(super) use reader::{Event, Reader};
+pub(crate) use frame::{data, go_away, open, refuse};
+pub(crate) use headers::{Deflater, Headers};
+pub(crate) use reader::{Event, Reader};
 
 use super::Refusal;
 
 /// The upgrade's name.
-pub(super) const NAME: &str = "SPDY/3.1";
+pub(crate) const NAME: &str = "SPDY/3.1";
 /// In which client and server agree on what the streams are.
-const PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+pub(crate) const PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 /// What a server would have taken.
 const ACCEPTED: HeaderName = HeaderName::from_static("x-accepted-stream-protocol-versions");
 
 /// The first of the client's protocols that is `supported`.
-pub(super) fn negotiate(headers: &HeaderMap, supported: &[&'static str]) -> Result<&'static str, Refusal> {
+pub(crate) fn negotiate(headers: &HeaderMap, supported: &[&'static str]) -> Result<&'static str, Refusal> {
     let values = headers.get_all(PROTOCOL).into_iter().filter_map(|v| v.to_str().ok());
     let offered: Vec<&str> =
         values.flat_map(|v| v.split(',')).map(str::trim).filter(|v| !v.is_empty()).collect();
@@ -50,7 +50,7 @@ pub(super) fn negotiate(headers: &HeaderMap, supported: &[&'static str]) -> Resu
 }
 
 /// The answer after which a connection speaks SPDY.
-pub(super) fn switching<B: Default>(protocol: &'static str) -> Response<B> {
+pub(crate) fn switching<B: Default>(protocol: &'static str) -> Response<B> {
     let mut response = Response::new(B::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -61,10 +61,10 @@ pub(super) fn switching<B: Default>(protocol: &'static str) -> Response<B> {
 }
 
 /// The number of a stream.
-pub(super) type StreamId = u32;
+pub(crate) type StreamId = u32;
 
 /// What one direction of a connection consists of.
-pub(super) type Frame = Bytes;
+pub(crate) type Frame = Bytes;
 
 #[cfg(test)]
 mod tests {

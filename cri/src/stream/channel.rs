@@ -26,58 +26,58 @@ use tokio::sync::mpsc;
 use super::upgrade;
 
 /// The newest protocol: as v4, and a stream can be closed alone.
-pub(super) const V5: &str = "v5.channel.k8s.io";
+pub(crate) const V5: &str = "v5.channel.k8s.io";
 /// Exit status as `metav1.Status` on the error channel.
-pub(super) const V4: &str = "v4.channel.k8s.io";
+pub(crate) const V4: &str = "v4.channel.k8s.io";
 /// As v4, in text.
-pub(super) const V4_BASE64: &str = "v4.base64.channel.k8s.io";
+pub(crate) const V4_BASE64: &str = "v4.base64.channel.k8s.io";
 /// The first protocol: errors as plain text.
-pub(super) const V1: &str = "channel.k8s.io";
+pub(crate) const V1: &str = "channel.k8s.io";
 /// As v1, in text.
-pub(super) const V1_BASE64: &str = "base64.channel.k8s.io";
+pub(crate) const V1_BASE64: &str = "base64.channel.k8s.io";
 
-pub(super) const STDIN: u8 = 0;
-pub(super) const STDOUT: u8 = 1;
-pub(super) const STDERR: u8 = 2;
-pub(super) const ERROR: u8 = 3;
-pub(super) const RESIZE: u8 = 4;
+pub(crate) const STDIN: u8 = 0;
+pub(crate) const STDOUT: u8 = 1;
+pub(crate) const STDERR: u8 = 2;
+pub(crate) const ERROR: u8 = 3;
+pub(crate) const RESIZE: u8 = 4;
 /// v5: the byte that follows names the channel that ends.
-pub(super) const CLOSE: u8 = 255;
+pub(crate) const CLOSE: u8 = 255;
 
 /// How much of a stream goes into one message.
 const CHUNK: usize = 32 * 1024;
 
 /// A client that has said nothing for so long after the end of its stream has nothing on its way: it can be closed
 /// without taking from the client what it has not read yet.
-pub(super) const QUIET: Duration = Duration::from_millis(300);
+pub(crate) const QUIET: Duration = Duration::from_millis(300);
 /// How long a client may go on talking after the end of its stream.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Messages that wait for a slow client.
-pub(super) const AHEAD: usize = 8;
+pub(crate) const AHEAD: usize = 8;
 
 /// A connection on which nothing moves is looked at this often, and ended when nothing moved since: after Kubernetes'
 /// four hours at most.
 const IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// What a client sends, as channel and data, until it is gone.
-pub(super) type Source = BoxStream<'static, (u8, Bytes)>;
+pub(crate) type Source = BoxStream<'static, (u8, Bytes)>;
 
 /// Both directions of a client's connection.
-pub(super) struct Channels {
+pub(crate) struct Channels {
     /// What the client sends, once it has opened what it needs; `None` if it never does.
-    pub(super) source: BoxFuture<'static, Option<Source>>,
+    pub(crate) source: BoxFuture<'static, Option<Source>>,
     /// Takes messages for the client; the last one gone is the end of the connection.
-    pub(super) out: mpsc::Sender<Bytes>,
+    pub(crate) out: mpsc::Sender<Bytes>,
     /// Carries these messages; must run beside everything else, and ends after the last.
-    pub(super) sending: BoxFuture<'static, ()>,
+    pub(crate) sending: BoxFuture<'static, ()>,
     /// Whether anything moves.
-    pub(super) idle: Idle,
+    pub(crate) idle: Idle,
 }
 
 impl Channels {
     /// Over a WebSocket, by the protocol that was settled on.
-    pub(super) fn over(socket: WebSocket) -> Self {
+    pub(crate) fn over(socket: WebSocket) -> Self {
         let text = matches!(upgrade::protocol(&socket), V4_BASE64 | V1_BASE64);
         let idle = Idle::default();
         let (sink, stream) = socket.split();
@@ -130,13 +130,14 @@ fn encode(bytes: &Bytes) -> Message {
 }
 
 /// Closes a WebSocket as clients expect it: with the code of a normal end.
-pub(super) struct Farewell<S> {
+pub struct Farewell<S> {
     sink: S,
     said: bool,
 }
 
 impl<S> Farewell<S> {
-    pub(super) fn new(sink: S) -> Self {
+    /// Around the sink of a WebSocket.
+    pub fn new(sink: S) -> Self {
         Self { sink, said: false }
     }
 }
@@ -169,21 +170,21 @@ impl<S: Sink<Message> + Unpin> Sink<Message> for Farewell<S> {
 
 /// Says whether a connection is still used.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Idle(Arc<AtomicBool>);
+pub(crate) struct Idle(Arc<AtomicBool>);
 
 impl Idle {
     /// Something moved.
-    pub(super) fn touch(&self) {
+    pub(crate) fn touch(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
     /// Whether something moved since this was asked last.
-    pub(super) fn take(&self) -> bool {
+    pub(crate) fn take(&self) -> bool {
         self.0.swap(false, Ordering::Relaxed)
     }
 
     /// Ends once nothing has moved for a long time.
-    pub(super) async fn expired(&self, clock: &dyn Clock) {
+    pub(crate) async fn expired(&self, clock: &dyn Clock) {
         loop {
             clock.sleep(IDLE).await;
             if !self.take() {
@@ -195,14 +196,14 @@ impl Idle {
 
 /// Hears a client out whose stream has come to its end: closing a connection on which it still sends would take the
 /// last messages from it.
-pub(super) async fn linger(source: &mut Source, clock: &dyn Clock) {
+pub(crate) async fn linger(source: &mut Source, clock: &dyn Clock) {
     let talking = async { while let Some(Some(_)) = clock::timeout(clock, QUIET, source.next()).await {} };
     // Whoever talks longer is cut off.
     let _late = clock::timeout(clock, LINGER, talking).await;
 }
 
 /// One message on a channel.
-pub(super) fn message(channel: u8, data: &[u8]) -> Bytes {
+pub(crate) fn message(channel: u8, data: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(data.len() + 1);
     bytes.put_u8(channel);
     bytes.put_slice(data);
@@ -210,7 +211,7 @@ pub(super) fn message(channel: u8, data: &[u8]) -> Bytes {
 }
 
 /// Sends everything that `source` gives on a channel, until its end or until nobody listens.
-pub(super) async fn pump(
+pub(crate) async fn pump(
     mut source: impl AsyncRead + Unpin,
     channel: u8,
     out: mpsc::Sender<Bytes>,
@@ -226,7 +227,7 @@ pub(super) async fn pump(
 }
 
 /// The size that a resize message asks for.
-pub(super) fn size(data: &[u8]) -> Option<TerminalSize> {
+pub(crate) fn size(data: &[u8]) -> Option<TerminalSize> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Size {
@@ -238,7 +239,7 @@ pub(super) fn size(data: &[u8]) -> Option<TerminalSize> {
 }
 
 /// How a process ended, as a `metav1.Status`.
-pub(super) fn exit_status(exit: Result<i32, String>) -> Value {
+pub(crate) fn exit_status(exit: Result<i32, String>) -> Value {
     match exit {
         Ok(0) => json!({ "metadata": {}, "status": "Success" }),
         Ok(code) => json!({
@@ -259,6 +260,24 @@ pub(super) fn exit_status(exit: Result<i32, String>) -> Value {
     }
 }
 
+/// How a process ended, as the error channel says it: the inverse of [`exit_status`].
+pub(crate) fn exit_code(status: &[u8]) -> Result<i32, String> {
+    let text = String::from_utf8_lossy(status);
+    let status: Value = serde_json::from_str(&text).map_err(|_| text.trim().to_owned())?;
+    if status["status"] == "Success" {
+        return Ok(0);
+    }
+    let causes = status["details"]["causes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let code = causes.iter().find(|cause| cause["reason"] == "ExitCode");
+    let code = code.and_then(|cause| cause["message"].as_str()?.parse().ok());
+    code.ok_or_else(|| status["message"].as_str().unwrap_or("the stream ended for no reason").to_owned())
+}
+
+/// What asks for a terminal's size: the inverse of [`size`].
+pub(crate) fn size_message(size: TerminalSize) -> String {
+    json!({ "Width": size.width, "Height": size.height }).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,12 +288,18 @@ mod tests {
         assert_eq!(status["reason"], "NonZeroExitCode");
         assert_eq!(status["details"]["causes"][0], json!({ "reason": "ExitCode", "message": "7" }));
         assert_eq!(exit_status(Ok(0))["status"], "Success");
+        for exit in [Ok(0), Ok(7), Err("no such container".to_owned())] {
+            assert_eq!(exit_code(exit_status(exit.clone()).to_string().as_bytes()), exit);
+        }
+        assert_eq!(exit_code(b"plain text\n"), Err("plain text".to_owned()));
     }
 
     #[test]
     fn sizes_are_read() {
         assert_eq!(size(br#"{"Width":80,"Height":24}"#), Some(TerminalSize { width: 80, height: 24 }));
         assert_eq!(size(b"{}"), None);
+        let this = TerminalSize { width: 111, height: 33 };
+        assert_eq!(size(size_message(this).as_bytes()), Some(this));
         assert_eq!(&message(STDERR, b"x")[..], b"\x02x");
     }
 

@@ -40,8 +40,17 @@ fn control(kind: u16, payload: &[u8]) -> Frame {
 }
 
 /// Bytes of a stream; with `fin` the last ones.
-pub(in crate::server) fn data(stream: StreamId, fin: bool, bytes: &[u8]) -> Frame {
+pub(crate) fn data(stream: StreamId, fin: bool, bytes: &[u8]) -> Frame {
     frame(stream, if fin { FIN } else { 0 }, bytes)
+}
+
+/// A new stream.
+pub(crate) fn open(stream: StreamId, headers: &[(&str, &str)], deflater: &mut Deflater) -> Frame {
+    // The number; that of an associated stream, priority and slot: none.
+    let mut payload = stream.to_be_bytes().to_vec();
+    payload.extend([0; 6]);
+    payload.extend(deflater.block(headers));
+    control(SYN_STREAM, &payload)
 }
 
 /// That a stream is accepted.
@@ -52,7 +61,7 @@ pub(super) fn reply(stream: StreamId, deflater: &mut Deflater) -> Frame {
 }
 
 /// That a stream is not wanted.
-pub(in crate::server) fn refuse(stream: StreamId) -> Frame {
+pub(crate) fn refuse(stream: StreamId) -> Frame {
     control(RST_STREAM, &[stream.to_be_bytes(), REFUSED_STREAM.to_be_bytes()].concat())
 }
 
@@ -62,7 +71,7 @@ pub(super) fn pong(id: &[u8]) -> Bytes {
 }
 
 /// The farewell: streams up to this one were served.
-pub(in crate::server) fn go_away(last: StreamId) -> Frame {
+pub(crate) fn go_away(last: StreamId) -> Frame {
     control(GOAWAY, &[last.to_be_bytes(), [0; 4]].concat())
 }
 

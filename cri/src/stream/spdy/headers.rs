@@ -52,7 +52,7 @@ static DICTIONARY: LazyLock<Vec<u8>> = LazyLock::new(|| {
 
 /// A header block that cannot be read; the connection is lost with it, since the blocks depend on each other.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::server) enum Error {
+pub(crate) enum Error {
     #[error("a header block is not zlib with SPDY/3's dictionary")]
     Zlib,
     #[error("a header block is larger than {BLOCK_MAX} bytes")]
@@ -63,11 +63,11 @@ pub(in crate::server) enum Error {
 
 /// The headers of one stream, names in lower case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::server) struct Headers(Vec<(String, String)>);
+pub(crate) struct Headers(Vec<(String, String)>);
 
 impl Headers {
     /// The value of a header; empty and missing are the same.
-    pub(in crate::server) fn get(&self, name: &str) -> &str {
+    pub(crate) fn get(&self, name: &str) -> &str {
         self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str()).unwrap_or_default()
     }
 
@@ -144,20 +144,30 @@ impl Inflater {
 
 /// The state of our compression: whether its head was sent.
 #[derive(Debug, Default)]
-pub(super) struct Deflater {
+pub(crate) struct Deflater {
     begun: bool,
 }
 
 impl Deflater {
     /// A block without headers.
     pub(super) fn empty(&mut self) -> Vec<u8> {
+        self.block(&[])
+    }
+
+    /// A block of some short headers.
+    pub(super) fn block(&mut self, headers: &[(&str, &str)]) -> Vec<u8> {
         let mut block = Vec::new();
         if !std::mem::replace(&mut self.begun, true) {
             block.extend(ZLIB_HEAD);
             block.extend(DICTIONARY_ID);
         }
-        let content = 0u32.to_be_bytes();
-        let length = u16::try_from(content.len()).expect("four");
+        let number = |length: usize| u32::try_from(length).expect("headers are short").to_be_bytes();
+        let mut content = number(headers.len()).to_vec();
+        for text in headers.iter().flat_map(|(name, value)| [name, value]) {
+            content.extend(number(text.len()));
+            content.extend(text.bytes());
+        }
+        let length = u16::try_from(content.len()).expect("headers are short");
         // A stored block that is not the last.
         block.push(0);
         block.extend(length.to_le_bytes());
@@ -170,23 +180,19 @@ impl Deflater {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
     /// A block as a client sends it, without help of the dictionary.
-    pub(in crate::server::spdy) fn block(first: bool, headers: &[(&str, &str)]) -> Vec<u8> {
-        let mut plain = u32::try_from(headers.len()).unwrap().to_be_bytes().to_vec();
-        for text in headers.iter().flat_map(|(n, v)| [n, v]) {
-            plain.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
-            plain.extend(text.bytes());
+    fn block(first: bool, headers: &[(&str, &str)]) -> Vec<u8> {
+        Deflater::after(!first).block(headers)
+    }
+
+    impl Deflater {
+        /// One that has said its head already, or not.
+        pub(in crate::stream::spdy) fn after(begun: bool) -> Self {
+            Self { begun }
         }
-        let mut block = if first { [&ZLIB_HEAD[..], &DICTIONARY_ID].concat() } else { Vec::new() };
-        let length = u16::try_from(plain.len()).unwrap();
-        block.push(0);
-        block.extend(length.to_le_bytes());
-        block.extend((!length).to_le_bytes());
-        block.extend(plain);
-        block
     }
 
     #[test]

@@ -15,7 +15,7 @@ const CONTROL_MAX: usize = 64 * 1024;
 
 /// The client does not speak SPDY/3.1, or the connection broke.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::server) enum Error {
+pub(crate) enum Error {
     #[error("the connection broke")]
     Io(#[from] std::io::Error),
     #[error("the client sent headers that cannot be read")]
@@ -30,7 +30,7 @@ pub(in crate::server) enum Error {
 
 /// What a client does.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::server) enum Event {
+pub(crate) enum Event {
     /// Opens a stream, which was accepted.
     Open { stream: StreamId, headers: Headers, fin: bool },
     /// Sends bytes, with `fin` the last of its side.
@@ -53,7 +53,7 @@ struct Rest {
 }
 
 /// Reads a connection; what asks for nothing but an answer (pings, new streams) is answered here, through `out`.
-pub(in crate::server) struct Reader<R> {
+pub(crate) struct Reader<R> {
     source: R,
     out: mpsc::Sender<Frame>,
     buffer: BytesMut,
@@ -64,7 +64,7 @@ pub(in crate::server) struct Reader<R> {
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
-    pub(in crate::server) fn new(source: R, out: mpsc::Sender<Frame>) -> Self {
+    pub(crate) fn new(source: R, out: mpsc::Sender<Frame>) -> Self {
         Self {
             source,
             out,
@@ -77,13 +77,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     /// The newest stream of the client.
-    pub(in crate::server) fn last(&self) -> StreamId {
+    pub(crate) fn last(&self) -> StreamId {
         self.last
     }
 
     /// The next event; `None` once the client has ended the connection. May be dropped while it waits, for the client
     /// or for room to answer: nothing is taken out of the buffer before both are there.
-    pub(in crate::server) async fn next(&mut self) -> Result<Option<Event>, Error> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Event>, Error> {
         loop {
             if let Some(rest) = self.rest {
                 return self.data(rest).await;
@@ -191,19 +191,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::headers::tests::block;
     use super::*;
 
     /// A stream as a client opens it.
-    pub(in crate::server) fn open(stream: u32, headers: &[(&str, &str)]) -> Vec<u8> {
-        let block = block(stream == 1, headers);
-        let length = u32::try_from(block.len() + 10).unwrap();
-        let mut frame = vec![0x80, 3, 0, 1];
-        frame.extend(length.to_be_bytes());
-        frame.extend(stream.to_be_bytes());
-        frame.extend([0; 6]);
-        frame.extend(block);
-        frame
+    pub(crate) fn open(stream: u32, headers: &[(&str, &str)]) -> Vec<u8> {
+        frame::open(stream, headers, &mut Deflater::after(stream > 1)).to_vec()
     }
 
     async fn events(bytes: &[u8]) -> (Vec<Event>, Result<(), Error>, Vec<Bytes>) {

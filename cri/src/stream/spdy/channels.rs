@@ -12,11 +12,11 @@ use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
 use super::{Event, Frame, Reader, StreamId, data, go_away};
-use crate::server::channel::{AHEAD, CLOSE, Channels, ERROR, Idle, RESIZE, STDERR, STDIN, STDOUT, Source};
-use crate::server::upgrade::Bytestream;
+use crate::stream::channel::{AHEAD, CLOSE, Channels, ERROR, Idle, RESIZE, STDERR, STDIN, STDOUT, Source};
+use crate::stream::upgrade::Bytestream;
 
 /// How long a client has to open its streams, as Kubernetes has it.
-pub(in crate::server) const OPEN_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const OPEN_WITHIN: Duration = Duration::from_secs(30);
 /// What a client may send before all its streams are open.
 const EARLY: usize = 64;
 
@@ -24,7 +24,7 @@ const EARLY: usize = 64;
 type Streams = BTreeMap<u8, StreamId>;
 
 /// The channels `wanted` over a SPDY connection.
-pub(in crate::server) fn over(bytes: Bytestream, wanted: Vec<u8>, clock: Arc<dyn Clock>) -> Channels {
+pub(crate) fn over(bytes: Bytestream, wanted: Vec<u8>, clock: Arc<dyn Clock>) -> Channels {
     let (out, messages) = mpsc::channel(AHEAD);
     let (frames, mut outgoing) = mpsc::channel::<Frame>(AHEAD);
     let streams = Arc::new(OnceLock::new());
@@ -157,8 +157,8 @@ mod tests {
     use tokio_util::codec::{BytesCodec, FramedWrite};
 
     use super::*;
-    use crate::server::channel::message;
-    use crate::server::spdy::reader::tests as client;
+    use crate::stream::channel::message;
+    use crate::stream::spdy::reader::tests as client;
 
     fn connection() -> (DuplexStream, Bytestream) {
         let (client, server) = tokio::io::duplex(1 << 16);

@@ -21,7 +21,7 @@ use super::{Refusal, channel, spdy};
 const MESSAGE_MAX: usize = 32 << 20;
 
 /// The upgrade that a client asks for.
-pub(super) enum Upgrade {
+pub enum Upgrade {
     /// To messages.
     WebSocket(Box<WebSocketUpgrade>),
     /// To SPDY/3.1; the headers say which protocols of Kubernetes the client knows.
@@ -52,7 +52,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
 }
 
 /// Settles on a subprotocol; a client that names none gets none.
-pub(super) fn agree(
+///
+/// # Errors
+/// When the client knows none of those that are `supported`.
+pub fn agree(
     upgrade: WebSocketUpgrade,
     offered: &HeaderMap,
     supported: &[&'static str],
@@ -68,28 +71,29 @@ pub(super) fn agree(
 }
 
 /// The subprotocol that was settled on.
-pub(super) fn protocol(socket: &WebSocket) -> &str {
+pub fn protocol(socket: &WebSocket) -> &str {
     socket.protocol().and_then(|p| p.to_str().ok()).unwrap_or_default()
 }
 
-type Writer = Pin<Box<dyn Sink<Bytes, Error = io::Error> + Send>>;
+/// Takes what is sent.
+pub(crate) type Writer = Pin<Box<dyn Sink<Bytes, Error = io::Error> + Send>>;
 
 /// A connection that carries bytes.
-pub(super) struct Bytestream {
-    pub(super) reader: Pin<Box<dyn AsyncRead + Send>>,
-    pub(super) writer: Writer,
+pub(crate) struct Bytestream {
+    pub(crate) reader: Pin<Box<dyn AsyncRead + Send>>,
+    pub(crate) writer: Writer,
 }
 
 impl Bytestream {
     /// The connection itself.
-    pub(super) async fn plain(upgrade: OnUpgrade) -> Result<Self, hyper::Error> {
+    pub(crate) async fn plain(upgrade: OnUpgrade) -> Result<Self, hyper::Error> {
         let (reader, writer) = tokio::io::split(TokioIo::new(upgrade.await?));
         let writer = FramedWrite::new(writer, BytesCodec::new());
         Ok(Self { reader: Box::pin(reader), writer: Box::pin(writer) })
     }
 
     /// The contents of a WebSocket's messages, one after the other.
-    pub(super) fn tunnel(socket: WebSocket) -> Self {
+    pub(crate) fn tunnel(socket: WebSocket) -> Self {
         let (sink, messages) = socket.split();
         let messages = messages.take_while(|m| future::ready(!matches!(m, Ok(Message::Close(_)))));
         let bytes = messages.filter_map(|message| {
