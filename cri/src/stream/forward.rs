@@ -165,23 +165,33 @@ impl Pair {
             Ok(connection) => {
                 let carried = carry(connection, input, &data, &*pod.host.clock);
                 // Both streams are ended all the same: the client waits for what the error stream says.
-                let _ended = given_up.run_until_cancelled(carried).await;
+                if let Some(Err(cause)) = given_up.run_until_cancelled(carried).await {
+                    refuse(&pod, port, &error, &cause).await;
+                }
             }
-            Err(cause) => {
-                let (name, uid) = (&pod.name, &pod.uid);
-                let text =
-                    format!("error forwarding port {port} to pod {name}, uid {uid}: {}", chain(&cause));
-                tracing::debug!(text, "a port is not there");
-                error.send(text.as_bytes()).await;
-            }
+            Err(cause) => refuse(&pod, port, &error, &cause).await,
         }
         data.end().await;
         error.end().await;
     }
 }
 
-/// Carries both directions until the pod has said its last.
-async fn carry(connection: Connection, input: mpsc::Receiver<Bytes>, data: &Outlet, clock: &dyn Clock) {
+/// Says why a port is not reached.
+async fn refuse(pod: &Target, port: u16, error: &Outlet, cause: &(dyn std::error::Error + 'static)) {
+    let (name, uid) = (&pod.name, &pod.uid);
+    let text = format!("error forwarding port {port} to pod {name}, uid {uid}: {}", chain(cause));
+    tracing::debug!(text, "a port is not there");
+    error.send(text.as_bytes()).await;
+}
+
+/// Carries both directions until the pod has said its last. An error says that the port was never reached: runtimes
+/// behind a socket know it no sooner.
+async fn carry(
+    connection: Connection,
+    input: mpsc::Receiver<Bytes>,
+    data: &Outlet,
+    clock: &dyn Clock,
+) -> std::io::Result<()> {
     let (source, sink) = split(connection);
     let idle = Idle::default();
     let down = pump(source, data, &idle);
@@ -195,26 +205,29 @@ async fn carry(connection: Connection, input: mpsc::Receiver<Bytes>, data: &Outl
         }
     };
     tokio::select! {
-        () = down => {}
-        () = up => {}
+        reached = down => reached,
+        () = up => Ok(()),
     }
 }
 
 /// Sends what the pod says.
-async fn pump(mut source: ReadHalf<Connection>, data: &Outlet, idle: &Idle) {
+async fn pump(mut source: ReadHalf<Connection>, data: &Outlet, idle: &Idle) -> std::io::Result<()> {
     let mut buffer = BytesMut::with_capacity(CHUNK);
+    let mut spoken = false;
     loop {
         buffer.clear();
         match source.read_buf(&mut buffer).await {
-            Ok(0) => return,
+            Ok(0) => return Ok(()),
             Ok(_) => idle.touch(),
-            Err(error) => {
+            Err(error) if spoken => {
                 tracing::debug!(%error, "a forwarded connection ended early");
-                return;
+                return Ok(());
             }
+            Err(error) => return Err(error),
         }
+        spoken = true;
         if !data.send(&buffer).await {
-            return;
+            return Ok(());
         }
     }
 }
@@ -437,6 +450,6 @@ mod tests {
             clock.sleepers(1).await;
             clock.advance(LAST_WORDS);
         };
-        tokio::join!(carried, pod);
+        tokio::join!(carried, pod).0.unwrap();
     }
 }

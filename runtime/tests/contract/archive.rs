@@ -246,7 +246,8 @@ pub(crate) fn busybox_layer() -> Vec<u8> {
     ];
     for applet in APPLETS {
         let path: &'static str = Box::leak(format!("bin/{applet}").into_boxed_str());
-        entries.push(Entry::hard_link(path, "bin/busybox"));
+        // Some runtimes give the file the mode of its last link.
+        entries.push(Entry { mode: 0o755, ..Entry::hard_link(path, "bin/busybox") });
     }
     tar_of(&entries)
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use decapod_proto::cri;
-use decapod_runtime::{BuildRequest, Error, PROGRESS_LINES, Runtime};
+use decapod_runtime::{BuildRequest, Error, PROGRESS_LINES};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 

@@ -30,6 +30,7 @@ pub(crate) fn endpoint() -> &'static str {
     &RUNNING.get_or_init(start).endpoint
 }
 
+/// Where tests run, root may lack the right to lower a process' badness: hence the restriction.
 fn configuration(root: &Path) -> String {
     let path = |name: &str| json!(root.join(name).display().to_string()).to_string();
     format!(
@@ -44,6 +45,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE}"
   disable_apparmor = true
+  restrict_oom_score_adj = true
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
   [plugins."io.containerd.grpc.v1.cri".cni]

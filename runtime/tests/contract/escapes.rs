@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use decapod_proto::cri;
-use decapod_runtime::{Error, Runtime};
+use decapod_runtime::Error;
 use serde_json::json;
 
 use super::archive::{Archive, Compression, Entry, busybox_layer, tar_of};

@@ -200,6 +200,8 @@ pub(crate) async fn namespaces_are_shared_in_a_pod() {
 pub(crate) async fn pods_on_the_host() {
     let world = World::new("host").await;
     let mut config = world.pod_config("host");
+    // The host's own.
+    config.hostname.clear();
     let node = cri::NamespaceMode::Node.into();
     let options = cri::NamespaceOption { network: node, pid: node, ipc: node, ..Default::default() };
     let linux = config.linux.as_mut().unwrap();
