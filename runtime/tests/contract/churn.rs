@@ -48,8 +48,10 @@ pub(crate) async fn agents_die_at_any_step() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let said = BufReader::new(agent.stdout.take().unwrap()).lines().take(steps);
-        assert_eq!(said.map(Result::unwrap).count(), steps, "the agent ended by itself");
+        let mut said = BufReader::new(agent.stdout.take().unwrap()).lines();
+        for _ in 0..steps {
+            said.next().expect("the agent does not end by itself").unwrap();
+        }
         agent.kill().unwrap();
         agent.wait().unwrap();
     }
@@ -59,9 +61,11 @@ pub(crate) async fn agents_die_at_any_step() {
         let brief = status.metadata.as_ref().unwrap().name == "brief";
         match status.state() {
             cri::ContainerState::ContainerExited if brief => {
-                assert!([3, 137].contains(&status.exit_code), "{status:?}")
+                assert!([3, 137, 255].contains(&status.exit_code), "{status:?}")
             }
-            cri::ContainerState::ContainerExited => assert_eq!(status.exit_code, 137, "{status:?}"),
+            cri::ContainerState::ContainerExited => {
+                assert!([137, 255].contains(&status.exit_code), "{status:?}")
+            }
             state => assert_ne!(state, cri::ContainerState::ContainerUnknown),
         }
     }
