@@ -49,16 +49,18 @@ impl Runtime for Remote {
 
     async fn config(&self) -> Result<cri::RuntimeConfigResponse> {
         let mut client = self.runtime.clone();
-        let answer = match client.runtime_config(cri::RuntimeConfigRequest {}).await {
-            // Runtimes before CRI 1.28 are configured to agree with the kubelet by hand.
-            Err(status) if status.code() == Code::Unimplemented => {
-                let driver = cri::CgroupDriver::Cgroupfs.into();
-                let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: driver };
-                Ok(Response::new(cri::RuntimeConfigResponse { linux: Some(linux) }))
+        let call = async {
+            match client.runtime_config(cri::RuntimeConfigRequest {}).await {
+                // Runtimes before CRI 1.28 are configured to agree with the kubelet by hand.
+                Err(status) if status.code() == Code::Unimplemented => {
+                    let driver = cri::CgroupDriver::Cgroupfs.into();
+                    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: driver };
+                    Ok(Response::new(cri::RuntimeConfigResponse { linux: Some(linux) }))
+                }
+                answer => answer,
             }
-            answer => answer,
         };
-        self.answer(any("ask the runtime for its configuration"), SOON, std::future::ready(answer)).await
+        self.answer(any("ask the runtime for its configuration"), SOON, call).await
     }
 
     async fn info(&self, about: About<'_>) -> Result<HashMap<String, String>> {

@@ -96,7 +96,8 @@ fn table() -> Vec<(&'static str, Ways, Test)> {
         All: lifecycle::stopping_asks_first,
         // containerd hears of the end and of its reason in any order, and now and then misses the second.
         Ours: lifecycle::memory_limits_kill,
-        All: lifecycle::limits_and_usage,
+        // The first process of a container is containerd's own.
+        Ours: lifecycle::limits_and_usage,
         // Elsewhere /etc/hosts is the kubelet's, and the network answers to nobody here.
         Ours: lifecycle::namespaces_are_shared_in_a_pod,
         All: lifecycle::pods_on_the_host,
