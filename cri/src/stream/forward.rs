@@ -166,10 +166,10 @@ impl Pair {
                 let carried = carry(connection, input, &data, &*pod.host.clock);
                 // Both streams are ended all the same: the client waits for what the error stream says.
                 if let Some(Err(cause)) = given_up.run_until_cancelled(carried).await {
-                    refuse(&pod, port, &error, &cause).await;
+                    refuse(&pod, port, &error, chain(&cause)).await;
                 }
             }
-            Err(cause) => refuse(&pod, port, &error, &cause).await,
+            Err(cause) => refuse(&pod, port, &error, chain(&cause)).await,
         }
         data.end().await;
         error.end().await;
@@ -177,9 +177,9 @@ impl Pair {
 }
 
 /// Says why a port is not reached.
-async fn refuse(pod: &Target, port: u16, error: &Outlet, cause: &(dyn std::error::Error + 'static)) {
+async fn refuse(pod: &Target, port: u16, error: &Outlet, cause: String) {
     let (name, uid) = (&pod.name, &pod.uid);
-    let text = format!("error forwarding port {port} to pod {name}, uid {uid}: {}", chain(cause));
+    let text = format!("error forwarding port {port} to pod {name}, uid {uid}: {cause}");
     tracing::debug!(text, "a port is not there");
     error.send(text.as_bytes()).await;
 }
