@@ -11,12 +11,15 @@ const LABELS: [&str; 2] = ["id", "name"];
 /// Of a second: CRI's metrics are whole numbers.
 const NANOS: u64 = 1_000_000_000;
 
+/// Reads a time and a value, if they are known.
+type Read = fn(Option<&cri::CpuUsage>, Option<&cri::MemoryUsage>) -> Option<(i64, u64)>;
+
 /// A metric, and how it is read.
 struct Row {
     name: &'static str,
     help: &'static str,
     kind: cri::MetricType,
-    value: fn(Option<&cri::CpuUsage>, Option<&cri::MemoryUsage>) -> Option<(i64, u64)>,
+    value: Read,
 }
 
 const ROWS: [Row; 5] = [

@@ -150,7 +150,7 @@ mod tests {
         std::fs::write(dir.path().join("secret"), "x").unwrap();
         std::os::unix::fs::symlink("../secret", root.join("out")).unwrap();
         let text = async |path: &str| {
-            let response = answer(&root, path).await.map_err(|refusal| refusal.status)?;
+            let response = answer(&root, path).await.map_err(|refusal| refusal.status())?;
             let bytes = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
             Ok::<_, StatusCode>(String::from_utf8(bytes.to_vec()).unwrap())
         };

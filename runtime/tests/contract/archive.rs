@@ -254,6 +254,11 @@ pub(crate) fn busybox_layer() -> Vec<u8> {
 
 /// The test image.
 pub(crate) fn busybox() -> Archive {
+    busybox_stored(Compression::Gzip)
+}
+
+/// The test image with its layer stored like this.
+pub(crate) fn busybox_stored(how: Compression) -> Archive {
     let config = json!({ "Cmd": ["sh"], "Env": ["PATH=/bin", "FROM=image"], "StopSignal": "SIGTERM" });
-    Archive::oci(BUSYBOX, &[(busybox_layer(), Compression::Gzip)], &config)
+    Archive::oci(BUSYBOX, &[(busybox_layer(), how)], &config)
 }

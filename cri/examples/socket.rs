@@ -1,4 +1,4 @@
-//! The embedded runtime on a socket, without Kubernetes: `serve DIR [ARCHIVE...]`, then
+//! The embedded runtime on a socket, without Kubernetes: `socket DIR [ARCHIVE...]`, then
 //! `crictl --runtime-endpoint unix://DIR/cri.sock`. Needs root. Pods have the host's network only.
 
 use std::ffi::OsString;
@@ -58,13 +58,13 @@ fn main() -> ExitCode {
             match runtime.block_on(serve(Path::new(dir), archives)) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    eprintln!("serve: {error}");
+                    eprintln!("socket: {error}");
                     ExitCode::FAILURE
                 }
             }
         }
         [] => {
-            eprintln!("usage: serve DIR [ARCHIVE...]");
+            eprintln!("usage: socket DIR [ARCHIVE...]");
             ExitCode::FAILURE
         }
     }
