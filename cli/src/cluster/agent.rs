@@ -404,7 +404,7 @@ pub(super) async fn remove_pods(place: &Place) -> Result<(), Failure> {
     let settings = place.load()?;
     let endpoint = settings.as_ref().and_then(|settings| settings.container_runtime_endpoint.clone());
     if let (Some(settings), Some(endpoint)) = (&settings, endpoint) {
-        let options = kubelet_options(place, settings, "");
+        let options = kubelet_options(place, settings, "")?;
         let foreign = runtime::for_a_moment(&endpoint)?;
         decapod_kubelet::teardown(&options, &*foreign).await.map_err(|e| failed("pods", &e))?;
     }
