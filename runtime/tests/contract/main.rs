@@ -149,7 +149,7 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|first| first == "puller") {
         runtime().block_on(pulling::puller(args[1].to_str().unwrap(), args[2].to_str().unwrap()));
     }
-    if args.first().is_some_and(|first| first == "churn") {
+    if args.len() == 2 && args[0] == "churn" {
         runtime().block_on(churn::agent(args[1].to_str().unwrap()));
     }
     let wanted = args.iter().filter_map(|arg| arg.to_str()).find(|arg| !arg.starts_with('-')).unwrap_or("");
