@@ -99,6 +99,7 @@ impl Opener {
         Self { deflater: spdy::Deflater::default(), next: 1, frames }
     }
 
+    /// Names of headers are in lower case, as SPDY demands: servers give a stream up otherwise.
     async fn open(&mut self, headers: &[(&str, &str)]) -> StreamId {
         let stream = self.next;
         self.next += 2;
@@ -208,24 +209,24 @@ pub(crate) async fn process(url: &str, wanted: &Request, host: &Host) -> Result<
     let bytes = upgrade(url, V4).await?;
     let (frames, outgoing) = mpsc::channel(AHEAD);
     let mut opener = Opener::new(frames.clone());
-    let error = opener.open(&[("streamType", "error")]).await;
+    let error = opener.open(&[("streamtype", "error")]).await;
     let (stdin, input) = pipe(wanted.stdin);
     let (stdout, output) = pipe(wanted.stdout);
     let (stderr, errors) = pipe(wanted.stderr && !wanted.tty);
     let (resizes, sizes) = mpsc::channel(RESIZES);
     let mut sending = vec![write(bytes.writer, outgoing).boxed()];
     if let Some(input) = input {
-        let stream = opener.open(&[("streamType", "stdin")]).await;
+        let stream = opener.open(&[("streamtype", "stdin")]).await;
         sending.push(feed(input, stream, frames.clone()).boxed());
     }
     let mut outlets = Vec::new();
     for (kind, pipe) in [("stdout", output), ("stderr", errors)] {
         if pipe.is_some() {
-            outlets.push(Outlet::new(opener.open(&[("streamType", kind)]).await, pipe));
+            outlets.push(Outlet::new(opener.open(&[("streamtype", kind)]).await, pipe));
         }
     }
     if wanted.tty {
-        let stream = opener.open(&[("streamType", "resize")]).await;
+        let stream = opener.open(&[("streamtype", "resize")]).await;
         sending.push(resize(sizes, stream, frames.clone()).boxed());
     }
     let reader = Reader::new(bytes.reader, frames);
@@ -305,7 +306,7 @@ pub(crate) async fn port(url: &str, port: u16, host: &Host) -> Result<Connection
     let (frames, outgoing) = mpsc::channel(AHEAD);
     let mut opener = Opener::new(frames.clone());
     let number = port.to_string();
-    let headers = |kind| [("streamType", kind), ("port", number.as_str()), ("requestID", "0")];
+    let headers = |kind| [("streamtype", kind), ("port", number.as_str()), ("requestid", "0")];
     let error = opener.open(&headers("error")).await;
     let data = opener.open(&headers("data")).await;
     // Nothing is to be said on the error stream from here.

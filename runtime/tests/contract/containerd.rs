@@ -84,7 +84,8 @@ fn network(root: &Path) -> String {
 }
 
 fn start() -> Daemon {
-    let root = std::env::temp_dir().join(format!("dcp-containerd-of-{}", std::process::id()));
+    // Not named as the directories of tests, which are removed with what is in them when one fails.
+    let root = std::env::temp_dir().join(format!("containerd-of-dcp-{}", std::process::id()));
     std::fs::create_dir_all(root.join("cni")).unwrap();
     std::fs::write(root.join("config.toml"), configuration(&root)).unwrap();
     std::fs::write(root.join("cni/10-contract.conflist"), network(&root)).unwrap();
