@@ -22,7 +22,9 @@ pub(crate) async fn exit_codes_and_logs() {
         4,
         "{log}"
     );
-    assert!(status.created_at <= status.started_at && status.started_at <= status.finished_at);
+    assert!(status.created_at <= status.started_at && status.created_at <= status.finished_at);
+    // containerd takes note of a start when its shim has answered: the process may have ended by then.
+    assert!(status.started_at <= status.finished_at || way() == Way::Containerd, "{status:?}");
     let raw = std::fs::read_to_string(&status.log_path).unwrap();
     assert!(raw.contains(" stdout F out\n") && raw.contains(" stderr F err\n"), "{raw}");
     let (status, _) = world.run(&pod, &script("seven", "exit 7")).await;
