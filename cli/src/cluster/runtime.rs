@@ -75,3 +75,40 @@ fn foreign(endpoint: &str, host: Host) -> Result<Arc<dyn Runtime>, Failure> {
     })?;
     Ok(Arc::new(remote))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::control::Control;
+    use super::super::transfer::Display;
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_foreign_runtime_does_by_itself_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::new();
+        let host = Host { clock: Arc::new(SystemClock::new()), supervisor: supervisor.clone() };
+        let nobody = format!("unix://{}", dir.path().join("nobody.sock").display());
+        let opened = Opened { runtime: foreign(&nobody, host).unwrap(), embedded: None };
+        let socket = dir.path().join("agent.sock");
+        control::serve(&socket, opened.runtime.clone(), opened.images(&supervisor), &supervisor).unwrap();
+
+        let control = Control::new(socket.clone());
+        let ask = serde_json::json!({
+            "reference": "x:1", "insecure": false, "username": "", "password": "", "identity_token": "",
+        });
+        let ask = serde_json::from_value(ask).unwrap();
+        let mut told = Vec::new();
+        for way in [Way::Pull, Way::Push] {
+            let moved = control.transfer(way, &ask, &mut Display::new(String::new())).await;
+            told.push(moved.unwrap_err().to_string());
+        }
+        let (progress, _lines) = tokio::sync::mpsc::channel(1);
+        let built = build_socket::request(&socket, &Default::default(), &progress, &Default::default()).await;
+        told.push(built.unwrap_err().to_string());
+        for why in told {
+            assert!(why.contains("--container-runtime-endpoint"), "{why}");
+        }
+        let imported = control.image_import(dir.path()).await.unwrap_err().to_string();
+        assert!(imported.contains("ctr --namespace k8s.io images import"), "{imported}");
+    }
+}
