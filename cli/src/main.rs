@@ -91,3 +91,18 @@ fn run(cli: Cli) -> Result<i32, Failure> {
     runtime.shutdown_background();
     Ok(code)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_all_verbs_do_not_take_the_arguments_of_one() {
+        for line in [
+            &["decapod", "image", "build", "-t", "a:1", "folder"][..],
+            &["decapod", "--context", "one", "image", "build", "-t", "a:1", "folder"],
+        ] {
+            assert!(matches!(Cli::parse_from(line).command, Command::Image(_)), "{line:?}");
+        }
+    }
+}

@@ -60,7 +60,7 @@ pub(crate) struct Build {
     #[arg(long, value_enum, default_value_t)]
     progress: Show,
     /// The folder that COPY copies from, or - for a tar archive on standard input.
-    #[arg(value_name = "CONTEXT")]
+    #[arg(id = "build-context", value_name = "CONTEXT")]
     context: PathBuf,
 }
 
