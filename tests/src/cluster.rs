@@ -150,7 +150,7 @@ impl Cluster {
                 eprintln!("{}", self.k(arguments).unwrap_or_else(|e| e.to_string()));
             }
         }
-        let removed = self.k(&["delete", "namespace", name, "--timeout=60s"]);
+        let removed = self.k(&["delete", "namespace", name, "--timeout=180s"]);
         result.and(removed.map(drop))
     }
 
@@ -159,7 +159,7 @@ impl Cluster {
     /// # Errors
     /// The pod's last state.
     pub fn ready(&self, namespace: &str, pod: &str) -> Result<Value> {
-        poll::until(&format!("pod {pod} to be ready"), Duration::from_secs(90), || {
+        poll::until(&format!("pod {pod} to be ready"), Duration::from_secs(180), || {
             let object = self.get(&["pod", pod, "-n", namespace])?;
             let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
             let ready = conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True");

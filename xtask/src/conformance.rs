@@ -18,10 +18,22 @@ const PAGE: &str = "docs/conformance.md";
 const OURS: [&str; 3] = ["apiserver/tests", "controllers/tests", "tests/tests/cluster"];
 
 /// The areas whose entries have to have a test of ours.
-const AREAS: [&str; 3] = ["[sig-cli]", "[sig-api-machinery]", "[sig-auth]"];
+const AREAS: [&str; 5] = ["[sig-cli]", "[sig-api-machinery]", "[sig-auth]", "[sig-node]", "[sig-storage]"];
 /// What those entries speak of that need admission webhooks or policies, custom resources or other servers:
-/// also aggregated discovery, which is to name these kinds.
-const LATER: [&str; 5] = ["AdmissionWebhook", "AdmissionPolicy", "Aggregat", "CustomResource", " CR "];
+/// also aggregated discovery, which is to name these kinds. Of nodes: devices, resizing in place, images as volumes,
+/// what drives all pods from a node, of which the tests' cluster has one, and logs over a protocol of their own.
+const LATER: [&str; 10] = [
+    "AdmissionWebhook",
+    "AdmissionPolicy",
+    "Aggregat",
+    "CustomResource",
+    " CR ",
+    "[DRA]",
+    "InPlace Resize",
+    "ImageVolume",
+    "NoExecuteTaintManager",
+    "logs from the container over websockets",
+];
 
 /// What became of an entry; the best of several runs is not taken, the last is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -114,8 +126,12 @@ fn named(source: &str) -> impl Iterator<Item = &str> {
         if let Some(rest) = line.strip_prefix("async fn ") {
             return rest.split('(').next();
         }
-        let (_, rest) = line.split_once("\"[sig-").filter(|(before, _)| matches!(*before, "" | "("))?;
-        rest.split_once("] ")?.1.split('"').next()
+        let begins = |(before, _): &(&str, &str)| matches!(*before, "" | "(") || before.ends_with("&[(");
+        let (_, rest) = line.split_once("\"[sig-").filter(begins)?;
+        let name = rest.split_once("] ")?.1;
+        let quotes = name.match_indices('"').map(|(at, _)| at);
+        let end = quotes.into_iter().find(|at| !name[..*at].ends_with('\\'))?;
+        Some(&name[..end])
     })
 }
 

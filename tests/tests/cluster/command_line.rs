@@ -54,3 +54,41 @@ pub(crate) fn the_verbs_of_decapod(cluster: &Cluster) -> Result<()> {
         Ok(())
     })
 }
+
+pub(crate) fn an_image_is_built_and_runs(cluster: &Cluster) -> Result<()> {
+    cluster.in_namespace("build", |ns| {
+        let context = cluster.scratch().join("context");
+        std::fs::create_dir_all(&context)?;
+        std::fs::write(context.join("greeting"), "hello from the context\n")?;
+        std::fs::write(
+            context.join("Dockerfile"),
+            "FROM busybox:1 AS made\nRUN echo from the build && echo made > /made\n\
+             FROM busybox:1\nCOPY --from=made /made /app/\nCOPY greeting /app/\nWORKDIR /app\n\
+             CMD [\"-c\", \"cat made greeting\"]\n",
+        )?;
+        let image = |verb: &str, rest: &[&str]| {
+            let mut command = cluster.decapod(&["image", verb, "--name", "dcptest", "--data-dir"]);
+            command.arg(cluster.data()).args(rest);
+            command
+        };
+        let folder = context.display().to_string();
+        let first = run(&mut image("build", &["-t", "built:1", &folder]))?;
+        ensure!(first.contains("\nfrom the build\n") && first.contains("built built:1"), "{first}");
+        let again = run(&mut image("build", &["-t", "built:1", &folder]))?;
+        ensure!(again.matches("CACHED").count() == 4 && !again.contains("\nfrom the build\n"), "{again}");
+        cluster.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: built, namespace: {ns}}}, spec: {{restartPolicy: Never, \
+             containers: [{{name: c, image: 'built:1', imagePullPolicy: Never}}]}}}}"
+        ))?;
+        let done = "--for=jsonpath={.status.phase}=Succeeded";
+        cluster.k(&["wait", done, "pod/built", "-n", ns, "--timeout", "180s"])?;
+        let log = cluster.k(&["logs", "built", "-n", ns])?;
+        ensure!(log == "made\nhello from the context\n", "{log}");
+        std::fs::write(context.join("Dockerfile"), "FROM busybox:1\nRUN exit 7\n")?;
+        let failed = fails(&mut image("build", &["-t", "bad:1", &folder]))?;
+        ensure!(failed.contains("Dockerfile:2: RUN: the command ended with exit code 7"), "{failed}");
+        cluster.k(&["delete", "pod", "built", "-n", ns, "--now"])?;
+        run(&mut image("rm", &["built:1"]))?;
+        Ok(())
+    })
+}

@@ -11,7 +11,7 @@ use crate::application;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn pod(cluster: &Cluster, namespace: &str, name: &str, container: &str) -> Result<()> {
+pub(crate) fn pod(cluster: &Cluster, namespace: &str, name: &str, container: &str) -> Result<()> {
     cluster.apply(&format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}, spec: {{terminationGracePeriodSeconds: 0,
           containers: [{{name: c, image: 'busybox:1', {container}}}]}}}}"

@@ -24,7 +24,7 @@ const FINALIZER: &str = "tests.decapod/cleanup";
 const STREAMS: usize = 50;
 
 /// Runs a test with a client, on a runtime of its own.
-fn with_client<F>(cluster: &Cluster, test: impl FnOnce(kube::Client) -> F) -> Result<()>
+pub(crate) fn with_client<F>(cluster: &Cluster, test: impl FnOnce(kube::Client) -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,
 {

@@ -10,10 +10,14 @@ mod command_line;
 mod conformance;
 mod durability;
 mod healing;
+mod joining;
 mod kube_client;
 mod kubectl;
 mod lifecycle;
+mod metrics;
+mod pods;
 mod registries;
+mod resources;
 mod streams;
 
 use std::process::ExitCode;
@@ -44,6 +48,9 @@ const TESTS: &[Test<Cluster>] = &[
     ),
     ("healing::memory_above_the_limit_is_oom_killed", healing::memory_above_the_limit_is_oom_killed),
     ("healing::a_deleted_namespace_takes_everything", healing::a_deleted_namespace_takes_everything),
+    ("resources::what_is_used_is_shown", resources::what_is_used_is_shown),
+    ("pods::a_file_is_a_pod", pods::a_file_is_a_pod),
+    ("pods::the_node_refuses_what_does_not_fit", pods::the_node_refuses_what_does_not_fit),
     ("streams::exec", streams::exec),
     ("streams::attach", streams::attach),
     ("streams::run_and_debug", streams::run_and_debug),
@@ -60,8 +67,11 @@ const TESTS: &[Test<Cluster>] = &[
     ),
     ("kube_client::fifty_streams_at_once", kube_client::fifty_streams_at_once),
     ("command_line::the_verbs_of_decapod", command_line::the_verbs_of_decapod),
+    ("command_line::an_image_is_built_and_runs", command_line::an_image_is_built_and_runs),
+    ("metrics::bear_kubernetes_names", metrics::bear_kubernetes_names),
     ("kubectl::every_transcript_is_replayed", kubectl::every_transcript_is_replayed),
     ("registries::pods_pull_with_secrets", registries::pods_pull_with_secrets),
+    ("joining::a_second_node_joins_by_token_and_hash", joining::a_second_node_joins_by_token_and_hash),
     ("bad_input::manifests", bad_input::manifests),
     ("bad_input::a_missing_image", bad_input::a_missing_image),
     ("bad_input::an_unschedulable_pod", bad_input::an_unschedulable_pod),

@@ -7,7 +7,9 @@ mod collecting;
 mod endpoints;
 mod guestbook;
 mod namespaces;
+mod node;
 mod sets;
+mod storage;
 mod workloads;
 
 use std::io::Write;
@@ -24,11 +26,12 @@ use serde_json::{Value, json};
 pub(crate) fn tests() -> Vec<Test<Cluster>> {
     let of_controllers =
         [workloads::TESTS, sets::TESTS, collecting::TESTS, namespaces::TESTS, endpoints::TESTS].concat();
-    [&of_controllers, cli::TESTS, guestbook::TESTS, accounts::TESTS].concat()
+    let others = [cli::TESTS, guestbook::TESTS, accounts::TESTS, &node::tests(), &storage::tests()].concat();
+    [of_controllers, others].concat()
 }
 
 /// Far longer than anything takes on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A namespace of a test, as it is used with kubectl.
 struct Scene<'a> {
@@ -65,6 +68,15 @@ impl Scene<'_> {
 
     fn create(&self, object: &Value) -> Result<Value> {
         self.send(&["create"], object)
+    }
+
+    /// Creates many objects at once.
+    fn create_all(&self, mut objects: Vec<Value>) -> Result<()> {
+        for object in &mut objects {
+            object["metadata"]["namespace"] = json!(self.namespace);
+        }
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        self.cluster.apply(&list.to_string()).map(drop)
     }
 
     fn get(&self, arguments: &[&str]) -> Result<Value> {
