@@ -1,8 +1,13 @@
 //! Our own command line, verb by verb.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use decapod_tests::cluster::Cluster;
+use decapod_tests::poll;
 use decapod_tests::tools::{fails, root, run};
+
+const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) fn the_verbs_of_decapod(cluster: &Cluster) -> Result<()> {
     cluster.in_namespace("verbs", |ns| {
@@ -88,7 +93,9 @@ pub(crate) fn an_image_is_built_and_runs(cluster: &Cluster) -> Result<()> {
         let failed = fails(&mut image("build", &["-t", "bad:1", &folder]))?;
         ensure!(failed.contains("Dockerfile:2: RUN: the command ended with exit code 7"), "{failed}");
         cluster.k(&["delete", "pod", "built", "-n", ns, "--now"])?;
-        run(&mut image("rm", &["built:1"]))?;
-        Ok(())
+        // The node takes the container away a moment after the pod is gone.
+        poll::until("the image to go", PATIENCE, || {
+            Ok(run(&mut image("rm", &["built:1"])).map(drop).map_err(|error| format!("{error:#}")))
+        })
     })
 }
