@@ -21,7 +21,7 @@ use decapod_client::reconcile::{self, Queue};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::core::DynamicObject;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -354,20 +354,49 @@ impl Collector {
                 self.queue.add(Item { kind, key: ObjectKey::of_meta(&dependent.metadata) });
             }
         }
-        if blocked { Ok(()) } else { self.remove_finalizer(api, meta, FOREGROUND).await }
+        // What the mirrors do not show yet they will, and then the owner is looked at again.
+        if blocked || self.dependents_now(meta).await?.iter().any(|(_, one)| plan::blocks(one, &uid)) {
+            return Ok(());
+        }
+        self.remove_finalizer(api, meta, FOREGROUND).await
     }
 
     /// Cuts the ties of all dependents, then lets the owner go.
     async fn orphan(&self, api: &Api<DynamicObject>, meta: &ObjectMeta) -> Result<()> {
         let uid = meta.uid.clone().unwrap_or_default();
-        for (kind, dependent) in self.monitors.dependents(&uid) {
-            let Some(monitor) = self.monitors.find(&kind) else { continue };
-            let key = ObjectKey::of_meta(&dependent.metadata);
-            let references = some(plan::without_owners(&dependent.metadata, std::slice::from_ref(&uid)));
+        for (monitor, dependent) in self.dependents_now(meta).await? {
+            let key = ObjectKey::of_meta(&dependent);
+            let references = some(plan::without_owners(&dependent, std::slice::from_ref(&uid)));
             let api = self.api(&monitor, &key);
-            self.write_meta(&api, &dependent.metadata, json!({"ownerReferences": references})).await?;
+            self.write_meta(&api, &dependent, json!({"ownerReferences": references})).await?;
         }
         self.remove_finalizer(api, meta, ORPHAN).await
+    }
+
+    /// The dependents of an owner, by what exists and not by the mirrors: one that these do not show yet would
+    /// outlive an owner that waits for it, or be collected though it was to be left. Those of an owner in a namespace are in it too.
+    async fn dependents_now(&self, owner: &ObjectMeta) -> Result<Vec<(Monitor, ObjectMeta)>> {
+        let namespace = owner.namespace.clone().unwrap_or_default();
+        let mut found = Vec::new();
+        for monitor in self.monitors.all() {
+            if !namespace.is_empty() && !monitor.kind.namespaced {
+                continue;
+            }
+            let api: Api<DynamicObject> = match namespace.is_empty() {
+                true => Api::all_with(self.context.client.clone(), &monitor.kind.resource),
+                false => dynamic(&self.context, &monitor.kind, &namespace),
+            };
+            let objects = match api.list_metadata(&ListParams::default()).await {
+                // The kind is no longer served.
+                Err(error) if error.is_not_found() => continue,
+                listed => listed.says("list the dependents of an owner")?,
+            };
+            let owned = objects.items.into_iter().map(|object| object.metadata).filter(|meta| {
+                meta.owner_references.iter().flatten().any(|one| Some(&one.uid) == owner.uid.as_ref())
+            });
+            found.extend(owned.map(|meta| (monitor.clone(), meta)));
+        }
+        Ok(found)
     }
 
     async fn remove_finalizer(

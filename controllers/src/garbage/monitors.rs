@@ -61,6 +61,11 @@ impl Monitors {
         self.read().is_empty()
     }
 
+    /// All mirrors.
+    pub(super) fn all(&self) -> Vec<Monitor> {
+        self.read().values().cloned().collect()
+    }
+
     pub(super) fn find(&self, name: &str) -> Option<Monitor> {
         self.read().get(name).cloned()
     }
@@ -107,8 +112,7 @@ impl Monitors {
 
     /// Resolves once all mirrors are complete.
     pub(super) async fn synced(&self) {
-        let monitors: Vec<_> = self.read().values().cloned().collect();
-        for monitor in monitors {
+        for monitor in self.all() {
             tokio::select! {
                 () = monitor.informer.synced() => {}
                 () = monitor.gone.cancelled() => {}

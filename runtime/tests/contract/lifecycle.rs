@@ -15,7 +15,8 @@ pub(crate) async fn exit_codes_and_logs() {
     assert_eq!(status.state(), cri::PodSandboxState::SandboxReady);
     let expected = if way() == Way::Containerd { "10.180.77." } else { "10.244.0.7" };
     assert!(status.network.as_ref().unwrap().ip.starts_with(expected), "{status:?}");
-    let (status, log) = world.run(&pod, &script("ok", "echo out; echo err >&2; hostname; echo $FROM")).await;
+    let (status, log) =
+        world.run_for_lines(&pod, &script("ok", "echo out; echo err >&2; hostname; echo $FROM"), 4).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (0, "Completed"));
     assert_eq!(
         log.lines().filter(|line| ["out", "err", "exits", "image"].contains(line)).count(),
@@ -29,10 +30,12 @@ pub(crate) async fn exit_codes_and_logs() {
     assert!(raw.contains(" stdout F out\n") && raw.contains(" stderr F err\n"), "{raw}");
     let (status, _) = world.run(&pod, &script("seven", "exit 7")).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (7, "Error"));
-    let (status, log) = world.run(&pod, &script("signal", "sh -c 'kill -9 $$' 2>&1; echo $?")).await;
+    let (status, log) = world
+        .run_for_lines(&pod, &script("signal", "exec 2>/dev/null; sh -c 'kill -9 $$'; echo $?"), 1)
+        .await;
     assert!(status.exit_code == 0 && log.lines().any(|line| line == "137"), "{log}");
     // No newline at the end, and more than a pipe holds.
-    let (_, log) = world.run(&pod, &script("long", "seq 1 50000; echo -n end")).await;
+    let (_, log) = world.run_for_lines(&pod, &script("long", "seq 1 50000; echo -n end"), 50_001).await;
     assert_eq!(log.lines().count(), 50_001);
     assert!(log.ends_with("50000\nend\n"), "{:?}", &log[log.len() - 30..]);
     world.end().await;
@@ -274,8 +277,8 @@ pub(crate) async fn many_pods_at_once() {
             let name = format!("many-{index}");
             let pod = world.pod(&name).await;
             for round in 0..3 {
-                let (status, log) =
-                    world.run(&pod, &script(&format!("c{round}"), &format!("hostname; exit {round}"))).await;
+                let config = script(&format!("c{round}"), &format!("hostname; exit {round}"));
+                let (status, log) = world.run_for_lines(&pod, &config, 1).await;
                 assert_eq!((status.exit_code, log), (round, format!("{name}\n")));
             }
             let up = world.start(&pod, &script("up", "sleep 1000")).await;

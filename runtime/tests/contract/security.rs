@@ -136,7 +136,7 @@ pub(crate) async fn mounts_are_as_asked() {
     );
     config.mounts = vec![mount("/ro", true), mount("/rw", false)];
     config.working_dir = "/made/for/it".into();
-    let (_, log) = world.run(&pod, &config).await;
+    let (_, log) = world.run_for_lines(&pod, &config, 3).await;
     assert_eq!(log, "from outside\ndenied\n/made/for/it\n");
     assert_eq!(std::fs::read_to_string(volume.join("new")).unwrap(), "inside\n");
     world.end().await;

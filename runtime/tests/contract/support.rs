@@ -207,9 +207,29 @@ impl World {
         pod: &str,
         config: &cri::ContainerConfig,
     ) -> (cri::ContainerStatus, String) {
+        self.run_for_lines(pod, config, 0).await
+    }
+
+    /// The same where the log has so many lines: containerd tells of the end before it has written all of them.
+    pub(crate) async fn run_for_lines(
+        &self,
+        pod: &str,
+        config: &cri::ContainerConfig,
+        count: usize,
+    ) -> (cri::ContainerStatus, String) {
         let id = self.start(pod, config).await;
         let status = self.exited(&id).await;
-        let log = std::fs::read_to_string(&status.log_path).unwrap();
+        let read = || std::fs::read_to_string(&status.log_path).unwrap();
+        let log = match way() {
+            Way::Containerd => {
+                eventually("the log is whole", || async {
+                    Some(read())
+                        .filter(|log| log.ends_with('\n') && log.lines().count() >= count || count == 0)
+                })
+                .await
+            }
+            _ => read(),
+        };
         let lines = log.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n");
         (status, lines.collect())
     }
