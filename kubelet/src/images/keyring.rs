@@ -221,18 +221,21 @@ mod tests {
     #[test]
     fn the_most_specific_comes_first() {
         let ring = keyring(&[
-            "quay.io",
-            "quay.io/coreos",
+            "registry.example",
+            "registry.example/coreos",
             "https://*.example.com:5000",
             "https://index.docker.io/v1/",
         ]);
-        assert_eq!(users(&ring, "quay.io/coreos/etcd"), ["quay.io/coreos", "quay.io"]);
-        assert_eq!(users(&ring, "quay.io/other"), ["quay.io"]);
+        assert_eq!(
+            users(&ring, "registry.example/coreos/etcd"),
+            ["registry.example/coreos", "registry.example"]
+        );
+        assert_eq!(users(&ring, "registry.example/other"), ["registry.example"]);
         assert_eq!(users(&ring, "a.example.com:5000/x"), ["https://*.example.com:5000"]);
         assert!(users(&ring, "a.example.com/x").is_empty(), "another port");
         assert!(users(&ring, "a.b.example.com:5000/x").is_empty(), "a wildcard is for one part");
         assert_eq!(users(&ring, "docker.io/library/nginx"), ["https://index.docker.io/v1/"]);
-        assert!(users(&ring, "ghcr.io/x").is_empty());
+        assert!(users(&ring, "other.example/x").is_empty());
     }
 
     #[test]

@@ -305,7 +305,7 @@ mod tests {
         .unwrap();
         let expected = ["http://mirror:5000/cache", "https://registry-1.docker.io"];
         assert_eq!(urls(&registries, "docker.io", false), expected);
-        assert_eq!(urls(&registries, "quay.io", false), ["https://all", "https://quay.io"]);
+        assert_eq!(urls(&registries, "registry.example", false), ["https://all", "https://registry.example"]);
         assert!(!registries.places("docker.io", false)[0].own);
     }
 
