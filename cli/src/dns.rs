@@ -1,6 +1,6 @@
 //! `decapod dns`: cluster DNS as a process of its own, the system pod in kube-system.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,16 +31,7 @@ pub(crate) struct Dns {
 
 impl Dns {
     pub(crate) async fn run(&self) -> Result<(), Failure> {
-        let client = match &self.cluster {
-            Some(file) => transport::from_kubeconfig(file).await.map_err(|e| Failure::new(chain(&e)))?,
-            None => {
-                let config = kube::Config::incluster().map_err(|e| {
-                    Failure::new(format!("this is no pod with a service account: {}", chain(&e)))
-                        .hint("--cluster FILE names a kubeconfig")
-                })?;
-                kube::Client::try_from(config)?
-            }
-        };
+        let client = client(self.cluster.as_deref()).await?;
         let supervisor = Supervisor::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let informers = Informers::new(client, supervisor.clone(), clock.clone());
@@ -55,4 +46,16 @@ impl Dns {
         supervisor.shutdown(GRACE).await;
         result
     }
+}
+
+/// The client of a system pod: by its service account, or by a kubeconfig.
+pub(crate) async fn client(kubeconfig: Option<&Path>) -> Result<kube::Client, Failure> {
+    if let Some(file) = kubeconfig {
+        return transport::from_kubeconfig(file).await.map_err(|e| Failure::new(chain(&e)));
+    }
+    let config = kube::Config::incluster().map_err(|e| {
+        Failure::new(format!("this is no pod with a service account: {}", chain(&e)))
+            .hint("--cluster FILE names a kubeconfig")
+    })?;
+    Ok(kube::Client::try_from(config)?)
 }

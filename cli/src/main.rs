@@ -7,6 +7,7 @@ mod cluster;
 mod dns;
 mod duration;
 mod failure;
+mod ingress;
 mod logging;
 mod terminal;
 mod verbs;
@@ -50,6 +51,8 @@ enum Command {
     Image(cluster::Image),
     /// Answer DNS queries for the cluster (run as a system pod).
     Dns(dns::Dns),
+    /// Take HTTP from outside to Services, by Ingresses (run as a system pod).
+    Ingress(ingress::Ingress),
     #[command(flatten)]
     Verb(verbs::Verb),
 }
@@ -60,7 +63,10 @@ fn main() -> ExitCode {
         return decapod_runtime::shim::main(&arguments[2..]);
     }
     let cli = Cli::parse_from(arguments);
-    cli.logging.start(matches!(cli.command, Command::Server(_) | Command::Agent(_) | Command::Dns(_)));
+    cli.logging.start(matches!(
+        cli.command,
+        Command::Server(_) | Command::Agent(_) | Command::Dns(_) | Command::Ingress(_)
+    ));
     match run(cli) {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
         Err(failure) => {
@@ -83,6 +89,7 @@ fn run(cli: Cli) -> Result<i32, Failure> {
             Command::Agent(agent) => agent.run().await?,
             Command::Image(image) => image.run().await?,
             Command::Dns(dns) => dns.run().await?,
+            Command::Ingress(ingress) => ingress.run().await?,
             Command::Verb(verb) => return verbs::run(&cli.connection, verb).await,
         }
         Ok::<_, Failure>(0)

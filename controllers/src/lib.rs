@@ -14,6 +14,7 @@ mod disruption;
 mod endpoints;
 mod ephemeralvolume;
 mod garbage;
+pub mod loadbalancer;
 mod localpath;
 mod namespace;
 pub mod nodeipam;
@@ -54,6 +55,8 @@ pub struct Options {
     pub node_lifecycle: nodelifecycle::Options,
     /// How the pod network is divided among the nodes; `None` where something else does that.
     pub node_ipam: Option<nodeipam::Options>,
+    /// Which addresses Services of type LoadBalancer have; `None` where something else gives them.
+    pub load_balancers: Option<loadbalancer::Options>,
 }
 
 impl Default for Options {
@@ -65,6 +68,7 @@ impl Default for Options {
             unused_tokens: Duration::from_secs(365 * 24 * 60 * 60),
             node_lifecycle: nodelifecycle::Options::default(),
             node_ipam: Some(nodeipam::Options::default()),
+            load_balancers: Some(loadbalancer::Options::default()),
         }
     }
 }
@@ -104,6 +108,9 @@ pub fn run(
     podgc::start(&context);
     if let Some(certificate) = &options.root_ca {
         rootca::start(&context, certificate.clone());
+    }
+    if let Some(load_balancers) = &options.load_balancers {
+        loadbalancer::start(&context, load_balancers.clone());
     }
     if let Some(ipam) = options.node_ipam {
         nodeipam::start(&context, ipam);

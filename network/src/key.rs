@@ -37,3 +37,13 @@ pub(crate) fn chain_id(chain: &str) -> [u8; 8] {
 pub(crate) fn slot(chain: &str, number: u32) -> Vec<u8> {
     [chain_id(chain).as_slice(), &number.to_ne_bytes()].concat()
 }
+
+/// (set's id . address)
+pub(crate) fn member(id: [u8; 8], address: Ipv4Addr) -> Vec<u8> {
+    [id.as_slice(), &address.octets()].concat()
+}
+
+/// (set's id . address . protocol . port)
+pub(crate) fn member_port(id: [u8; 8], address: Ipv4Addr, protocol: Protocol, port: u16) -> Vec<u8> {
+    [id.as_slice(), &service_ip(address, protocol, port)].concat()
+}

@@ -28,7 +28,6 @@ impl World {
     }
 
     /// The keys of all Services.
-    #[cfg(test)]
     pub(crate) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
         self.services.keys()
     }

@@ -10,6 +10,8 @@ use crate::failure::Failure;
 const DNS: &str = include_str!("../../../deploy/dns.yaml");
 /// What nodes, and those who become nodes, may do.
 pub(super) const NODES: &str = include_str!("../../../deploy/nodes.yaml");
+/// The Ingress controller and its class.
+const INGRESS: &str = include_str!("../../../deploy/ingress.yaml");
 /// The default class of storage and what its provisioner may do.
 const STORAGE: &str = include_str!("../../../deploy/storage.yaml");
 /// What belongs to its users once it is there: it is made, and never brought to what this version wants.
@@ -23,7 +25,17 @@ pub(super) async fn apply(client: &Client, settings: &Settings, info: &Value) ->
     let text = DNS
         .replace("10.96.0.10", &settings.dns().to_string())
         .replace("cluster.local", &settings.cluster_domain);
-    for (what, text) in [("the role of nodes", NODES), ("storage", STORAGE), ("cluster DNS", &text)] {
+    let ingress = settings.network.ingress().map(|(http, https)| {
+        INGRESS
+            .replace("port=80\"", &format!("port={http}\""))
+            .replace("port: 80\n", &format!("port: {http}\n"))
+            .replace("port=443\"", &format!("port={https}\""))
+            .replace("port: 443\n", &format!("port: {https}\n"))
+    });
+    let always = [("the role of nodes", NODES), ("storage", STORAGE), ("cluster DNS", &*text)];
+    for (what, text) in
+        always.into_iter().chain(ingress.as_deref().map(|text| ("the Ingress controller", text)))
+    {
         let objects: Vec<Value> = serde_saphyr::from_multiple(text)
             .map_err(|e| Failure::new(format!("the manifest of {what}: {e}")))?;
         for object in objects.iter().filter(|o| o.is_object()) {

@@ -13,6 +13,7 @@ use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
 use decapod_kubelet::{Dependencies, Drain, Kubelet, ServerOptions};
 use decapod_network::pod::{HostPort, PodNetwork};
+use decapod_network::policy::{self, Policies};
 use decapod_network::proxy::{self, ServiceProxy, Traffic};
 use decapod_network::{Protocol, pod};
 use decapod_proto::cri;
@@ -27,6 +28,7 @@ use super::addons::SELF_IMAGE;
 use super::control;
 use super::join::{self, Cluster, Held, Member};
 use super::lock::Lock;
+use super::policies;
 use super::runtime;
 use super::settings::{Place, Settings, Which};
 use crate::failure::{Failure, chain};
@@ -171,12 +173,14 @@ impl Network for NoNetwork {
 }
 
 /// The pod network, from the moment on when the node knows its addresses.
-#[derive(Default)]
-struct NodeNetwork(OnceLock<PodNetwork>);
+struct NodeNetwork {
+    pods: OnceLock<PodNetwork>,
+    policies: Policies,
+}
 
 impl NodeNetwork {
     fn get(&self) -> Result<&PodNetwork, Source> {
-        self.0.get().ok_or_else(|| "the node has no podCIDR yet".into())
+        self.pods.get().ok_or_else(|| "the node has no podCIDR yet".into())
     }
 }
 
@@ -184,10 +188,18 @@ impl NodeNetwork {
 impl Network for NodeNetwork {
     async fn attach(&self, sandbox: &Attachment) -> Result<Vec<IpAddr>, Source> {
         let ports: Vec<HostPort> = sandbox.config.port_mappings.iter().filter_map(host_port).collect();
-        Ok(self.get()?.attach(&sandbox.sandbox_id, &sandbox.netns, &ports).await?)
+        let addresses = self.get()?.attach(&sandbox.sandbox_id, &sandbox.netns, &ports).await?;
+        policies::attach(&self.policies, sandbox, &addresses).await?;
+        Ok(addresses)
     }
     async fn detach(&self, sandbox: &Attachment) -> Result<(), Source> {
-        Ok(self.get()?.detach(&sandbox.sandbox_id).await?)
+        let network = self.get()?;
+        let address = network.address(&sandbox.sandbox_id);
+        network.detach(&sandbox.sandbox_id).await?;
+        if let Some(IpAddr::V4(address)) = address {
+            self.policies.detach(address).await;
+        }
+        Ok(())
     }
     async fn ready(&self) -> Result<(), Source> {
         Ok(self.get()?.ready().await?)
@@ -223,6 +235,7 @@ fn proxy_options(place: &Place, settings: &Settings, node: &str) -> proxy::Optio
         table: place.service_table(),
         cluster_cidr: settings.pod_cidr,
         service_cidrs: vec![settings.service_cidr],
+        node_port_addresses: settings.network.nodeport_addresses.clone(),
         ..proxy::Options::new(node)
     }
 }
@@ -283,7 +296,8 @@ pub(super) struct Parts {
 /// Starts the agent. Returns once the node is registered; its network comes with its addresses.
 pub(super) async fn start(parts: Parts) -> Result<Drain, Failure> {
     let Parts { place, settings, node, client, services, server, supervisor, clock } = parts;
-    let network = Arc::new(NodeNetwork::default());
+    let (limits, orders) = Policies::new(clock.clone());
+    let network = Arc::new(NodeNetwork { pods: OnceLock::new(), policies: limits });
     let opened = runtime::open(&place, &settings, network.clone(), clock.clone(), supervisor.clone()).await?;
     let images = opened.images(&supervisor);
     let runtime = opened.runtime;
@@ -295,6 +309,11 @@ pub(super) async fn start(parts: Parts) -> Result<Drain, Failure> {
     if let Some(pod_cidr) = known.filter(|_| ours) {
         let failed = |e: Source| Failure::new(format!("the pod network cannot be set up: {}", chain(&*e)));
         set_up_network(&network, &runtime, pods(pod_cidr)).await.map_err(failed)?;
+    }
+    if ours {
+        let policies = policies::options(&place, &node);
+        let kept = policy::run(policies, orders, services.clone(), supervisor.clone(), clock.clone());
+        supervisor.spawn_until_shutdown("network-policies", kept);
     }
     let traffic = Traffic::default();
     let informers = Informers::new(client.clone(), supervisor.clone(), clock.clone());
@@ -369,7 +388,7 @@ async fn set_up_network(
     let made = tokio::task::spawn_blocking(|| PodNetwork::new(options)).await??;
     let live: BTreeSet<String> = runtime.sandbox_list(None).await?.into_iter().map(|s| s.id).collect();
     made.reconcile(live).await?;
-    network.0.set(made).map_err(|_| "the network is set up once")?;
+    network.pods.set(made).map_err(|_| "the network is set up once")?;
     tracing::info!(%cidr, "the pod network is ready");
     Ok(())
 }
@@ -391,7 +410,9 @@ pub(super) async fn image_of_itself(runtime: &Embedded) -> Result<(), Failure> {
 pub(super) fn remove_network(place: &Place) -> Result<(), Failure> {
     let Some(settings) = place.load()? else { return Ok(()) };
     let proxy = ServiceProxy::remove(&proxy_options(place, &settings, ""));
+    let policies = policy::remove(&policies::options(place, ""));
     let pods = PodNetwork::remove(&pod_options(place, &settings, settings.pod_cidr));
+    policies.map_err(|e| Failure::new(format!("the rules of policies cannot be removed: {}", chain(&e))))?;
     proxy.map_err(|e| Failure::new(format!("the rules of Services cannot be removed: {}", chain(&e))))?;
     pods.map_err(|e| Failure::new(format!("the pod network cannot be removed: {}", chain(&e))))
 }

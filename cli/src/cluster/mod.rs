@@ -15,6 +15,8 @@ mod join;
 mod kubeconfig;
 mod limits;
 mod lock;
+mod network_flags;
+mod policies;
 mod renewal;
 mod resource_flags;
 mod runtime;

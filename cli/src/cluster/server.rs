@@ -140,6 +140,7 @@ impl Server {
                 cluster_cidr: range,
                 ..Default::default()
             }),
+            load_balancers: settings.network.load_balancers(settings)?,
             ..defaults
         };
         decapod_controllers::run(

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::datastore::Datastore;
 use super::image_flags::ImageFlags;
 use super::limits::LimitFlags;
+use super::network_flags::NetworkFlags;
 use super::resource_flags::ResourceFlags;
 use crate::failure::Failure;
 
@@ -256,6 +257,9 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) images: ImageFlags,
     #[command(flatten)]
+    #[serde(default)]
+    pub(crate) network: NetworkFlags,
+    #[command(flatten)]
     #[serde(flatten)]
     pub(crate) store: Datastore,
 }
@@ -335,6 +339,11 @@ impl Place {
     /// The nf_tables table of the pod network.
     pub(crate) fn pod_table(&self) -> String {
         self.own("decapod-pods")
+    }
+
+    /// The nf_tables table of network policies.
+    pub(crate) fn policy_table(&self) -> String {
+        self.own("decapod-policies")
     }
 
     /// The cgroup below which all pods are.
@@ -428,6 +437,7 @@ impl Settings {
         self.resources.shutdown()?;
         self.admission_plugins().check().map_err(|error| Failure::new(format!("--{error}")))?;
         self.images.gc()?;
+        self.network.load_balancers(self)?;
         let overlap =
             self.pod_cidr.contains(&self.service_cidr) || self.service_cidr.contains(&self.pod_cidr);
         if overlap {

@@ -117,6 +117,7 @@ impl Up {
         command.args(s.limits.flags());
         command.args(s.resources.flags());
         command.args(s.images.flags());
+        command.args(s.network.flags());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
         Ok(command.spawn()?)
     }

@@ -21,7 +21,7 @@ const CONNECTIONS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Answers `path` with 200 while `healthy`, and 503 otherwise.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     path: &'static str,
     healthy: impl Fn() -> bool + Clone + Send + Sync + 'static,
@@ -57,7 +57,7 @@ pub(super) async fn serve(
 }
 
 /// Accepting fails for want of descriptors or memory: that does not get better by asking at once.
-pub(super) async fn accept_failed(error: &std::io::Error) {
+pub(crate) async fn accept_failed(error: &std::io::Error) {
     tracing::warn!(%error, "cannot accept a connection");
     tokio::time::sleep(Duration::from_millis(100)).await;
 }

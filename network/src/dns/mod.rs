@@ -26,7 +26,7 @@ use crate::world::{Feed, World};
 
 mod cache;
 mod forward;
-mod health;
+pub(crate) mod health;
 mod index;
 mod message;
 mod records;

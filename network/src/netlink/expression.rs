@@ -18,6 +18,10 @@ const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
+/// `NFT_JUMP`, `NFT_GOTO` and `NFT_RETURN`.
+const JUMP: i32 = -3;
+const GOTO: i32 = -4;
+const RETURN: i32 = -5;
 
 const BASE_NETWORK: u32 = 1;
 const BASE_TRANSPORT: u32 = 2;
@@ -25,6 +29,9 @@ const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_L4PROTO: u32 = 16;
+const CT_STATE: u32 = 0;
+/// The bits of a connection that was answered, and of one that belongs to another.
+const CT_STATE_KNOWN: u32 = 1 << 1 | 1 << 2;
 const CT_STATUS: u32 = 2;
 /// `IPS_DST_NAT`.
 const CT_STATUS_DNAT: u32 = 1 << 5;
@@ -35,6 +42,8 @@ const NAT_DESTINATION: u32 = 1;
 const NAT_RANDOM_FULLY: u32 = 1 << 4;
 const COMPARE_EQUAL: u32 = 0;
 const COMPARE_NOT_EQUAL: u32 = 1;
+const COMPARE_AT_MOST: u32 = 3;
+const COMPARE_AT_LEAST: u32 = 5;
 const DYNSET_UPDATE: u32 = 1;
 /// The size of an interface's name in the kernel, terminator included.
 const INTERFACE_NAME: usize = 16;
@@ -100,6 +109,55 @@ impl Rule<'_> {
     /// Loads the source address into [`Register::KEY`].
     pub(crate) fn load_source(&mut self) -> &mut Self {
         self.payload(BASE_NETWORK, 12, 4, Register::KEY)
+    }
+
+    /// Loads the destination address into [`Register::KEY`].
+    pub(crate) fn load_destination(&mut self) -> &mut Self {
+        self.payload(BASE_NETWORK, 16, 4, Register::KEY)
+    }
+
+    /// Loads (`id` . address of that end) into [`Register::KEY`].
+    pub(crate) fn load_member(&mut self, id: [u8; 8], end: End) -> &mut Self {
+        let (high, low) = id.split_at(4);
+        let offset = if end == End::Source { 12 } else { 16 };
+        self.immediate(Register::KEY, high).immediate(Register::KEY.plus(1), low).payload(
+            BASE_NETWORK,
+            offset,
+            4,
+            Register::KEY.plus(2),
+        )
+    }
+
+    /// Loads (`id` . destination address . protocol . destination port) into [`Register::KEY`].
+    pub(crate) fn load_member_port(&mut self, id: [u8; 8]) -> &mut Self {
+        self.load_member(id, End::Destination).meta(META_L4PROTO, Register::KEY.plus(3)).payload(
+            BASE_TRANSPORT,
+            2,
+            2,
+            Register::KEY.plus(4),
+        )
+    }
+
+    /// Goes on if the destination port is in the range, both ends included.
+    pub(crate) fn port_within(&mut self, first: u16, last: u16) -> &mut Self {
+        let port = self.payload(BASE_TRANSPORT, 2, 2, Register::KEY);
+        if first == last {
+            return port.compare(Register::KEY, true, &first.to_be_bytes());
+        }
+        port.compare_by(Register::KEY, COMPARE_AT_LEAST, &first.to_be_bytes()).compare_by(
+            Register::KEY,
+            COMPARE_AT_MOST,
+            &last.to_be_bytes(),
+        )
+    }
+
+    /// Goes on if the packet belongs to a connection that was answered, or is about one.
+    pub(crate) fn established(&mut self) -> &mut Self {
+        self.expression("ct", |e| {
+            e.attr_be32(1, Register::KEY.0);
+            e.attr_be32(2, CT_STATE);
+        });
+        self.bits(Register::KEY, CT_STATE_KNOWN, 0).compare(Register::KEY, false, &[0; 4])
     }
 
     /// Goes on if the address of that end is in `net`, or is not.
@@ -304,9 +362,13 @@ impl Rule<'_> {
     }
 
     fn compare(&mut self, register: Register, equal: bool, value: &[u8]) -> &mut Self {
+        self.compare_by(register, if equal { COMPARE_EQUAL } else { COMPARE_NOT_EQUAL }, value)
+    }
+
+    fn compare_by(&mut self, register: Register, operator: u32, value: &[u8]) -> &mut Self {
         self.expression("cmp", |e| {
             e.attr_be32(1, register.0);
-            e.attr_be32(2, if equal { COMPARE_EQUAL } else { COMPARE_NOT_EQUAL });
+            e.attr_be32(2, operator);
             e.nest(3, |data| data.attr(DATA_VALUE, value));
         })
     }
@@ -333,9 +395,14 @@ impl Rule<'_> {
 pub(super) fn verdict_write(encoder: &mut Encoder, verdict: Verdict<'_>) {
     encoder.nest(DATA_VERDICT, |data| match verdict {
         Verdict::Drop => data.attr_be32(VERDICT_CODE, libc::NF_DROP.cast_unsigned()),
+        Verdict::Accept => data.attr_be32(VERDICT_CODE, libc::NF_ACCEPT.cast_unsigned()),
+        Verdict::Return => data.attr_be32(VERDICT_CODE, RETURN.cast_unsigned()),
         Verdict::Goto(chain) => {
-            // NFT_GOTO
-            data.attr_be32(VERDICT_CODE, (-4_i32).cast_unsigned());
+            data.attr_be32(VERDICT_CODE, GOTO.cast_unsigned());
+            data.attr_str(VERDICT_CHAIN, chain);
+        }
+        Verdict::Jump(chain) => {
+            data.attr_be32(VERDICT_CODE, JUMP.cast_unsigned());
             data.attr_str(VERDICT_CHAIN, chain);
         }
     });

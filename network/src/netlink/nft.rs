@@ -60,6 +60,8 @@ pub(crate) struct Hook {
 pub(crate) enum Point {
     /// Came in, not routed yet.
     Prerouting = 0,
+    /// Came in and goes on to somebody else.
+    Forward = 2,
     /// Made here.
     Output = 3,
     /// Leaves.
@@ -71,8 +73,14 @@ pub(crate) enum Point {
 pub(crate) enum Verdict<'a> {
     /// It is lost.
     Drop,
+    /// The base chain lets it pass.
+    Accept,
+    /// The chain that came here goes on.
+    Return,
     /// The chain decides.
     Goto(&'a str),
+    /// The chain decides, and what comes after goes on if it returns.
+    Jump(&'a str),
 }
 
 /// What keys or values of a set are made of; each part takes whole 32-bit words.
@@ -90,6 +98,10 @@ pub(crate) enum Type {
     ServiceIp,
     /// Protocol and port.
     ServicePort,
+    /// A set's id in two words, and an address.
+    Member,
+    /// The same with protocol and port.
+    MemberPort,
 }
 
 impl Type {
@@ -102,6 +114,8 @@ impl Type {
             Self::Target => &[TYPE_ADDRESS, TYPE_PORT],
             Self::ServiceIp => &[TYPE_ADDRESS, TYPE_PROTOCOL, TYPE_PORT],
             Self::ServicePort => &[TYPE_PROTOCOL, TYPE_PORT],
+            Self::Member => &[TYPE_MARK, TYPE_MARK, TYPE_ADDRESS],
+            Self::MemberPort => &[TYPE_MARK, TYPE_MARK, TYPE_ADDRESS, TYPE_PROTOCOL, TYPE_PORT],
         };
         parts.iter().fold((0, 0), |(number, length), part| (number << TYPE_BITS | part, length + 4))
     }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use k8s_openapi::api::discovery::v1::{EndpointConditions, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{EndpointConditions, EndpointHints, EndpointSlice};
 
+use super::plan::Node;
 use super::ruleset::Target;
 use crate::protocol::Protocol;
 
@@ -15,6 +16,9 @@ pub(super) struct State {
     /// Serves although it is being deleted: better than nothing.
     last_resort: bool,
     local: bool,
+    /// Whether it is for clients of this node, and of this zone; unknown where it does not say.
+    for_node: Option<bool>,
+    for_zone: Option<bool>,
 }
 
 /// The endpoints of one port of a Service, each once whichever slices name it.
@@ -27,7 +31,7 @@ impl Endpoints {
         slices: impl Iterator<Item = &'s EndpointSlice>,
         name: &str,
         protocol: Protocol,
-        node: &str,
+        node: &Node,
     ) -> Self {
         let mut endpoints = Self::default();
         for slice in slices.filter(|slice| slice.address_type == "IPv4") {
@@ -42,24 +46,36 @@ impl Endpoints {
         endpoints
     }
 
-    fn add(&mut self, slice: &EndpointSlice, port: u16, node: &str) {
+    fn add(&mut self, slice: &EndpointSlice, port: u16, node: &Node) {
         for endpoint in slice.endpoints.iter().flatten() {
             let Some(Ok(address)) = endpoint.addresses.first().map(|address| address.parse::<Ipv4Addr>())
             else {
                 continue;
             };
-            let local = endpoint.node_name.as_deref() == Some(node);
-            let state = State { local, ..state(endpoint.conditions.as_ref()) };
+            let local = endpoint.node_name.as_deref() == Some(&*node.name);
+            let (for_node, for_zone) = hinted(endpoint.hints.as_ref(), node);
+            let state = State { local, for_node, for_zone, ..state(endpoint.conditions.as_ref()) };
             let known = self.0.entry(Target { address, port }).or_default();
             known.ready |= state.ready;
             known.last_resort |= state.last_resort;
             known.local |= state.local;
+            known.for_node = known.for_node.max(state.for_node);
+            known.for_zone = known.for_zone.max(state.for_zone);
         }
     }
 
     /// Those that take traffic from anywhere: the ready ones, or if there are none, those that still
-    /// serve while they terminate.
+    /// serve while they terminate. Where all ready ones say for whom they are, and one of them is for this node,
+    /// those for this node; else likewise those for its zone (trafficDistribution, KEP-4444 and KEP-3015).
     pub(super) fn cluster(&self) -> Vec<Target> {
+        for hint in [|state: &State| state.for_node, |state: &State| state.for_zone] {
+            let mut ready = self.0.values().filter(|state| state.ready);
+            if ready.clone().all(|state| hint(state).is_some())
+                && ready.any(|state| hint(state) == Some(true))
+            {
+                return self.usable(|state| hint(state) == Some(true));
+            }
+        }
         self.usable(|_| true)
     }
 
@@ -78,10 +94,20 @@ impl Endpoints {
     }
 }
 
+/// Whether hints name the node, and its zone; `None` where they name no node, or no zone.
+fn hinted(hints: Option<&EndpointHints>, node: &Node) -> (Option<bool>, Option<bool>) {
+    let named = |names: Vec<&String>, own: Option<&str>| {
+        (!names.is_empty()).then(|| names.into_iter().any(|name| Some(&**name) == own))
+    };
+    let nodes = hints.iter().flat_map(|hints| hints.for_nodes.iter().flatten()).map(|hint| &hint.name);
+    let zones = hints.iter().flat_map(|hints| hints.for_zones.iter().flatten()).map(|hint| &hint.name);
+    (named(nodes.collect(), Some(&node.name)), named(zones.collect(), node.zone.as_deref()))
+}
+
 /// Reads an endpoint's conditions; what is not said means the best.
 fn state(conditions: Option<&EndpointConditions>) -> State {
     let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
     let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(ready);
     let terminating = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
-    State { ready, last_resort: serving && terminating, local: false }
+    State { ready, last_resort: serving && terminating, ..State::default() }
 }

@@ -15,7 +15,7 @@ use decapod_client::clock::Clock;
 use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
 use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use self::ruleset::{Delta, Frontend, Ruleset};
@@ -26,6 +26,7 @@ use crate::world::{Feed, World};
 
 mod endpoint;
 mod flow;
+mod health;
 mod metrics;
 mod plan;
 mod render;
@@ -40,6 +41,9 @@ pub use self::traffic::Traffic;
 /// The wait after a failed transaction: the kernel refuses for reasons that do not pass in microseconds.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// The label of nodes that says in which zone they are.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// How the service proxy of a node works.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -53,6 +57,8 @@ pub struct Options {
     pub cluster_cidr: Ipv4Net,
     /// The addresses of Services: what no Service has there is refused at once.
     pub service_cidrs: Vec<Ipv4Net>,
+    /// On which of the node's addresses node ports answer; on all if none is given.
+    pub node_port_addresses: Vec<Ipv4Net>,
 }
 
 impl Options {
@@ -64,6 +70,7 @@ impl Options {
             node: node.into(),
             cluster_cidr: Ipv4Net::new_assert([10, 244, 0, 0].into(), 16),
             service_cidrs: vec![Ipv4Net::new_assert([10, 96, 0, 0].into(), 16)],
+            node_port_addresses: Vec::new(),
         }
     }
 }
@@ -105,7 +112,7 @@ pub struct ServiceProxy {
 impl ServiceProxy {
     /// A proxy that knows no Services and has installed nothing yet.
     pub fn new(options: Options) -> Self {
-        let node = plan::Node { name: options.node.clone(), cluster_cidr: options.cluster_cidr };
+        let node = plan::Node { name: options.node.clone(), zone: None, cluster_cidr: options.cluster_cidr };
         Self {
             options,
             node,
@@ -129,10 +136,18 @@ impl ServiceProxy {
         clock: Arc<dyn Clock>,
     ) {
         let follow = async {
+            let own = format!("metadata.name={}", options.node);
             let mut proxy = Self { traffic, ..Self::new(options) };
+            let health = health::start(&proxy.options.netns, &supervisor);
             let mut feed = Feed::synced(&informers).await;
             feed.pending(&mut proxy.world, &mut proxy.dirty);
+            let node = informers.filtered::<Node>(&own);
+            node.synced().await;
+            let mut node = node.subscribe();
             loop {
+                while let Some(change) = node.try_next() {
+                    proxy.zone_set(change.new.as_deref());
+                }
                 let began = clock.monotonic();
                 metrics::changes(proxy.dirty.len());
                 let (returned, applied) = proxy.apply_elsewhere().await;
@@ -147,9 +162,13 @@ impl ServiceProxy {
                     clock.sleep(RETRY).await;
                     continue;
                 }
-                match feed.changed(&mut proxy.world).await {
-                    Some(dirty) => proxy.dirty.extend(dirty),
-                    None => return,
+                health.send_replace(proxy.ruleset.health());
+                let heard = tokio::select! {
+                    dirty = feed.changed(&mut proxy.world) => dirty.map(|dirty| proxy.dirty.extend(dirty)),
+                    change = node.next() => change.map(|change| proxy.zone_set(change.new.as_deref())),
+                };
+                if heard.is_none() {
+                    return;
                 }
             }
         };
@@ -157,6 +176,15 @@ impl ServiceProxy {
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = follow => {}
+        }
+    }
+
+    /// Takes note of the zone that the node is in.
+    fn zone_set(&mut self, node: Option<&Node>) {
+        let zone = node.and_then(|node| node.metadata.labels.as_ref()?.get(ZONE).cloned());
+        if self.node.zone != zone {
+            self.node.zone = zone;
+            self.dirty.extend(self.world.keys().cloned());
         }
     }
 
@@ -244,7 +272,7 @@ impl ServiceProxy {
 
     fn apply_whole(&mut self) -> Result<u32, Error> {
         let mut transaction = Transaction::new(&self.options.table);
-        render::base(&mut transaction, &self.options.service_cidrs);
+        render::base(&mut transaction, &self.options);
         render::delta(&mut transaction, &self.ruleset.whole());
         let count = Self::commit(&mut self.socket, &self.options.netns, transaction)?;
         self.installed = true;

@@ -28,6 +28,8 @@ const AFFINITY_SECONDS: u32 = 10_800;
 pub(crate) struct Node {
     /// The node's name, by which endpoints are local.
     pub(crate) name: String,
+    /// Its zone, if it is in one.
+    pub(crate) zone: Option<String>,
     /// The addresses of all pods.
     pub(crate) cluster_cidr: Ipv4Net,
 }
@@ -43,7 +45,22 @@ pub(crate) fn service(world: &World, key: &ObjectKey, node: &Node) -> ServiceRul
             plan.write(&mut rules);
         }
     }
+    rules.health = health(spec, &slices, node);
     rules
+}
+
+/// The port at which a load balancer asks whether this node has endpoints of the Service, and how many it has.
+fn health(spec: &ServiceSpec, slices: &[&EndpointSlice], node: &Node) -> Option<(u16, usize)> {
+    let balanced = spec.type_.as_deref() == Some("LoadBalancer");
+    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let port = u16::try_from(spec.health_check_node_port.filter(|_| balanced && local)?).ok()?;
+    let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+    let ready = endpoints.filter(|endpoint| {
+        let here = endpoint.node_name.as_deref() == Some(&*node.name);
+        here && endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
+    });
+    let addresses: BTreeSet<_> = ready.flat_map(|endpoint| &endpoint.addresses).collect();
+    Some((port, addresses.len())).filter(|(port, _)| *port != 0)
 }
 
 fn is_ours(service: &Service) -> bool {
@@ -90,7 +107,7 @@ impl<'a> Plan<'a> {
         let protocol = Protocol::parse(port.protocol.as_deref())?;
         let number = u16::try_from(port.port).ok()?;
         let name = port.name.as_deref().unwrap_or_default();
-        let endpoints = Endpoints::of(slices.iter().copied(), name, protocol, &node.name);
+        let endpoints = Endpoints::of(slices.iter().copied(), name, protocol, node);
         Some(Self {
             spec,
             node,

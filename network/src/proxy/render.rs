@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::Options;
 use super::ruleset::{Delta, Endpoint, Frontend, Rule, Slot};
 use crate::key;
 use crate::netlink::expression::{End, Refusal};
@@ -37,7 +38,7 @@ const PREROUTING_AFTER: Hook = Hook { kind: "filter", point: Point::Prerouting, 
 const OUTPUT_AFTER: Hook = Hook { kind: "filter", point: Point::Output, priority: -90 };
 
 /// Makes the table anew with all that does not depend on Services.
-pub(super) fn base(transaction: &mut Transaction<'_>, service_cidrs: &[Ipv4Net]) {
+pub(super) fn base(transaction: &mut Transaction<'_>, options: &Options) {
     transaction.table_replace();
     let set = |name, keys, values| Set { name, keys, values, timeout_seconds: None };
     transaction.set_create(set(IPS, Type::ServiceIp, Values::Verdicts));
@@ -48,9 +49,7 @@ pub(super) fn base(transaction: &mut Transaction<'_>, service_cidrs: &[Ipv4Net])
     for (chain, hook) in [("prerouting", PREROUTING), ("output", OUTPUT)] {
         transaction.chain_base(chain, hook);
         transaction.rule(chain, |r| _ = r.load_service_ip().lookup_verdict(IPS));
-        transaction.rule(chain, |r| {
-            r.address_local(End::Destination).load_service_port().lookup_verdict(PORTS);
-        });
+        node_ports(transaction, chain, &options.node_port_addresses);
     }
     transaction.chain_base("postrouting", POSTROUTING);
     transaction.rule("postrouting", |r| {
@@ -65,11 +64,24 @@ pub(super) fn base(transaction: &mut Transaction<'_>, service_cidrs: &[Ipv4Net])
     for (chain, hook) in [("prerouting-after", PREROUTING_AFTER), ("output-after", OUTPUT_AFTER)] {
         transaction.chain_base(chain, hook);
         transaction.rule(chain, |r| _ = r.marked(MARK_REJECT).verdict(Verdict::Goto(REJECT)));
-        for cidr in service_cidrs {
+        for cidr in &options.service_cidrs {
             transaction.rule(chain, |r| {
                 r.address(End::Destination, *cidr, true).verdict(Verdict::Goto(REJECT));
             });
         }
+    }
+}
+
+/// Has the node's own addresses looked up by port: all of them, or those in the ranges.
+fn node_ports(transaction: &mut Transaction<'_>, chain: &str, within: &[Ipv4Net]) {
+    let everywhere = [Ipv4Net::default()];
+    for range in if within.is_empty() { &everywhere } else { within } {
+        transaction.rule(chain, |r| {
+            if range.prefix_len() > 0 {
+                r.address(End::Destination, *range, true);
+            }
+            r.address_local(End::Destination).load_service_port().lookup_verdict(PORTS);
+        });
     }
 }
 

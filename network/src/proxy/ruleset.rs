@@ -85,6 +85,8 @@ pub(crate) struct ServiceRules {
     pub(crate) hairpins: BTreeSet<Ipv4Addr>,
     /// Where UDP flows to a frontend may go: any other flow is stale.
     pub(crate) flows: BTreeMap<Frontend, BTreeSet<Target>>,
+    /// The port at which load balancers ask for endpoints on this node, and how many there are.
+    pub(crate) health: Option<(u16, usize)>,
 }
 
 /// The rule set of a node.
@@ -121,6 +123,12 @@ pub(crate) struct Delta {
 }
 
 impl Ruleset {
+    /// Which Services are asked after at which port, and how many endpoints of theirs are on this node.
+    pub(crate) fn health(&self) -> BTreeMap<u16, (ObjectKey, usize)> {
+        let services = self.services.iter();
+        services.filter_map(|(key, rules)| rules.health.map(|(port, n)| (port, (key.clone(), n)))).collect()
+    }
+
     /// Puts what a Service needs in place of what it needed; adds the difference to `delta`.
     ///
     /// A delta may gather the changes of several Services, each of which is set at most once.

@@ -19,7 +19,7 @@ use crate::proxy::flow::is_stale;
 use crate::world::World;
 
 fn node() -> Node {
-    Node { name: "here".into(), cluster_cidr: "10.244.0.0/16".parse().unwrap() }
+    Node { name: "here".into(), zone: Some("north".into()), cluster_cidr: "10.244.0.0/16".parse().unwrap() }
 }
 
 fn key() -> ObjectKey {
@@ -87,6 +87,33 @@ fn ready_endpoints_are_preferred_to_terminating_ones() {
     let terminating =
         json!([endpoint("10.244.0.3", "here", false, true), endpoint("10.244.0.4", "here", false, false)]);
     assert_eq!(targets(&rules(json!({}), &terminating), SVC), [Ipv4Addr::new(10, 244, 0, 3)]);
+}
+
+#[test]
+fn traffic_stays_close_where_every_endpoint_says_for_whom_it_is() {
+    let hinted = |address: &str, nodes: &[&str], zones: &[&str], ready: bool| {
+        let names = |names: &[&str]| names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
+        let mut one = endpoint(address, "there", ready, ready);
+        one["hints"] = json!({"forNodes": names(nodes), "forZones": names(zones)});
+        one
+    };
+    let chosen = |endpoints: Value| targets(&rules(json!({}), &endpoints), SVC);
+    let (a, b) = (Ipv4Addr::new(10, 244, 0, 2), Ipv4Addr::new(10, 244, 0, 3));
+    let near = || hinted("10.244.0.2", &["here"], &["north"], true);
+    assert_eq!(
+        chosen(json!([near(), hinted("10.244.0.3", &["there"], &["north"], true)])),
+        [a],
+        "of this node"
+    );
+    assert_eq!(chosen(json!([near(), hinted("10.244.0.3", &[], &["north"], true)])), [a, b], "of this zone");
+    assert_eq!(chosen(json!([near(), hinted("10.244.0.3", &[], &["south"], true)])), [a]);
+    assert_eq!(
+        chosen(json!([near(), endpoint("10.244.0.3", "here", true, true)])),
+        [a, b],
+        "one does not say"
+    );
+    assert_eq!(chosen(json!([near(), hinted("10.244.0.3", &[], &[], false)])), [a], "it is not ready");
+    assert_eq!(chosen(json!([hinted("10.244.0.3", &[], &["south"], true)])), [b], "none is near");
 }
 
 #[test]

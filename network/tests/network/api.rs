@@ -40,6 +40,11 @@ impl Api {
         let (version, kind) = match resource {
             "endpointslices" => ("discovery.k8s.io/v1", "EndpointSlice"),
             "services" => ("v1", "Service"),
+            "pods" => ("v1", "Pod"),
+            "secrets" => ("v1", "Secret"),
+            "networkpolicies" => ("networking.k8s.io/v1", "NetworkPolicy"),
+            "ingresses" => ("networking.k8s.io/v1", "Ingress"),
+            "ingressclasses" => ("networking.k8s.io/v1", "IngressClass"),
             _ => ("v1", "Namespace"),
         };
         object["apiVersion"] = version.into();

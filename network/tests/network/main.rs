@@ -4,7 +4,9 @@
 
 mod api;
 mod dns;
+mod ingress;
 mod manifest;
 mod pods;
+mod policies;
 mod services;
 mod support;
