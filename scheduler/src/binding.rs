@@ -1,6 +1,7 @@
 //! What the scheduler writes: a binding for a pod that found its node, a condition and an Event for one
 //! that did not.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use decapod_api::storage;
@@ -11,12 +12,13 @@ use k8s_openapi::api::core::v1::{
     Binding, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::response::Status;
 use kube::{Api, Client, Resource, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::core::plugins::Assignment;
+use crate::core::preempt::Candidate;
 
 /// Why a decision could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +29,9 @@ pub(crate) enum Error {
     /// The pod's claims could not be told of the node.
     #[error("cannot have the volumes of the pod bound")]
     Volumes(#[source] Box<kube::Error>),
+    /// A pod of lower priority could not be removed.
+    #[error("cannot remove a pod of lower priority")]
+    Preempt(#[source] Box<kube::Error>),
 }
 
 /// How a binding ended.
@@ -45,7 +50,8 @@ pub(crate) enum Bound {
 #[derive(Clone)]
 pub(crate) struct Writer {
     pub(crate) client: Client,
-    pub(crate) recorder: Recorder,
+    /// Who tells of the pods of each profile, by its name.
+    pub(crate) recorders: Arc<BTreeMap<String, Recorder>>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -75,7 +81,7 @@ impl Writer {
         match answer {
             Ok(_) => {
                 let message = format!("Successfully assigned {namespace}/{name} to {node}");
-                self.recorder.normal(pod, "Scheduled", message);
+                self.tell(pod, |recorder| recorder.normal(pod, "Scheduled", message));
                 Ok(Bound::Yes)
             }
             Err(error) if error.is_not_found() || error.is_conflict() => {
@@ -84,8 +90,8 @@ impl Writer {
             }
             Err(error) => {
                 let message = format!("running Bind plugin \"DefaultBinder\": {}", words(&error));
-                self.recorder.warning(pod, "FailedScheduling", message.clone());
-                self.note(pod, "SchedulerError", &message).await;
+                self.tell(pod, |recorder| recorder.warning(pod, "FailedScheduling", message.clone()));
+                self.note(pod, "SchedulerError", &message, None).await;
                 Err(Error::Bind(Box::new(error)))
             }
         }
@@ -135,20 +141,84 @@ impl Writer {
         }
     }
 
-    /// Tells why `pod` found no node.
-    pub(crate) async fn tell_unschedulable(&self, pod: &Pod, message: &str) {
-        self.recorder.warning(pod, "FailedScheduling", message);
-        self.note(pod, "Unschedulable", message).await;
+    /// Records an event in the name of the pod's scheduler.
+    fn tell(&self, pod: &Pod, record: impl FnOnce(&Recorder)) {
+        let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+        if let Some(recorder) = self.recorders.get(name.unwrap_or("default-scheduler")) {
+            record(recorder);
+        }
+    }
+
+    /// Has the pods of a candidate leave for `pod`: each is told why, then deleted.
+    ///
+    /// # Errors
+    /// When the API server refused or did not answer: the pod has to be tried again.
+    pub(crate) async fn preempt(&self, pod: &Pod, candidate: &Candidate) -> Result<(), Error> {
+        for victim in &candidate.victims {
+            if victim.pod.metadata.deletion_timestamp.is_some() {
+                continue;
+            }
+            match self.remove(&victim.pod, pod).await {
+                Ok(()) => {
+                    let message = format!(
+                        "Preempted by pod {} on node {}",
+                        pod.uid().unwrap_or_default(),
+                        candidate.node
+                    );
+                    self.tell(pod, |recorder| recorder.normal(&*victim.pod, "Preempted", message));
+                }
+                // Gone already, or another of its name.
+                Err(error) if error.is_not_found() || error.is_conflict() => {}
+                Err(error) => return Err(Error::Preempt(Box::new(error))),
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, victim: &Pod, pod: &Pod) -> kube::Result<()> {
+        let scheduler = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+        let condition = PodCondition {
+            type_: "DisruptionTarget".to_owned(),
+            status: "True".to_owned(),
+            reason: Some("PreemptionByScheduler".to_owned()),
+            message: Some(format!(
+                "{}: preempting to accommodate a higher priority pod",
+                scheduler.unwrap_or("default-scheduler")
+            )),
+            last_transition_time: Some(Time(self.clock.now())),
+            observed_generation: victim.metadata.generation,
+            last_probe_time: None,
+        };
+        let patch = json!({"metadata": {"uid": victim.uid()}, "status": {"conditions": [condition]}});
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &victim.namespace().unwrap_or_default());
+        let name = victim.name_any();
+        api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        let preconditions = Preconditions { uid: victim.uid(), resource_version: None };
+        let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        api.delete(&name, &parameters).await.map(drop)
+    }
+
+    /// Tells why `pod` found no node; and which one it was promised instead, or (empty) that it is none any more.
+    pub(crate) async fn tell_unschedulable(&self, pod: &Pod, message: &str, nomination: Option<&str>) {
+        self.tell(pod, |recorder| recorder.warning(pod, "FailedScheduling", message));
+        self.note(pod, "Unschedulable", message, nomination).await;
     }
 
     /// Tells that `pod` is held back by its scheduling gates.
     pub(crate) async fn tell_gated(&self, pod: &Pod) {
-        self.note(pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates").await;
+        let message = "Scheduling is blocked due to non-empty scheduling gates";
+        self.note(pod, "SchedulingGated", message, None).await;
+    }
+
+    /// Tells that `pod` is promised no node any more.
+    pub(crate) async fn renounce(&self, pod: &Pod) {
+        let status = json!({"nominatedNodeName": null});
+        self.patch(pod, &status).await;
     }
 
     /// Sets the condition `PodScheduled` to false. It is a help for people: should it fail, the next try
     /// writes it again.
-    async fn note(&self, pod: &Pod, reason: &str, message: &str) {
+    async fn note(&self, pod: &Pod, reason: &str, message: &str, nomination: Option<&str>) {
         let known = pod.status.as_ref().and_then(|status| {
             status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled")
         });
@@ -157,7 +227,9 @@ impl Writer {
                 && known.reason.as_deref() == Some(reason)
                 && known.message.as_deref() == Some(message)
         };
-        if known.is_some_and(is_same) {
+        let promised = pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref());
+        let nomination = nomination.filter(|node| promised.unwrap_or_default() != *node);
+        if known.is_some_and(is_same) && nomination.is_none() {
             return;
         }
         let since = known.filter(|known| known.status == "False");
@@ -171,13 +243,23 @@ impl Writer {
             observed_generation: pod.metadata.generation,
             last_probe_time: None,
         };
-        let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [condition]}});
+        let mut status = json!({"conditions": [condition]});
+        match nomination {
+            Some("") => status["nominatedNodeName"] = Value::Null,
+            Some(node) => status["nominatedNodeName"] = json!(node),
+            None => {}
+        }
+        self.patch(pod, &status).await;
+    }
+
+    async fn patch(&self, pod: &Pod, status: &Value) {
+        let patch = json!({"metadata": {"uid": pod.uid()}, "status": status});
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         let patched =
             api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await;
         if let Err(error) = patched {
             let error = decapod_client::error::chain(&error);
-            tracing::debug!(pod = pod.name_any(), error, "cannot write the condition PodScheduled");
+            tracing::debug!(pod = pod.name_any(), error, "cannot write the pod's status");
         }
     }
 }

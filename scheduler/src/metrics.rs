@@ -113,14 +113,19 @@ pub(crate) fn incoming(queue: &'static str, event: &'static str) {
     METRICS.incoming.get_or_create(&Incoming { queue, event }).inc();
 }
 
+/// So many pods have to go for one of higher priority.
+pub(crate) fn victims(count: usize) {
+    METRICS.victims.observe(count as f64);
+}
+
 /// It was asked whether removing other pods would help.
 pub(crate) fn preemption() {
     METRICS.preemptions.inc();
 }
 
 /// How many pods wait in which queue.
-pub(crate) fn pending((active, backoff, unschedulable): (usize, usize, usize)) {
-    for (queue, count) in [("active", active), ("backoff", backoff), ("unschedulable", unschedulable)] {
+pub(crate) fn pending(counts: [usize; 4]) {
+    for (queue, count) in ["active", "backoff", "unschedulable", "gated"].into_iter().zip(counts) {
         METRICS.pending.get_or_create(&Waits { queue }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }
@@ -136,7 +141,8 @@ mod tests {
         step("tested", "Filter", true, Duration::from_micros(30));
         incoming("active", "PodAdd");
         preemption();
-        pending((1, 2, 3));
+        pending([1, 2, 3, 4]);
+        victims(2);
         let text = decapod_client::metrics::text().unwrap();
         for line in [
             "scheduler_schedule_attempts_total{profile=\"tested\",result=\"scheduled\"} 1",

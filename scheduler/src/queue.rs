@@ -9,12 +9,32 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::plugin::{Plugin, Set};
 use crate::core::pod::PodInfo;
 use crate::metrics;
 
-/// The shortest and the longest wait after failures, as in Kubernetes.
-const BACKOFF_BASE: Duration = Duration::from_secs(1);
-const BACKOFF_CAP: Duration = Duration::from_secs(10);
+/// How long a pod waits after failures.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backoff {
+    /// After the first; it doubles with each further one.
+    pub(crate) first: Duration,
+    /// The longest.
+    pub(crate) longest: Duration,
+}
+
+impl Default for Backoff {
+    /// As in Kubernetes.
+    fn default() -> Self {
+        Self { first: Duration::from_secs(1), longest: Duration::from_secs(10) }
+    }
+}
+
+impl Backoff {
+    fn after(self, attempts: u32) -> Duration {
+        let doublings = attempts.saturating_sub(1).min(16);
+        self.first.saturating_mul(1 << doublings).min(self.longest)
+    }
+}
 
 /// After this time an unschedulable pod is tried though nothing happened that should help.
 const UNSCHEDULABLE_LIMIT: Duration = Duration::from_secs(300);
@@ -28,8 +48,8 @@ pub(crate) struct Waiting {
     /// When it began to wait: among equals the oldest is first.
     since: Duration,
     place: Place,
-    /// Rejected because of other pods, wherever they are.
-    relational: bool,
+    /// The plugins that rejected it the last time: what these look at could help it.
+    plugins: Set,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,9 +75,16 @@ pub(crate) struct Queue {
     active: BTreeSet<Rank>,
     backoff: BTreeSet<(Duration, String)>,
     unschedulable: BTreeSet<(Duration, String)>,
+    gated: usize,
+    backoff_times: Backoff,
 }
 
 impl Waiting {
+    /// Whether one of these plugins rejected it the last time.
+    pub(crate) fn was_rejected_by(&self, plugins: &[Plugin]) -> bool {
+        plugins.iter().any(|plugin| self.plugins.contains(*plugin))
+    }
+
     /// When it began to wait.
     pub(crate) fn since(&self) -> Duration {
         self.since
@@ -82,19 +109,19 @@ fn rank(waiting: &Waiting) -> Rank {
 }
 
 impl Queue {
+    /// An empty queue in which failures cost these waits.
+    pub(crate) fn new(backoff_times: Backoff) -> Self {
+        Self { backoff_times, ..Self::default() }
+    }
+
     /// The pod waits in this state now. A new one is active; one that has changed by its own spec is tried
     /// again after its back-off.
-    pub(crate) fn put(&mut self, info: Arc<PodInfo>, now: Duration) {
+    pub(crate) fn put(&mut self, info: Arc<PodInfo>, gated: bool, now: Duration) {
         let uid = info.uid.clone();
-        let gated = info
-            .pod
-            .spec
-            .as_ref()
-            .is_some_and(|spec| spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()));
         let Some(known) = self.take_out(&uid) else {
             let place = if gated { Place::Gated } else { Place::Active };
             count(place, "PodAdd");
-            return self.put_in(Waiting { info, attempts: 0, since: now, place, relational: false });
+            return self.put_in(Waiting { info, attempts: 0, since: now, place, plugins: Set::default() });
         };
         let changed = known.info.pod.spec != info.pod.spec
             || known.info.pod.metadata.labels != info.pod.metadata.labels;
@@ -125,11 +152,10 @@ impl Queue {
         Some(waiting)
     }
 
-    /// No node would do: the pod waits until something happens that could help. `relational` tells that
-    /// this may happen on any node.
-    pub(crate) fn reject(&mut self, uid: &str, relational: bool, now: Duration) {
+    /// No node would do, as these plugins say: the pod waits until something happens that could help.
+    pub(crate) fn reject(&mut self, uid: &str, plugins: Set, now: Duration) {
         if let Some(waiting) = self.pods.get_mut(uid) {
-            waiting.relational = relational;
+            waiting.plugins = plugins;
         }
         self.fail(uid, |_| Place::Unschedulable(now));
     }
@@ -143,7 +169,8 @@ impl Queue {
 
     /// Something else went wrong: the pod is tried again after its back-off.
     pub(crate) fn retry(&mut self, uid: &str, now: Duration) {
-        self.fail(uid, |attempts| Place::Backoff(now + backoff(attempts)));
+        let times = self.backoff_times;
+        self.fail(uid, |attempts| Place::Backoff(now + times.after(attempts)));
     }
 
     fn fail(&mut self, uid: &str, place: impl FnOnce(u32) -> Place) {
@@ -154,32 +181,24 @@ impl Queue {
         self.put_in(waiting);
     }
 
-    /// Something happened: the unschedulable pods that it could help are tried again after their back-off.
-    pub(crate) fn wake(&mut self, now: Duration, helps: impl Fn(&PodInfo) -> bool) {
-        self.wake_where(now, |waiting| helps(&waiting.info));
-    }
-
-    /// Pods came or went somewhere: those that were rejected because of other pods are tried again.
-    pub(crate) fn wake_relational(&mut self, now: Duration) {
-        self.wake_where(now, |waiting| waiting.relational);
-    }
-
-    fn wake_where(&mut self, now: Duration, wakes: impl Fn(&Waiting) -> bool) {
+    /// Something happened, by Kubernetes' name of the event: the unschedulable pods that it could help are tried again
+    /// after their back-off.
+    pub(crate) fn wake(&mut self, event: &'static str, now: Duration, helps: impl Fn(&Waiting) -> bool) {
         let woken: Vec<String> = self
             .unschedulable
             .iter()
-            .filter(|(_, uid)| self.pods.get(uid).is_some_and(&wakes))
+            .filter(|(_, uid)| self.pods.get(uid).is_some_and(&helps))
             .map(|(_, uid)| uid.clone())
             .collect();
         for uid in woken {
-            self.wake_one(&uid, now, "ClusterChange");
+            self.wake_one(&uid, now, event);
         }
     }
 
     fn wake_one(&mut self, uid: &str, now: Duration, event: &'static str) {
         let Some(mut waiting) = self.take_out(uid) else { return };
         let Place::Unschedulable(failed) = waiting.place else { return self.put_in(waiting) };
-        let until = failed + backoff(waiting.attempts);
+        let until = failed + self.backoff_times.after(waiting.attempts);
         waiting.place =
             if waiting.attempts == 0 || until <= now { Place::Active } else { Place::Backoff(until) };
         count(waiting.place, event);
@@ -198,9 +217,14 @@ impl Queue {
         !self.unschedulable.is_empty()
     }
 
-    /// How many pods are active, in back-off and unschedulable.
-    pub(crate) fn counts(&self) -> (usize, usize, usize) {
-        (self.active.len(), self.backoff.len(), self.unschedulable.len())
+    /// How many pods are active, in back-off, unschedulable and gated.
+    pub(crate) fn counts(&self) -> [usize; 4] {
+        [self.active.len(), self.backoff.len(), self.unschedulable.len(), self.gated]
+    }
+
+    /// The pod of this uid, if it waits.
+    pub(crate) fn get(&self, uid: &str) -> Option<&Waiting> {
+        self.pods.get(uid)
     }
 
     fn promote(&mut self, now: Duration) {
@@ -217,7 +241,7 @@ impl Queue {
     }
 
     fn after_backoff(&self, attempts: u32, now: Duration) -> Place {
-        if attempts == 0 { Place::Active } else { Place::Backoff(now + backoff(attempts)) }
+        if attempts == 0 { Place::Active } else { Place::Backoff(now + self.backoff_times.after(attempts)) }
     }
 
     fn take_out(&mut self, uid: &str) -> Option<Waiting> {
@@ -226,7 +250,8 @@ impl Queue {
             Place::Active => drop(self.active.remove(&rank(&waiting))),
             Place::Backoff(until) => drop(self.backoff.remove(&(until, uid.to_owned()))),
             Place::Unschedulable(since) => drop(self.unschedulable.remove(&(since, uid.to_owned()))),
-            Place::InFlight | Place::Gated => {}
+            Place::Gated => self.gated -= 1,
+            Place::InFlight => {}
         }
         Some(waiting)
     }
@@ -237,7 +262,8 @@ impl Queue {
             Place::Active => drop(self.active.insert(rank(&waiting))),
             Place::Backoff(until) => drop(self.backoff.insert((until, uid.clone()))),
             Place::Unschedulable(since) => drop(self.unschedulable.insert((since, uid.clone()))),
-            Place::InFlight | Place::Gated => {}
+            Place::Gated => self.gated += 1,
+            Place::InFlight => {}
         }
         self.pods.insert(uid, waiting);
     }
@@ -250,21 +276,15 @@ fn count(place: Place, event: &'static str) {
     }
 }
 
-fn backoff(attempts: u32) -> Duration {
-    let doublings = attempts.saturating_sub(1).min(16);
-    BACKOFF_BASE.saturating_mul(1 << doublings).min(BACKOFF_CAP)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
 
-    fn pod(name: &str, priority: i32, gates: &[&str]) -> Arc<PodInfo> {
-        let gates: Vec<_> = gates.iter().map(|name| json!({"name": name})).collect();
+    fn pod(name: &str, priority: i32) -> Arc<PodInfo> {
         let pod = json!({"metadata": {"name": name, "uid": name},
-            "spec": {"containers": [], "priority": priority, "schedulingGates": gates}});
+            "spec": {"containers": [], "priority": priority}});
         Arc::new(PodInfo::new(Arc::new(serde_json::from_value(pod).unwrap())))
     }
 
@@ -279,9 +299,9 @@ mod tests {
     #[test]
     fn priority_comes_before_age() {
         let mut queue = Queue::default();
-        queue.put(pod("old", 0, &[]), second(0));
-        queue.put(pod("young", 0, &[]), second(1));
-        queue.put(pod("important", 9, &[]), second(2));
+        queue.put(pod("old", 0), false, second(0));
+        queue.put(pod("young", 0), false, second(1));
+        queue.put(pod("important", 9), false, second(2));
         let order: Vec<_> = std::iter::from_fn(|| pop(&mut queue, 3)).collect();
         assert_eq!(order, ["important", "old", "young"]);
     }
@@ -289,7 +309,7 @@ mod tests {
     #[test]
     fn failures_wait_longer_and_longer() {
         let mut queue = Queue::default();
-        queue.put(pod("p", 0, &[]), second(0));
+        queue.put(pod("p", 0), false, second(0));
         let mut now = 0;
         for wait in [1, 2, 4, 8, 10, 10] {
             assert_eq!(pop(&mut queue, now).as_deref(), Some("p"), "at {now}");
@@ -304,12 +324,12 @@ mod tests {
     fn the_unschedulable_wait_for_what_helps_them() {
         let mut queue = Queue::default();
         for name in ["a", "b"] {
-            queue.put(pod(name, 0, &[]), second(0));
+            queue.put(pod(name, 0), false, second(0));
             pop(&mut queue, 0);
-            queue.reject(name, false, second(0));
+            queue.reject(name, Set::default(), second(0));
         }
         assert_eq!(pop(&mut queue, 20), None);
-        queue.wake(second(20), |info| info.uid == "b");
+        queue.wake("x", second(20), |waiting| waiting.info.uid == "b");
         assert_eq!(pop(&mut queue, 20).as_deref(), Some("b"));
         assert_eq!(pop(&mut queue, 299), None);
         assert_eq!(pop(&mut queue, 300).as_deref(), Some("a"), "for safety's sake");
@@ -318,33 +338,33 @@ mod tests {
     #[test]
     fn pods_that_were_rejected_for_others_wait_for_others() {
         let mut queue = Queue::default();
-        for (name, relational) in [("alone", false), ("social", true)] {
-            queue.put(pod(name, 0, &[]), second(0));
+        for (name, plugin) in [("alone", Plugin::NodeName), ("social", Plugin::InterPodAffinity)] {
+            queue.put(pod(name, 0), false, second(0));
             pop(&mut queue, 0);
-            queue.reject(name, relational, second(0));
+            queue.reject(name, [plugin].into_iter().collect(), second(0));
         }
-        queue.wake_relational(second(9));
+        queue.wake("x", second(9), |waiting| waiting.was_rejected_by(&[Plugin::InterPodAffinity]));
         assert_eq!((pop(&mut queue, 9).as_deref(), pop(&mut queue, 9)), (Some("social"), None));
     }
 
     #[test]
     fn a_pod_that_was_held_is_tried_as_soon_as_something_changes() {
         let mut queue = Queue::default();
-        queue.put(pod("p", 0, &[]), second(5));
+        queue.put(pod("p", 0), false, second(5));
         pop(&mut queue, 5);
         queue.hold("p", second(5));
         assert_eq!(pop(&mut queue, 5), None);
-        queue.wake(second(5), |_| true);
+        queue.wake("x", second(5), |_| true);
         assert_eq!(pop(&mut queue, 5).as_deref(), Some("p"));
     }
 
     #[test]
     fn help_that_comes_at_once_still_waits_for_the_back_off() {
         let mut queue = Queue::default();
-        queue.put(pod("p", 0, &[]), second(5));
+        queue.put(pod("p", 0), false, second(5));
         pop(&mut queue, 5);
-        queue.reject("p", false, second(5));
-        queue.wake(second(5), |_| true);
+        queue.reject("p", Set::default(), second(5));
+        queue.wake("x", second(5), |_| true);
         assert_eq!(pop(&mut queue, 5), None);
         assert_eq!(pop(&mut queue, 6).as_deref(), Some("p"));
     }
@@ -352,23 +372,23 @@ mod tests {
     #[test]
     fn gates_hold_a_pod_until_they_are_gone() {
         let mut queue = Queue::default();
-        queue.put(pod("p", 0, &["wait"]), second(0));
+        queue.put(pod("p", 0), true, second(0));
         assert_eq!((pop(&mut queue, 1000), queue.next_due()), (None, None));
-        queue.put(pod("p", 0, &[]), second(1000));
+        queue.put(pod("p", 0), false, second(1000));
         assert_eq!(pop(&mut queue, 1000).as_deref(), Some("p"));
     }
 
     #[test]
     fn a_status_change_wakes_nobody_and_a_spec_change_does() {
         let mut queue = Queue::default();
-        queue.put(pod("p", 0, &[]), second(0));
+        queue.put(pod("p", 0), false, second(0));
         pop(&mut queue, 0);
-        queue.reject("p", false, second(0));
-        queue.put(pod("p", 0, &[]), second(100));
+        queue.reject("p", Set::default(), second(0));
+        queue.put(pod("p", 0), false, second(100));
         assert_eq!(pop(&mut queue, 100), None);
-        queue.put(pod("p", 7, &[]), second(101));
+        queue.put(pod("p", 7), false, second(101));
         assert_eq!(pop(&mut queue, 102).as_deref(), Some("p"));
         queue.remove("p");
-        assert_eq!(queue.counts(), (0, 0, 0));
+        assert_eq!(queue.counts(), [0; 4]);
     }
 }

@@ -2,21 +2,27 @@
 //! pod, and hands the writing to tasks whose outcomes come back to it. So no decision ever races with a
 //! change, and there is nothing to lock.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use decapod_client::informer::{Change, Changes};
 use decapod_client::task::Supervisor;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 use rand::Rng;
 use tokio::sync::mpsc;
 
 use crate::binding::{Bound, Error, Writer};
-use crate::core::decide::Scheduler;
+use crate::config::Configuration;
+use crate::core::decide::{self, Failure, Scheduler};
+use crate::core::plugin::Plugin;
 use crate::core::plugins::{self, Assignment, Prepared};
 use crate::core::pod::PodInfo;
+use crate::core::preempt::Candidate;
+use crate::core::profile::Profile;
 use crate::core::snapshot::{Snapshot, is_terminal};
 use crate::metrics;
 use crate::queue::{Queue, Waiting};
@@ -31,9 +37,17 @@ const BATCH: usize = 32;
 /// How a write ended.
 struct Written {
     uid: String,
-    /// The outcome of a binding; `None` for a condition.
-    bound: Option<Result<Bound, Error>>,
+    outcome: Outcome,
     tried: Tried,
+}
+
+enum Outcome {
+    /// Of a binding.
+    Bound(Result<Bound, Error>),
+    /// Of a condition: it is a help for people.
+    Told,
+    /// Of making room.
+    Preempted(Result<(), Error>),
 }
 
 /// Which attempt to schedule a pod this was, and when it began.
@@ -53,13 +67,17 @@ pub(crate) struct World {
     pub(crate) claims: Changes<PersistentVolumeClaim>,
     pub(crate) volumes: Changes<PersistentVolume>,
     pub(crate) classes: Changes<StorageClass>,
+    pub(crate) budgets: Changes<PodDisruptionBudget>,
 }
 
 pub(crate) struct Shell<R> {
-    scheduler_name: String,
+    configuration: Arc<Configuration>,
     scheduler: Scheduler<R>,
     snapshot: Snapshot,
     queue: Queue,
+    /// The pods that others have to leave for, and of those the ones that are not on their way out yet, as far as this
+    /// scheduler has seen. Until then it does not try such a pod: it would make room a second time.
+    preempting: HashMap<String, BTreeSet<String>>,
     writer: Writer,
     supervisor: Supervisor,
     written: (mpsc::UnboundedSender<Written>, mpsc::UnboundedReceiver<Written>),
@@ -67,12 +85,18 @@ pub(crate) struct Shell<R> {
 }
 
 impl<R: Rng + Send> Shell<R> {
-    pub(crate) fn new(scheduler_name: String, chance: R, writer: Writer, supervisor: Supervisor) -> Self {
+    pub(crate) fn new(
+        configuration: Arc<Configuration>,
+        chance: R,
+        writer: Writer,
+        supervisor: Supervisor,
+    ) -> Self {
         Self {
-            scheduler_name,
             scheduler: Scheduler::new(chance),
             snapshot: Snapshot::default(),
-            queue: Queue::default(),
+            queue: Queue::new(configuration.backoff),
+            configuration,
+            preempting: HashMap::new(),
             writer,
             supervisor,
             // Bounded by `WRITES`: there are never more outcomes than writes under way.
@@ -83,7 +107,8 @@ impl<R: Rng + Send> Shell<R> {
 
     /// Schedules until the changes end.
     pub(crate) async fn run(mut self, world: World) {
-        let World { mut pods, mut nodes, mut namespaces, mut claims, mut volumes, mut classes } = world;
+        let World { mut pods, mut nodes, mut namespaces, mut claims, mut volumes, mut classes, mut budgets } =
+            world;
         loop {
             while let Some(change) = namespaces.try_next() {
                 self.namespace_changed(&change);
@@ -96,6 +121,9 @@ impl<R: Rng + Send> Shell<R> {
             }
             while let Some(change) = claims.try_next() {
                 self.claim_changed(&change);
+            }
+            while let Some(change) = budgets.try_next() {
+                self.budget_changed(&change);
             }
             self.take_in(&mut pods, &mut nodes);
             if self.decide_some() {
@@ -137,6 +165,10 @@ impl<R: Rng + Send> Shell<R> {
                     Some(change) => self.class_changed(&change),
                     None => return,
                 },
+                change = budgets.next() => match change {
+                    Some(change) => self.budget_changed(&change),
+                    None => return,
+                },
                 Some(written) = self.written.1.recv() => self.write_ended(written),
                 () = timer => {}
             }
@@ -171,145 +203,219 @@ impl<R: Rng + Send> Shell<R> {
     fn decide(&mut self, waiting: &Waiting) {
         let info = &waiting.info;
         let (pod, uid) = (info.pod.clone(), info.uid.clone());
+        let configuration = self.configuration.clone();
+        let Some(profile) = configuration.profile(info.scheduler_name()) else {
+            return self.queue.remove(&uid);
+        };
+        if self.preempting.contains_key(&uid) {
+            return self.queue.hold(&uid, self.now());
+        }
         let attempt = waiting.attempts.saturating_add(1);
         let tried = Tried { attempt, begin: self.now(), since: waiting.since() };
-        let decision = self.scheduler.decide(info, &self.snapshot);
-        metrics::step(
-            &self.scheduler_name,
-            "Filter",
-            decision.is_ok(),
-            self.now().saturating_sub(tried.begin),
-        );
+        let decision = self.scheduler.decide(info, &self.snapshot, profile);
+        metrics::step(&profile.name, "Filter", decision.is_ok(), self.now().saturating_sub(tried.begin));
         match decision {
             Ok(node) => {
                 tracing::debug!(pod = pod.name_any(), node, attempts = waiting.attempts, "decided");
-                let assignments = self.assignments(info, &node);
+                let assignments = self.assignments(info, &node, profile);
                 let writer = self.writer.clone();
                 if !assignments.is_empty() {
-                    self.write(uid, tried, async move { Some(writer.assign(&assignments, &node).await) });
-                    return;
+                    let assign = async move { Outcome::Bound(writer.assign(&assignments, &node).await) };
+                    return self.write(uid, tried, assign);
                 }
+                self.snapshot.unnominate(&uid);
                 self.snapshot.assume(info.clone(), &node);
-                self.write(uid, tried, async move { Some(writer.bind(&pod, &node).await) });
+                self.write(uid, tried, async move { Outcome::Bound(writer.bind(&pod, &node).await) });
             }
-            Err(error) => {
-                if !info.never_preempts {
+            Err(failure) => {
+                if profile.preempts() {
                     metrics::preemption();
                 }
-                let relational = plugins::RELATIONAL.iter().any(|plugin| error.plugins.contains(plugin));
-                self.queue.reject(&uid, relational, self.now());
-                self.attempted("unschedulable", tried);
-                let counts = self.queue.counts();
+                self.queue.reject(&uid, failure.error.plugins, self.now());
+                self.attempted(info, "unschedulable", tried);
+                let (error, counts) = (&failure.error, self.queue.counts());
                 tracing::debug!(pod = pod.name_any(), %error, plugins = ?error.plugins, ?counts, "no node");
-                let (writer, message) = (self.writer.clone(), error.to_string());
-                self.write(uid, tried, async move {
-                    writer.tell_unschedulable(&pod, &message).await;
-                    None
-                });
+                self.failed(info, failure, tried);
             }
+        }
+    }
+
+    /// No node would do: tells why, and makes room where that helps.
+    fn failed(&mut self, info: &Arc<PodInfo>, failure: Failure, tried: Tried) {
+        let (pod, uid, message) = (info.pod.clone(), info.uid.clone(), failure.error.to_string());
+        let writer = self.writer.clone();
+        let Some(candidate) = failure.preemption else {
+            // What was promised would not do any more.
+            let renounced = failure.renounces
+                && (self.snapshot.unnominate(&uid).is_some() || !info.nominated_node().is_empty());
+            let nomination = renounced.then_some("");
+            return self.write(uid, tried, async move {
+                writer.tell_unschedulable(&pod, &message, nomination).await;
+                Outcome::Told
+            });
+        };
+        let outranked = self.make_room(info, &candidate);
+        self.write(uid, tried, async move {
+            writer.tell_unschedulable(&pod, &message, Some(&candidate.node)).await;
+            for other in outranked {
+                writer.renounce(&other.pod).await;
+            }
+            Outcome::Preempted(writer.preempt(&pod, &candidate).await)
+        });
+    }
+
+    /// Promises the pod its node; returns the waiting pods of lower priority that had been promised it.
+    fn make_room(&mut self, info: &Arc<PodInfo>, candidate: &Candidate) -> Vec<Arc<PodInfo>> {
+        let victims = candidate.victims.iter();
+        let staying = victims.filter(|victim| victim.pod.metadata.deletion_timestamp.is_none());
+        let staying: BTreeSet<_> = staying.map(|victim| victim.uid.clone()).collect();
+        metrics::victims(candidate.victims.len());
+        if !staying.is_empty() {
+            self.preempting.insert(info.uid.clone(), staying);
+        }
+        let outranked = self.snapshot.outranked(&candidate.node, info);
+        let now = self.now();
+        for other in &outranked {
+            self.snapshot.unnominate(&other.uid);
+            self.queue.wake("NominationLost", now, |waiting| waiting.info.uid == other.uid);
+        }
+        self.snapshot.nominate(info, &candidate.node);
+        outranked
+    }
+
+    /// A pod that had to go is on its way out, or gone.
+    fn victim_leaves(&mut self, uid: &str) {
+        if !self.preempting.is_empty() {
+            self.preempting.retain(|_, staying| {
+                staying.remove(uid);
+                !staying.is_empty()
+            });
         }
     }
 
     /// What the claims of the pod that wait for a node get on this one.
-    fn assignments(&self, info: &PodInfo, node: &str) -> Vec<Assignment> {
+    fn assignments(&self, info: &Arc<PodInfo>, node: &str, profile: &Profile) -> Vec<Assignment> {
         if info.claims.is_empty() {
             return Vec::new();
         }
-        let prepared = Prepared::new(info, &self.snapshot, &|_, _| false);
+        let prepared = Prepared::new(info, &self.snapshot, profile);
         self.snapshot.node(node).map(|node| prepared.assignments(node)).unwrap_or_default()
     }
 
-    fn write(
-        &mut self,
-        uid: String,
-        tried: Tried,
-        future: impl Future<Output = Option<Result<Bound, Error>>> + Send + 'static,
-    ) {
+    fn write(&mut self, uid: String, tried: Tried, future: impl Future<Output = Outcome> + Send + 'static) {
         self.writing += 1;
         let written = self.written.0.clone();
         self.supervisor.spawn("scheduler-write", async move {
-            let bound = future.await;
+            let outcome = future.await;
             // The loop is gone at a shutdown; then nobody needs to know.
-            written.send(Written { uid, bound, tried }).ok();
+            written.send(Written { uid, outcome, tried }).ok();
         });
     }
 
     fn write_ended(&mut self, written: Written) {
         self.writing = self.writing.saturating_sub(1);
-        let uid = &written.uid;
-        match written.bound {
-            None => {}
-            Some(Ok(Bound::Yes)) => {
-                self.attempted("scheduled", written.tried);
-                let Tried { attempt, begin, since } = written.tried;
-                let now = self.now();
-                metrics::scheduled_at(attempt, now.saturating_sub(since));
-                metrics::step(&self.scheduler_name, "Bind", true, now.saturating_sub(begin));
+        let (uid, tried) = (&written.uid, written.tried);
+        match written.outcome {
+            Outcome::Told | Outcome::Preempted(Ok(())) => {}
+            Outcome::Preempted(Err(error)) => {
+                tracing::warn!(uid, error = decapod_client::error::chain(&error), "no room was made");
+                self.preempting.remove(uid);
+                self.queue.retry(uid, self.now());
             }
-            Some(Ok(Bound::Waits)) => {
+            Outcome::Bound(Ok(Bound::Yes)) => {
+                let now = self.now();
+                metrics::scheduled_at(tried.attempt, now.saturating_sub(tried.since));
+                if let Some(info) = self.queue.get(uid).map(|waiting| waiting.info.clone()) {
+                    self.attempted(&info, "scheduled", tried);
+                    metrics::step(info.scheduler_name(), "Bind", true, now.saturating_sub(tried.begin));
+                } else if let Some(info) = self.snapshot.pod(uid).cloned() {
+                    // The informer was faster than the answer.
+                    self.attempted(&info, "scheduled", tried);
+                    metrics::step(info.scheduler_name(), "Bind", true, now.saturating_sub(tried.begin));
+                }
+            }
+            Outcome::Bound(Ok(Bound::Waits)) => {
                 let now = self.now();
                 self.queue.hold(uid, now);
                 // They may have come meanwhile: then no further change will tell.
-                let snapshot = &self.snapshot;
-                self.queue.wake(now, |info| {
-                    info.uid == *uid && Prepared::new(info, snapshot, &|_, _| false).is_settled()
+                let (snapshot, configuration) = (&self.snapshot, &self.configuration);
+                self.queue.wake("PersistentVolumeClaimUpdate", now, |waiting| {
+                    waiting.info.uid == *uid
+                        && prepared(&waiting.info, snapshot, configuration).is_some_and(|p| p.is_settled())
                 });
             }
-            Some(Ok(Bound::Moot)) => {
+            Outcome::Bound(Ok(Bound::Moot)) => {
                 // If the pod still waits it is tried again; else its change removes it.
                 self.release(uid);
                 self.queue.retry(uid, self.now());
             }
-            Some(Err(error)) => {
+            Outcome::Bound(Err(error)) => {
                 tracing::warn!(uid, error = decapod_client::error::chain(&error), "a pod was not bound");
-                self.attempted("error", written.tried);
+                if let Some(info) = self.queue.get(uid).map(|waiting| waiting.info.clone()) {
+                    self.attempted(&info, "error", tried);
+                }
                 self.release(uid);
                 self.queue.retry(uid, self.now());
             }
         }
     }
 
-    fn attempted(&self, result: &'static str, tried: Tried) {
-        metrics::attempt(&self.scheduler_name, result, self.now().saturating_sub(tried.begin));
+    fn attempted(&self, info: &PodInfo, result: &'static str, tried: Tried) {
+        metrics::attempt(info.scheduler_name(), result, self.now().saturating_sub(tried.begin));
     }
 
     /// Gives back what was assumed for a pod.
     fn release(&mut self, uid: &str) {
         if let Some(node) = self.snapshot.forget(uid) {
-            self.wake_for(&node);
+            self.wake_for("ScheduleAttemptFailure", &node, false);
         }
     }
 
     fn namespace_changed(&mut self, change: &Change<Namespace>) {
         let labels = change.new.as_ref().map(|namespace| namespace.labels().clone());
+        if change.old.as_ref().map(|namespace| namespace.labels().clone()) == labels && change.old.is_some() {
+            return;
+        }
         self.snapshot.namespace_set(&change.key.name, labels);
-        self.queue.wake_relational(self.now());
+        let now = self.now();
+        self.queue.wake("NamespaceUpdate", now, |waiting| waiting.was_rejected_by(&plugins::RELATIONAL));
+    }
+
+    fn budget_changed(&mut self, change: &Change<PodDisruptionBudget>) {
+        // A pod may always make room against a budget; so this helps nobody who could not before.
+        self.snapshot.budgets_mut().set(&change.key.namespace, &change.key.name, change.new.clone());
     }
 
     fn claim_changed(&mut self, change: &Change<PersistentVolumeClaim>) {
         let (namespace, name) = (&change.key.namespace, &change.key.name);
         self.snapshot.storage_mut().claim_set(namespace, name, change.new.clone());
         let now = self.now();
-        self.queue.wake(now, |info| {
-            info.pod.metadata.namespace.as_ref() == Some(namespace)
-                && info.claims.iter().any(|claim| claim.name == *name)
+        self.queue.wake("PersistentVolumeClaimUpdate", now, |waiting| {
+            waiting.info.pod.metadata.namespace.as_ref() == Some(namespace)
+                && waiting.info.claims.iter().any(|claim| claim.name == *name)
         });
     }
 
     fn volume_changed(&mut self, change: &Change<PersistentVolume>) {
         self.snapshot.storage_mut().volume_set(&change.key.name, change.new.clone());
-        self.storage_changed();
+        self.storage_changed("PersistentVolumeUpdate");
     }
 
     fn class_changed(&mut self, change: &Change<StorageClass>) {
         self.snapshot.storage_mut().class_set(&change.key.name, change.new.clone());
-        self.storage_changed();
+        self.storage_changed("StorageClassUpdate");
     }
 
-    /// Volumes came or went: pods with claims may have found what they wait for.
-    fn storage_changed(&mut self) {
+    /// Volumes came or went: pods with claims may have found what they wait for. A claim that is not there, or not to
+    /// be helped, waits for a change of its own.
+    fn storage_changed(&mut self, event: &'static str) {
         let now = self.now();
-        self.queue.wake(now, |info| !info.claims.is_empty());
+        let (snapshot, configuration) = (&self.snapshot, &self.configuration);
+        self.queue.wake(event, now, |waiting| {
+            let info = &waiting.info;
+            !info.claims.is_empty()
+                && prepared(info, snapshot, configuration).is_some_and(|p| p.refusal().is_none())
+        });
     }
 
     fn pod_changed(&mut self, change: &Change<Pod>) {
@@ -323,84 +429,162 @@ impl<R: Rng + Send> Shell<R> {
         if is_terminal(pod) {
             return self.pod_gone(&info.uid);
         }
+        if pod.metadata.deletion_timestamp.is_some() {
+            self.victim_leaves(&info.uid);
+        }
+        let known = self.snapshot.pod(&info.uid).cloned();
         self.snapshot.pod_put(&info);
         if !info.node_name().is_empty() {
-            self.queue.wake_relational(self.now());
+            self.snapshot.unnominate(&info.uid);
+            self.placed_changed(known.as_ref(), &info);
         }
-        if !self.is_ours(pod) {
+        if !self.is_ours(&info) {
+            self.snapshot.unnominate(&info.uid);
+            self.preempting.remove(&info.uid);
             return self.queue.remove(&info.uid);
         }
-        let gated = pod
-            .spec
-            .as_ref()
-            .is_some_and(|spec| spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()));
+        self.nomination_changed(change.old.as_deref(), &info);
+        let holds = |profile: &Profile| profile.gates.contains(Plugin::SchedulingGates);
+        let gated = info.is_gated() && self.configuration.profile(info.scheduler_name()).is_some_and(holds);
         if gated {
             let (writer, pod) = (self.writer.clone(), pod.clone());
             let tried = Tried { attempt: 0, begin: self.now(), since: self.now() };
             self.write(info.uid.clone(), tried, async move {
                 writer.tell_gated(&pod).await;
-                None
+                Outcome::Told
             });
         }
-        self.queue.put(info, self.now());
+        self.queue.put(info, gated, self.now());
+    }
+
+    /// A node was promised to a waiting pod by somebody, or is not any more. What this scheduler promised and has not
+    /// seen yet stands.
+    fn nomination_changed(&mut self, old: Option<&Pod>, info: &Arc<PodInfo>) {
+        let before =
+            old.and_then(|pod| pod.status.as_ref()?.nominated_node_name.as_deref()).unwrap_or_default();
+        let now = info.nominated_node();
+        if before != now {
+            self.snapshot.nominate(info, now);
+        } else if let Some(node) = self.snapshot.nomination(&info.uid).map(str::to_owned) {
+            self.snapshot.nominate(info, &node);
+        }
+    }
+
+    /// A placed pod came or changed: those that were rejected because of others may like that, and one that needs less
+    /// leaves room.
+    fn placed_changed(&mut self, known: Option<&Arc<PodInfo>>, info: &Arc<PodInfo>) {
+        if !self.queue.has_unschedulable() {
+            return;
+        }
+        let is_news = known.is_none_or(|known| {
+            let (before, now) = (&known.pod.metadata, &info.pod.metadata);
+            before.labels != now.labels
+                || before.deletion_timestamp != now.deletion_timestamp
+                || known.node_name().is_empty()
+        });
+        if is_news {
+            self.wake_related("AssignedPodUpdate", known, info);
+        }
+        if known.is_some_and(|known| known.requests != info.requests) {
+            self.wake_for("AssignedPodUpdate", info.node_name(), false);
+        }
+    }
+
+    /// Pods that were rejected because of others are tried again if this one is such an other.
+    fn wake_related(&mut self, event: &'static str, before: Option<&Arc<PodInfo>>, other: &Arc<PodInfo>) {
+        let now = self.now();
+        let (snapshot, configuration) = (&self.snapshot, &self.configuration);
+        self.queue.wake(event, now, |waiting| {
+            waiting.was_rejected_by(&plugins::RELATIONAL)
+                && prepared(&waiting.info, snapshot, configuration).is_some_and(|prepared| {
+                    prepared.concerns(other) || before.is_some_and(|before| prepared.concerns(before))
+                })
+        });
     }
 
     fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
+        self.snapshot.unnominate(uid);
+        self.preempting.remove(uid);
+        self.victim_leaves(uid);
+        let pod = self.snapshot.pod(uid).cloned();
         if let Some(node) = self.snapshot.pod_remove(uid) {
-            self.queue.wake_relational(self.now());
-            self.wake_for(&node);
+            if let Some(pod) = pod {
+                self.wake_related("AssignedPodDelete", None, &pod);
+            }
+            self.wake_for("AssignedPodDelete", &node, false);
         }
     }
 
     /// Whether this scheduler has to find a node for the pod.
-    fn is_ours(&self, pod: &Pod) -> bool {
-        let Some(spec) = &pod.spec else { return false };
-        let scheduler = spec.scheduler_name.as_deref().unwrap_or("default-scheduler");
-        spec.node_name.as_deref().unwrap_or_default().is_empty()
-            && pod.metadata.deletion_timestamp.is_none()
-            && scheduler == self.scheduler_name
+    fn is_ours(&self, info: &PodInfo) -> bool {
+        info.pod.spec.is_some()
+            && info.node_name().is_empty()
+            && info.pod.metadata.deletion_timestamp.is_none()
+            && self.configuration.profile(info.scheduler_name()).is_some()
     }
 
     fn node_changed(&mut self, change: &Change<Node>) {
         match &change.new {
             Some(node) => {
+                let name = &change.key.name;
+                let before = self.snapshot.node(name).map(|known| known.generation);
                 self.snapshot.node_put(node.clone());
                 // Most changes of a node are heartbeats, which help nobody.
-                let matters = change.old.as_ref().is_none_or(|old| {
-                    let offers = |node: &Node| {
-                        let allocatable = node.status.as_ref().and_then(|status| status.allocatable.clone());
-                        (allocatable, node.spec.clone(), node.metadata.labels.clone())
-                    };
-                    offers(old) != offers(node)
-                });
-                if matters {
-                    self.queue.wake_relational(self.now());
-                    self.wake_for(&change.key.name);
+                if self.snapshot.node(name).map(|known| known.generation) != before {
+                    let now = self.now();
+                    let event = if change.old.is_some() { "NodeUpdate" } else { "NodeAdd" };
+                    self.queue.wake(event, now, |waiting| waiting.was_rejected_by(&plugins::RELATIONAL));
+                    self.wake_for(event, name, true);
                 }
             }
-            None => self.snapshot.node_remove(&change.key.name),
+            None => {
+                self.snapshot.node_remove(&change.key.name);
+                // Fewer places: what was uneven may be even now.
+                let now = self.now();
+                self.queue
+                    .wake("NodeDelete", now, |waiting| waiting.was_rejected_by(&[Plugin::PodTopologySpread]));
+            }
         }
     }
 
-    /// Something became free or better on a node: the unschedulable pods that would fit there now are
-    /// tried again.
-    fn wake_for(&mut self, node: &str) {
+    /// Something became free or better on a node: the unschedulable pods that would fit there now are tried again; and
+    /// if the node itself `changed`, those for which room could be made there.
+    fn wake_for(&mut self, event: &'static str, node: &str, changed: bool) {
         if !self.queue.has_unschedulable() {
             return;
         }
         let now = self.now();
-        if let Some(node) = self.snapshot.node(node).filter(|node| node.node.is_some()) {
-            let snapshot = &self.snapshot;
-            let fits = |info: &PodInfo| {
-                let prepared = Prepared::new(info, snapshot, &|_, _| false);
-                plugins::filter(info, node, &prepared).is_ok()
-            };
-            self.queue.wake(now, fits);
+        let Some(position) = self.snapshot.position_of(node) else { return };
+        let (snapshot, configuration) = (&self.snapshot, &self.configuration);
+        let here = &snapshot.nodes()[position];
+        if here.node.is_none() {
+            return;
         }
+        self.queue.wake(event, now, |waiting| {
+            let info = &waiting.info;
+            let Some(prepared) = prepared(info, snapshot, configuration) else { return false };
+            match decide::check(info, snapshot, &prepared, position) {
+                Ok(()) => true,
+                Err(why) => {
+                    changed
+                        && why.resolvable
+                        && here.pods.values().any(|other| other.priority < info.priority)
+                }
+            }
+        });
     }
 
     fn now(&self) -> Duration {
         self.writer.clock.monotonic()
     }
+}
+
+/// What the filters need to know for a pod; none if no profile is for it.
+fn prepared<'a>(
+    info: &'a Arc<PodInfo>,
+    snapshot: &'a Snapshot,
+    configuration: &'a Configuration,
+) -> Option<Prepared<'a>> {
+    Some(Prepared::new(info, snapshot, configuration.profile(info.scheduler_name())?))
 }

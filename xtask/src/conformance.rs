@@ -15,10 +15,11 @@ use serde_json::Value;
 const ENTRIES: &str = "tests/conformance/entries.txt";
 const PAGE: &str = "docs/conformance.md";
 /// Where our tests of entries are.
-const OURS: [&str; 3] = ["apiserver/tests", "controllers/tests", "tests/tests/cluster"];
+const OURS: [&str; 4] = ["apiserver/tests", "controllers/tests", "scheduler/tests", "tests/tests/cluster"];
 
 /// The areas whose entries have to have a test of ours.
-const AREAS: [&str; 5] = ["[sig-cli]", "[sig-api-machinery]", "[sig-auth]", "[sig-node]", "[sig-storage]"];
+const AREAS: [&str; 6] =
+    ["[sig-cli]", "[sig-api-machinery]", "[sig-auth]", "[sig-node]", "[sig-scheduling]", "[sig-storage]"];
 /// What those entries speak of that need admission webhooks or policies, custom resources or other servers:
 /// also aggregated discovery, which is to name these kinds. Of nodes: devices, resizing in place, images as volumes,
 /// what drives all pods from a node, of which the tests' cluster has one, and logs over a protocol of their own.

@@ -25,10 +25,8 @@ fn claim(name: &str, size: &str) -> Value {
         "resources": {"requests": {"storage": size}}}})
 }
 
-/// [sig-scheduling] LimitRange should create a LimitRange with defaults and ensure pod has those defaults
-/// applied.
 #[tokio::test]
-async fn limit_ranges_complete_and_bound_pods() {
+async fn limit_range_should_create_a_limit_range_with_defaults_and_ensure_pod_has_those_defaults_applied() {
     let (_cluster, admin) = ready().await;
     let range = json!({"metadata": {"name": "r"}, "spec": {"limits": [{"type": "Container",
         "min": {"cpu": "50m", "memory": "100Mi"}, "max": {"cpu": "500m", "memory": "500Mi"},

@@ -151,13 +151,7 @@ impl Server {
             clock.clone(),
         );
         let scheduler = client("system:kube-scheduler", &[]);
-        decapod_scheduler::run(
-            decapod_scheduler::Options::default(),
-            scheduler,
-            &informers,
-            supervisor,
-            clock.clone(),
-        );
+        decapod_scheduler::run(settings.scheduler()?, scheduler, &informers, supervisor, clock.clone());
         let watch =
             renewal::authority(api.pki().authority_ends(), manager.clone(), supervisor, clock.clone());
         supervisor.spawn_until_shutdown("authority-watch", watch);

@@ -232,6 +232,11 @@ pub(crate) struct Settings {
     /// A file that configures plugins of admission (an AdmissionConfiguration; PodSecurity can be configured).
     #[arg(long)]
     pub(crate) admission_control_config_file: Option<PathBuf>,
+    /// A file that says which schedulers there are and what each does (a KubeSchedulerConfiguration of
+    /// kubescheduler.config.k8s.io/v1).
+    #[arg(long, value_name = "FILE")]
+    #[serde(default)]
+    pub(crate) scheduler_config: Option<PathBuf>,
     /// Plugins of admission that run beside those that do by default, by Kubernetes' names:
     /// AlwaysPullImages, DenyServiceExternalIPs, OwnerReferencesPermissionEnforcement.
     #[arg(long, value_delimiter = ',', value_name = "PLUGINS")]
@@ -427,6 +432,21 @@ impl Settings {
         }
     }
 
+    /// What the schedulers are told.
+    pub(crate) fn scheduler(&self) -> Result<decapod_scheduler::Options, Failure> {
+        let Some(file) = &self.scheduler_config else { return Ok(decapod_scheduler::Options::default()) };
+        let flag = format!("--scheduler-config {}", file.display());
+        let text = std::fs::read_to_string(file).map_err(|error| Failure::new(format!("{flag}: {error}")))?;
+        let object: serde_json::Value =
+            serde_saphyr::from_str(&text).map_err(|error| Failure::new(format!("{flag}: {error}")))?;
+        let configuration = decapod_scheduler::config::Configuration::read(object)
+            .map_err(|error| Failure::new(format!("{flag}: {error}")))?;
+        Ok(decapod_scheduler::Options {
+            configuration: std::sync::Arc::new(configuration),
+            ..decapod_scheduler::Options::default()
+        })
+    }
+
     /// Whether the ranges and ports make a cluster.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         self.store.check()?;
@@ -438,6 +458,7 @@ impl Settings {
         self.admission_plugins().check().map_err(|error| Failure::new(format!("--{error}")))?;
         self.images.gc()?;
         self.network.load_balancers(self)?;
+        self.scheduler()?;
         let overlap =
             self.pod_cidr.contains(&self.service_cidr) || self.service_cidr.contains(&self.pod_cidr);
         if overlap {

@@ -105,6 +105,8 @@ impl Up {
         command.args(s.node_name.iter().map(|n| format!("--node-name={n}")));
         command.args(s.node_ip.iter().map(|ip| format!("--node-ip={ip}")));
         command.args(file(&s.token_file)?.map(|f| format!("--token-file={}", f.display())));
+        let schedulers = file(&s.scheduler_config)?;
+        command.args(schedulers.map(|f| format!("--scheduler-config={}", f.display())));
         let config = file(&s.admission_control_config_file)?;
         command.args(s.enable_admission_plugins.iter().map(|p| format!("--enable-admission-plugins={p}")));
         command.args(s.disable_admission_plugins.iter().map(|p| format!("--disable-admission-plugins={p}")));

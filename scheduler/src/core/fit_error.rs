@@ -1,10 +1,11 @@
 //! Why no node would do, in the words that people and tools know from Kubernetes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
-use super::decide::Preemption;
+use super::plugin::{Plugin, Set};
 use super::plugins::Rejection;
+use super::preempt::Useless;
 
 /// All nodes were looked at, and none will do.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,55 +19,49 @@ pub(crate) struct FitError {
     /// What preemption found, per reason; `None` where it was not considered.
     preemption: Option<Preempt>,
     /// The plugins that rejected a node.
-    pub(crate) plugins: BTreeSet<&'static str>,
+    pub(crate) plugins: Set,
 }
 
 /// What came of the thought of removing other pods.
 #[derive(Debug, PartialEq, Eq)]
 enum Preempt {
-    NotEligible,
+    NotEligible(&'static str),
     Tried(BTreeMap<String, usize>),
 }
 
 impl FitError {
     pub(crate) fn new(nodes: usize) -> Self {
-        let (reasons, plugins) = (BTreeMap::new(), BTreeSet::new());
+        let (reasons, plugins) = (BTreeMap::new(), Set::default());
         Self { nodes, refusal: None, reasons, preemption: None, plugins }
     }
 
     /// No node at all will do: `plugin` says so.
-    pub(crate) fn refused(nodes: usize, plugin: &'static str, why: &str) -> Self {
+    pub(crate) fn refused(nodes: usize, plugin: Plugin, why: &str) -> Self {
         let mut error = Self::new(nodes);
         error.plugins.insert(plugin);
         error.refusal = Some(why.to_owned());
         error
     }
 
-    /// Notes that a node was rejected.
-    pub(crate) fn note(&mut self, rejection: &Rejection) {
+    /// Notes that so many nodes were rejected.
+    pub(crate) fn note(&mut self, rejection: &Rejection, nodes: usize) {
         self.plugins.insert(rejection.plugin);
         for reason in &rejection.reasons {
-            *self.reasons.entry(reason.clone().into_owned()).or_default() += 1;
+            *self.reasons.entry(reason.clone().into_owned()).or_default() += nodes;
         }
     }
 
-    /// Notes that the pod may not remove others.
-    pub(crate) fn note_not_eligible(&mut self) {
-        self.preemption = Some(Preempt::NotEligible);
+    /// Notes that the pod may not remove others, and why.
+    pub(crate) fn note_not_eligible(&mut self, why: &'static str) {
+        self.preemption = Some(Preempt::NotEligible(why));
     }
 
-    /// Notes what removing pods of lower priority from each node would bring.
-    pub(crate) fn note_preemption(&mut self, outcomes: impl IntoIterator<Item = Preemption>) {
+    /// Notes why removing pods of lower priority from each node brings nothing.
+    pub(crate) fn note_preemption(&mut self, outcomes: impl IntoIterator<Item = (Useless, usize)>) {
         let mut tried: BTreeMap<String, usize> = BTreeMap::new();
-        for outcome in outcomes {
-            match outcome {
-                // It would help; whether and how it is done is not this message's.
-                Preemption::Possible => return,
-                Preemption::Useless(reasons) => {
-                    for reason in reasons {
-                        *tried.entry(reason.into_owned()).or_default() += 1;
-                    }
-                }
+        for (useless, nodes) in outcomes {
+            for reason in useless.0 {
+                *tried.entry(reason.into_owned()).or_default() += nodes;
             }
         }
         self.preemption = Some(Preempt::Tried(tried));
@@ -93,9 +88,7 @@ impl fmt::Display for FitError {
         const CLAIMS: &str = "no new claims to deallocate";
         match &self.preemption {
             None => Ok(()),
-            Some(Preempt::NotEligible) => {
-                write!(f, " {CLAIMS}, preemption: not eligible due to preemptionPolicy=Never.")
-            }
+            Some(Preempt::NotEligible(why)) => write!(f, " {CLAIMS}, preemption: {why}."),
             Some(Preempt::Tried(tried)) => {
                 write!(f, " {CLAIMS}, preemption: 0/{} nodes are available: {}.", self.nodes, join(tried))
             }

@@ -25,6 +25,8 @@ pub(crate) struct NodeInfo {
     pub(crate) images: HashMap<String, i64>,
     pub(crate) pods: HashMap<String, Arc<PodInfo>>,
     pub(crate) requested: Resources,
+    /// Different after each change that a decision may depend on, and from that of every other node.
+    pub(crate) generation: u64,
     /// CPU and memory as they count when nodes are compared.
     pub(crate) weight: (i64, i64),
 }
@@ -53,6 +55,18 @@ impl NodeInfo {
         self.unschedulable = spec.unschedulable == Some(true);
         self.labels = node.as_ref().and_then(|node| node.metadata.labels.clone()).unwrap_or_default();
         self.node = node;
+    }
+
+    /// Whether the node says of itself what is known of it already. Most changes of a node are heartbeats.
+    pub(crate) fn is_same(&self, node: Option<&Node>) -> bool {
+        let (Some(known), Some(new)) = (self.node.as_deref(), node) else {
+            return self.node.is_none() && node.is_none();
+        };
+        let offers = |node: &Node| {
+            let status = node.status.clone().unwrap_or_default();
+            (status.allocatable, status.capacity, status.images)
+        };
+        known.metadata.labels == new.metadata.labels && known.spec == new.spec && offers(known) == offers(new)
     }
 
     pub(crate) fn add(&mut self, pod: Arc<PodInfo>) {

@@ -1,8 +1,9 @@
 //! What the scheduler needs to know of a pod, worked out once when the pod is seen.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Toleration};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus, Toleration};
 use kube::ResourceExt;
 
 use super::affinity::{self, NodeTerms, Preference};
@@ -51,7 +52,12 @@ pub(crate) struct PodInfo {
     pub(crate) preferred: Vec<Preference>,
     /// How it relates to other pods.
     pub(crate) relations: Relations,
-    pub(crate) spreads: Vec<Spread>,
+    pub(crate) spreads: Arc<[Spread]>,
+    /// The same for pods whose relations are the same; none for those without.
+    pub(crate) signature: Option<Arc<str>>,
+    /// The same for waiting pods that differ in nothing that a decision depends on but their priority; none where each
+    /// is a case of its own.
+    pub(crate) template: Option<Arc<str>>,
     /// The uid of its controller: pods of one controller are spread even if nobody asks for it.
     pub(crate) family: Option<String>,
     /// The images of its containers, under their full names.
@@ -74,33 +80,99 @@ impl PodInfo {
         let empty = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&empty);
         let containers = || spec.init_containers.iter().flatten().chain(&spec.containers);
+        let (namespace, labels) =
+            (pod.metadata.namespace.as_deref().unwrap_or_default(), pod.metadata.labels.as_ref());
+        let family =
+            pod.owner_references().iter().find(|one| one.controller == Some(true)).map(|one| one.uid.clone());
+        let claims = claims(spec, pod.metadata.name.as_deref().unwrap_or_default());
+        let template = template(spec, namespace, labels, family.as_deref()).filter(|_| claims.is_empty());
         Self {
             uid: pod.uid().unwrap_or_default(),
             priority: spec.priority.unwrap_or(0),
-            requests: requests(spec),
+            requests: requests(spec, pod.status.as_ref()),
             weight: weight(spec),
             ports: host_ports(spec),
             tolerations: spec.tolerations.clone().unwrap_or_default(),
             required: affinity::required(spec),
             preferred: affinity::preferred(spec),
-            relations: Relations::new(spec, pod.metadata.namespace.as_deref().unwrap_or_default()),
-            spreads: relation::spreads(spec, pod.metadata.labels.as_ref()),
-            family: pod
-                .owner_references()
-                .iter()
-                .find(|one| one.controller == Some(true))
-                .map(|one| one.uid.clone()),
+            relations: Relations::new(spec, namespace, labels),
+            spreads: relation::spreads(spec, labels).into(),
+            signature: relation::signature(spec, namespace, labels).map(Into::into),
+            template: template.map(Into::into),
+            family,
             images: containers().filter_map(|one| one.image.as_deref()).map(full_image_name).collect(),
             never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
-            claims: claims(spec, pod.metadata.name.as_deref().unwrap_or_default()),
+            claims,
             pod: pod.clone(),
         }
+    }
+
+    /// The node that was promised to the pod once others have left it; empty if none.
+    pub(crate) fn nominated_node(&self) -> &str {
+        let status = self.pod.status.as_ref();
+        status.and_then(|status| status.nominated_node_name.as_deref()).unwrap_or_default()
+    }
+
+    /// Whether the pod's scheduling gates hold it back.
+    pub(crate) fn is_gated(&self) -> bool {
+        let spec = self.pod.spec.as_ref();
+        spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|gates| !gates.is_empty())
+    }
+
+    /// The scheduler that has to find a node for the pod.
+    pub(crate) fn scheduler_name(&self) -> &str {
+        let spec = self.pod.spec.as_ref();
+        spec.and_then(|spec| spec.scheduler_name.as_deref()).unwrap_or("default-scheduler")
     }
 
     /// The node that the pod is bound to; empty if none.
     pub(crate) fn node_name(&self) -> &str {
         self.pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
     }
+}
+
+/// A text of all that a decision for a waiting pod depends on.
+fn template(
+    spec: &PodSpec,
+    namespace: &str,
+    labels: Option<&BTreeMap<String, String>>,
+    family: Option<&str>,
+) -> Option<String> {
+    if spec.node_name.as_deref().is_some_and(|name| !name.is_empty()) {
+        return None;
+    }
+    let containers = |list: Option<&Vec<Container>>| -> Vec<_> {
+        let each = list.into_iter().flatten();
+        each.map(|one| {
+            (
+                one.image.clone(),
+                one.resources.as_ref().and_then(|all| all.requests.clone()),
+                one.ports.clone(),
+                one.restart_policy.clone(),
+            )
+        })
+        .collect()
+    };
+    let all = (
+        (
+            namespace,
+            labels,
+            family,
+            &spec.scheduler_name,
+            &spec.affinity,
+            &spec.node_selector,
+            &spec.tolerations,
+        ),
+        (
+            &spec.topology_spread_constraints,
+            &spec.overhead,
+            &spec.resources,
+            &spec.volumes.as_ref().map(Vec::len),
+        ),
+        containers(Some(&spec.containers)),
+        containers(spec.init_containers.as_ref()),
+    );
+    serde_json::to_string(&all).ok()
 }
 
 fn claims(spec: &PodSpec, pod: &str) -> Vec<WantedClaim> {
@@ -115,10 +187,20 @@ fn claims(spec: &PodSpec, pod: &str) -> Vec<WantedClaim> {
 
 /// What a pod requests: what its containers request together, or what the largest init container requests
 /// beside the sidecars started before it, whichever is more; and its overhead.
-fn requests(spec: &PodSpec) -> Resources {
+///
+/// While a container is resized in place it counts with the most of what is wanted, granted and in force (KEP-1287).
+fn requests(spec: &PodSpec, status: Option<&PodStatus>) -> Resources {
+    let known = |name: &str| -> Option<&ContainerStatus> {
+        let (running, starting) = (&status?.container_statuses, &status?.init_container_statuses);
+        running.iter().flatten().chain(starting.iter().flatten()).find(|status| status.name == name)
+    };
     let of = |container: &Container| {
         let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
-        requests.map(Resources::parse).unwrap_or_default()
+        let wanted = requests.map(Resources::parse).unwrap_or_default();
+        let Some(status) = known(&container.name) else { return wanted };
+        let in_force = status.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+        let lists = [status.allocated_resources.as_ref(), in_force];
+        lists.into_iter().flatten().fold(wanted, |most, list| most.max(&Resources::parse(list)))
     };
     let mut running = Resources::default();
     for container in &spec.containers {
@@ -216,23 +298,23 @@ mod tests {
             "containers": [container("100m"), container("100m")],
             "initContainers": [container("250m"), sidecar, container("300m")],
         }));
-        assert_eq!(requests(&both).cpu, 500, "the sidecar beside the last init container");
+        assert_eq!(requests(&both, None).cpu, 500, "the sidecar beside the last init container");
         let large = spec(json!({"containers": [container("2")], "initContainers": [container("300m")],
             "overhead": {"cpu": "50m"}}));
-        assert_eq!(requests(&large).cpu, 2050);
+        assert_eq!(requests(&large, None).cpu, 2050);
     }
 
     #[test]
     fn requests_of_the_whole_pod_prevail() {
         let whole = spec(json!({"containers": [container("100m")], "resources": {"requests": {"cpu": "1"}}}));
-        let requests = requests(&whole);
+        let requests = requests(&whole, None);
         assert_eq!((requests.cpu, requests.memory), (1000, 1024 * 1024));
     }
 
     #[test]
     fn pods_without_requests_weigh_something() {
         let none = spec(json!({"containers": [{"name": "a"}, {"name": "b"}]}));
-        assert_eq!(requests(&none), Resources::default());
+        assert_eq!(requests(&none, None), Resources::default());
         assert_eq!(weight(&none), (200, 400 * 1024 * 1024));
     }
 

@@ -39,6 +39,11 @@ impl Resources {
         resources
     }
 
+    /// The amount of an extended resource or of huge pages.
+    pub(crate) fn scalar(&self, name: &str) -> i64 {
+        self.scalar.get(name).copied().unwrap_or(0)
+    }
+
     /// The larger amount of each resource.
     pub(crate) fn max(mut self, other: &Self) -> Self {
         self.cpu = self.cpu.max(other.cpu);

@@ -4,13 +4,17 @@
 //! Invariant: at any time it is what a fresh count of the same nodes and pods would give (tested against
 //! one).
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt;
 
+use super::budget::Budgets;
+use super::index::{Counter, Holders, Index, Topology, What};
 use super::node::NodeInfo;
+use super::place::Place;
 use super::pod::PodInfo;
 use super::relation::Namespaces;
 use super::storage::Storage;
@@ -28,9 +32,20 @@ pub(crate) struct Snapshot {
     /// The placed pods that relate to others by affinity, and where they are.
     related: HashMap<String, (Arc<PodInfo>, String)>,
     /// How many pods of each controller are on which nodes.
-    families: HashMap<String, HashMap<String, usize>>,
+    families: HashMap<String, HashMap<String, i64>>,
     namespaces: Namespaces,
     storage: Storage,
+    budgets: Budgets,
+    /// The waiting pods to which a node was promised, and that node.
+    nominated: HashMap<String, String>,
+    /// The same by node.
+    promises: HashMap<String, Vec<Arc<PodInfo>>>,
+    /// What was counted for pods that relate to others; filled while decisions are made.
+    index: RefCell<Index>,
+    /// Grows with every change of a node.
+    generations: u64,
+    /// Grows when nodes come or go, or change what is compared across nodes.
+    epoch: u64,
     /// Nodes that exist, without those of which only pods are known.
     existing: usize,
 }
@@ -58,21 +73,118 @@ impl Snapshot {
         self.positions.get(name).map(|position| &self.nodes[*position])
     }
 
+    /// A pod that is counted on a node.
+    pub(crate) fn pod(&self, uid: &str) -> Option<&Arc<PodInfo>> {
+        let placement = self.pods.get(uid)?;
+        self.node(&placement.node)?.pods.get(uid)
+    }
+
     /// On which share of the nodes an image is.
     pub(crate) fn image_spread(&self, image: &str) -> f64 {
         let nodes = self.images.get(image).copied().unwrap_or(0);
         nodes as f64 / self.existing.max(1) as f64
     }
 
-    /// The placed pods that relate to others by affinity, with their nodes.
-    pub(crate) fn related(&self) -> impl Iterator<Item = (&Arc<PodInfo>, &NodeInfo)> {
-        self.related.values().filter_map(|(pod, node)| Some((pod, self.node(node)?)))
+    /// Grows when nodes come or go, or what they say of themselves changes.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
-    /// On which nodes how many pods of a controller are.
-    pub(crate) fn family(&self, controller: &str) -> impl Iterator<Item = (&NodeInfo, usize)> {
+    /// The places that a node label makes.
+    pub(crate) fn topology(&self, key: &str) -> Arc<Topology> {
+        self.index.borrow_mut().topology(key, &self.nodes)
+    }
+
+    /// What the relations of a pod ask to be counted.
+    pub(crate) fn counter(&self, pod: &Arc<PodInfo>, what: What) -> Arc<Counter> {
+        self.index.borrow_mut().counter(pod, what, &self.nodes, &self.namespaces)
+    }
+
+    /// The placed pods that relate to others, by what they have in common, as far as they mean `pod`.
+    pub(crate) fn holders_meaning(&self, pod: &PodInfo) -> Vec<Arc<Holders>> {
+        let related = self.related.values();
+        let related = related.filter_map(|(pod, node)| Some((pod, *self.positions.get(node)?)));
+        let mut index = self.index.borrow_mut();
+        let holders = index.holders(&self.nodes, related);
+        holders.filter(|one| one.mean(pod, &self.namespaces)).cloned().collect()
+    }
+
+    /// Where the node of this name is among the nodes.
+    pub(crate) fn position_of(&self, name: &str) -> Option<usize> {
+        self.positions.get(name).copied()
+    }
+
+    /// The node at a position with the pods that are nominated for it and come before `pod`; none if there are none.
+    pub(crate) fn with_nominated(&self, position: usize, pod: &PodInfo) -> Option<Place<'_>> {
+        let node = self.nodes.get(position)?;
+        let mut place = Place::new(node, position);
+        self.nominated_for(&node.name, pod).for_each(|other| place.add(other));
+        (!place.is_unchanged()).then_some(place)
+    }
+
+    /// The pods that are nominated for a node and come before `pod`.
+    pub(crate) fn nominated_for(&self, node: &str, pod: &PodInfo) -> impl Iterator<Item = &Arc<PodInfo>> {
+        // Most of the time there are none at all.
+        let promised = if self.promises.is_empty() { None } else { self.promises.get(node) };
+        let (priority, uid) = (pod.priority, pod.uid.clone());
+        promised.into_iter().flatten().filter(move |other| other.priority >= priority && other.uid != uid)
+    }
+
+    /// The pods that are nominated for a node and come after `pod`.
+    pub(crate) fn outranked(&self, node: &str, pod: &PodInfo) -> Vec<Arc<PodInfo>> {
+        let promised = self.promises.get(node).into_iter().flatten();
+        promised.filter(|other| other.priority < pod.priority && other.uid != pod.uid).cloned().collect()
+    }
+
+    /// The node that was promised to a pod.
+    pub(crate) fn nomination(&self, uid: &str) -> Option<&str> {
+        self.nominated.get(uid).map(String::as_str)
+    }
+
+    /// A node is promised to a waiting pod, or (if `node` is empty) no longer.
+    pub(crate) fn nominate(&mut self, pod: &Arc<PodInfo>, node: &str) {
+        self.unnominate(&pod.uid);
+        if !node.is_empty() {
+            self.nominated.insert(pod.uid.clone(), node.to_owned());
+            self.promises.entry(node.to_owned()).or_default().push(pod.clone());
+            self.touch(node);
+        }
+    }
+
+    /// No node is promised to the pod any more; which one was.
+    pub(crate) fn unnominate(&mut self, uid: &str) -> Option<String> {
+        let node = self.nominated.remove(uid)?;
+        if let Some(promised) = self.promises.get_mut(&node) {
+            promised.retain(|other| other.uid != uid);
+            if promised.is_empty() {
+                self.promises.remove(&node);
+            }
+        }
+        self.touch(&node);
+        Some(node)
+    }
+
+    fn touch(&mut self, node: &str) {
+        let generation = self.next_generation();
+        if let Some(position) = self.positions.get(node) {
+            self.nodes[*position].generation = generation;
+        }
+    }
+
+    /// The disruption budgets.
+    pub(crate) fn budgets(&self) -> &Budgets {
+        &self.budgets
+    }
+
+    /// The disruption budgets, to take over a change.
+    pub(crate) fn budgets_mut(&mut self) -> &mut Budgets {
+        &mut self.budgets
+    }
+
+    /// On which nodes, by their positions, how many pods of a controller are.
+    pub(crate) fn family(&self, controller: &str) -> impl Iterator<Item = (usize, i64)> {
         let nodes = self.families.get(controller).into_iter().flatten();
-        nodes.filter_map(|(node, count)| Some((self.node(node)?, *count)))
+        nodes.filter_map(|(node, count)| Some((self.position_of(node)?, *count)))
     }
 
     /// Claims, volumes and classes.
@@ -96,6 +208,12 @@ impl Snapshot {
             Some(labels) => drop(self.namespaces.insert(name.to_owned(), labels)),
             None => drop(self.namespaces.remove(name)),
         }
+        self.index.get_mut().clear();
+    }
+
+    fn next_generation(&mut self) -> u64 {
+        self.generations += 1;
+        self.generations
     }
 
     /// The node exists in this state now.
@@ -112,8 +230,15 @@ impl Snapshot {
     }
 
     fn node_set(&mut self, name: &str, node: Option<Arc<Node>>) {
-        let position = self.position(name);
+        let (position, generation) = (self.position(name), self.next_generation());
         let info = &mut self.nodes[position];
+        if info.node.is_some() == node.is_some() && info.is_same(node.as_deref()) {
+            info.node = node;
+            return;
+        }
+        info.generation = generation;
+        self.epoch += 1;
+        let before = (info.node.is_some(), info.labels.clone(), info.taints.clone(), info.unschedulable);
         for image in info.images.keys() {
             if let Some(count) = self.images.get_mut(image) {
                 *count -= 1;
@@ -127,6 +252,10 @@ impl Snapshot {
         self.existing += usize::from(info.node.is_some());
         for image in info.images.keys() {
             *self.images.entry(image.clone()).or_default() += 1;
+        }
+        // Only these make places and say which nodes count.
+        if before != (info.node.is_some(), info.labels.clone(), info.taints.clone(), info.unschedulable) {
+            self.index.get_mut().clear();
         }
     }
 
@@ -146,9 +275,13 @@ impl Snapshot {
     /// The pod is gone or has ended; returns the node that it was on.
     pub(crate) fn pod_remove(&mut self, uid: &str) -> Option<String> {
         let placement = self.pods.remove(uid)?;
-        let position = self.positions[&placement.node];
+        let (position, generation) = (self.positions[&placement.node], self.next_generation());
         let pod = self.nodes[position].remove(uid);
+        self.nodes[position].generation = generation;
         self.related.remove(uid);
+        if let Some(pod) = &pod {
+            self.index.get_mut().change(pod, position, -1, &self.nodes, &self.namespaces);
+        }
         if let Some(family) = pod.as_ref().and_then(|pod| pod.family.as_ref())
             && let Some(nodes) = self.families.get_mut(family)
         {
@@ -182,7 +315,7 @@ impl Snapshot {
 
     fn place(&mut self, node: String, pod: Arc<PodInfo>, assumed: bool) {
         self.pod_remove(&pod.uid);
-        let position = self.position(&node);
+        let (position, generation) = (self.position(&node), self.next_generation());
         if !pod.relations.is_empty() {
             self.related.insert(pod.uid.clone(), (pod.clone(), node.clone()));
         }
@@ -190,6 +323,8 @@ impl Snapshot {
             *self.families.entry(family.clone()).or_default().entry(node.clone()).or_default() += 1;
         }
         self.pods.insert(pod.uid.clone(), Placement { node, assumed });
+        self.index.get_mut().change(&pod, position, 1, &self.nodes, &self.namespaces);
+        self.nodes[position].generation = generation;
         self.nodes[position].add(pod);
     }
 
@@ -197,6 +332,7 @@ impl Snapshot {
         if let Some(position) = self.positions.get(name) {
             return *position;
         }
+        self.index.get_mut().clear();
         self.nodes.push(NodeInfo::new(name));
         self.positions.insert(name.to_owned(), self.nodes.len() - 1);
         self.nodes.len() - 1
@@ -206,6 +342,8 @@ impl Snapshot {
         let position = self.positions[name];
         if self.nodes[position].is_forgotten() {
             self.positions.remove(name);
+            self.index.get_mut().clear();
+            self.epoch += 1;
             self.nodes.swap_remove(position);
             if let Some(moved) = self.nodes.get(position) {
                 self.positions.insert(moved.name.clone(), position);
@@ -314,7 +452,7 @@ mod tests {
                 assert_eq!(info.is_some(), exists || !here.is_empty(), "nothing is kept for nothing");
             }
             for family in 0..2 {
-                let mut expected: BTreeMap<String, usize> = BTreeMap::new();
+                let mut expected: BTreeMap<String, i64> = BTreeMap::new();
                 for (node, ..) in
                     self.pods.iter().filter(|(pod, _)| *pod % 2 == family).map(|(_, place)| place)
                 {
@@ -323,7 +461,7 @@ mod tests {
                 let controller = format!("rs{family}");
                 let counted = snapshot.family(&controller);
                 let counted: BTreeMap<_, _> =
-                    counted.map(|(node, count)| (node.name.clone(), count)).collect();
+                    counted.map(|(node, count)| (snapshot.nodes()[node].name.clone(), count)).collect();
                 assert_eq!(counted, expected);
             }
             for image in 0..2 {

@@ -1,134 +1,144 @@
 //! InterPodAffinity: pods that want to be, or not to be, where certain others are.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
-use super::{MAX_SCORE, Rejection, Without};
-use crate::core::node::NodeInfo;
+use super::{MAX_SCORE, Rejection};
+use crate::core::index::{Counter, Holders, What};
+use crate::core::place::Place;
+use crate::core::plugin::Plugin;
 use crate::core::pod::PodInfo;
-use crate::core::relation::PodTerm;
+use crate::core::profile::{PodAffinity, Profile};
+use crate::core::relation::Namespaces;
 use crate::core::snapshot::Snapshot;
 
-pub(super) const NAME: &str = "InterPodAffinity";
-
-/// What the required affinity of a pod that is placed counts for a pod that it likes.
-const HARD_WEIGHT: i64 = 1;
-
-/// Numbers per place: the key of a node label and its value.
-type Places = HashMap<(String, String), i64>;
+const NAME: Plugin = Plugin::InterPodAffinity;
 
 /// Where pods are that matter to a pod.
-#[derive(Debug, Default)]
-pub(super) struct State {
-    /// The keys of the pod's required affinity, and where pods are that meet all of it.
-    affinity_keys: Vec<String>,
-    affinity: Places,
+#[derive(Debug)]
+pub(super) struct State<'a> {
+    pod: &'a PodInfo,
+    namespaces: &'a Namespaces,
+    /// Pods that meet all of the required affinity, by the places of each of its terms.
+    wanted: Vec<Arc<Counter>>,
     /// Whether the pod itself meets its affinity: then it may be the first of its kind.
     meets_itself: bool,
-    anti_affinity_keys: Vec<String>,
-    anti_affinity: Places,
-    /// Where pods are that do not want this one.
-    unwanted: Places,
+    avoided: Vec<Arc<Counter>>,
+    /// Pods that do not want this one.
+    unwanted: Vec<Arc<Holders>>,
 }
 
-impl State {
-    pub(super) fn new(pod: &PodInfo, snapshot: &Snapshot, without: Without<'_>) -> Self {
+impl<'a> State<'a> {
+    pub(super) fn new(pod: &'a Arc<PodInfo>, snapshot: &'a Snapshot, profile: &Profile) -> Self {
         let namespaces = snapshot.namespaces();
-        let keys = |terms: &[PodTerm]| terms.iter().map(|term| term.topology_key.clone()).collect();
-        let (wanted, avoided) = (&pod.relations.affinity, &pod.relations.anti_affinity);
+        let relations = &pod.relations;
         let mut state = Self {
-            affinity_keys: keys(wanted),
-            anti_affinity_keys: keys(avoided),
-            meets_itself: wanted.iter().all(|term| term.matches(&pod.pod, namespaces)),
-            ..Self::default()
+            pod,
+            namespaces,
+            wanted: Vec::new(),
+            meets_itself: relations.affinity.iter().all(|term| term.matches(&pod.pod, namespaces)),
+            avoided: Vec::new(),
+            unwanted: Vec::new(),
         };
-        for (other, node) in snapshot.related().filter(|(other, node)| !without(node, other)) {
-            let terms = other.relations.anti_affinity.iter();
-            for term in terms.filter(|term| term.matches(&pod.pod, namespaces)) {
-                count(&mut state.unwanted, node, &term.topology_key, 1);
-            }
-        }
-        if wanted.is_empty() && avoided.is_empty() {
+        if !profile.filters(NAME) {
             return state;
         }
-        for node in snapshot.nodes() {
-            for other in node.pods.values().filter(|other| !without(node, other)) {
-                let matches = |term: &&PodTerm| term.matches(&other.pod, namespaces);
-                if !wanted.is_empty() && wanted.iter().all(|term| matches(&term)) {
-                    wanted.iter().for_each(|term| count(&mut state.affinity, node, &term.topology_key, 1));
-                }
-                for term in avoided.iter().filter(matches) {
-                    count(&mut state.anti_affinity, node, &term.topology_key, 1);
-                }
-            }
-        }
+        let counter = |what| snapshot.counter(pod, what);
+        state.wanted = (0..relations.affinity.len()).map(|term| counter(What::Affinity(term))).collect();
+        state.avoided =
+            (0..relations.anti_affinity.len()).map(|term| counter(What::AntiAffinity(term))).collect();
+        state.unwanted = snapshot.holders_meaning(pod);
+        state.unwanted.retain(|holders| matches!(holders.what(), What::AntiAffinity(_)));
         state
     }
 
-    pub(super) fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        if !self.is_wanted_here(node) {
+    /// Whether no other pod matters.
+    pub(super) fn is_empty(&self) -> bool {
+        self.wanted.is_empty() && self.avoided.is_empty() && self.unwanted.is_empty()
+    }
+
+    pub(super) fn filter(&self, place: &Place<'_>) -> Result<(), Rejection> {
+        if !self.is_wanted_at(place) {
             return Err(Rejection::lasting(NAME, "node(s) didn't match pod affinity rules"));
         }
-        let curable = |reason| Err(Rejection { resolvable: true, ..Rejection::lasting(NAME, reason) });
-        if self.anti_affinity_keys.iter().any(|key| at(&self.anti_affinity, node, key) > 0) {
-            return curable("node(s) didn't match pod anti-affinity rules");
+        if self.avoided.iter().any(|counter| counter.at(place, self.namespaces).is_some_and(|here| here > 0))
+        {
+            return Err(Rejection::curable(NAME, "node(s) didn't match pod anti-affinity rules"));
         }
-        let here = |((key, value), count): (&(String, String), &i64)| {
-            *count > 0 && node.labels.get(key) == Some(value)
-        };
-        if self.unwanted.iter().any(here) {
-            return curable("node(s) didn't satisfy existing pods anti-affinity rules");
+        if self.unwanted.iter().any(|holders| holders.at(place) > 0) {
+            let reason = "node(s) didn't satisfy existing pods anti-affinity rules";
+            return Err(Rejection::curable(NAME, reason));
         }
         Ok(())
     }
 
-    fn is_wanted_here(&self, node: &NodeInfo) -> bool {
-        let has_keys = self.affinity_keys.iter().all(|key| node.labels.contains_key(key));
-        let is_first = self.affinity.is_empty() && self.meets_itself;
-        has_keys && (is_first || self.affinity_keys.iter().all(|key| at(&self.affinity, node, key) > 0))
+    fn is_wanted_at(&self, place: &Place<'_>) -> bool {
+        if self.wanted.is_empty() {
+            return true;
+        }
+        let here = || self.wanted.iter().map(|counter| counter.at(place, self.namespaces));
+        if here().any(|here| here.is_none()) {
+            return false;
+        }
+        let nowhere = |counter: &Arc<Counter>| {
+            let thought = place.difference(|pod| counter.matches(pod, self.namespaces));
+            counter.total() + thought <= 0
+        };
+        let is_first = self.meets_itself && self.wanted.iter().all(nowhere);
+        is_first || here().flatten().all(|here| here > 0)
     }
 }
 
-fn count(places: &mut Places, node: &NodeInfo, key: &str, by: i64) {
-    if let Some(value) = node.labels.get(key) {
-        *places.entry((key.to_owned(), value.clone())).or_default() += by;
+impl State<'_> {
+    /// Whether a pod that came or went at another place may matter to this one.
+    pub(super) fn concerns(&self, other: &PodInfo) -> bool {
+        let relates = |counter: &Arc<Counter>| counter.matches(other, self.namespaces);
+        self.wanted.iter().chain(&self.avoided).any(relates)
+            || other.relations.anti_affinity.iter().any(|term| term.matches(&self.pod.pod, self.namespaces))
     }
 }
 
-fn at(places: &Places, node: &NodeInfo, key: &str) -> i64 {
-    let value = node.labels.get(key);
-    value.and_then(|value| places.get(&(key.to_owned(), value.clone()))).copied().unwrap_or(0)
+/// What is liked at the places of a label: by place, and how much it counts.
+enum Liking {
+    Others(Arc<Counter>, i64),
+    Holders(Arc<Holders>, i64),
+}
+
+impl Liking {
+    fn at(&self, position: usize) -> i64 {
+        match self {
+            Self::Others(counter, weight) => counter.here(position).unwrap_or(0) * weight,
+            Self::Holders(holders, weight) => holders.here(position) * weight,
+        }
+    }
 }
 
 /// More for nodes where pods are that this one likes, and that like this one. `None` if none of that
 /// matters to it.
-pub(super) fn scores(pod: &PodInfo, nodes: &[&NodeInfo], snapshot: &Snapshot) -> Option<Vec<i64>> {
-    let namespaces = snapshot.namespaces();
-    let mut places = Places::new();
-    for (other, node) in snapshot.related() {
-        let relations = &other.relations;
-        let hard = relations.affinity.iter().map(|term| (term, HARD_WEIGHT));
-        let soft = relations.preferred.iter().map(|(term, weight)| (term, *weight));
-        for (term, weight) in hard.chain(soft).filter(|(term, _)| term.matches(&pod.pod, namespaces)) {
-            count(&mut places, node, &term.topology_key, weight);
-        }
+pub(super) fn scores(
+    pod: &Arc<PodInfo>,
+    nodes: &[usize],
+    snapshot: &Snapshot,
+    profile: &PodAffinity,
+) -> Option<Vec<i64>> {
+    let preferred = &pod.relations.preferred;
+    let own = preferred.iter().enumerate();
+    let own =
+        own.map(|(term, (_, weight))| Liking::Others(snapshot.counter(pod, What::Preferred(term)), *weight));
+    let mut likings: Vec<Liking> = own.collect();
+    if !(profile.ignores_preferences_of_placed && preferred.is_empty()) {
+        let of_others = snapshot.holders_meaning(pod).into_iter().filter_map(|holders| {
+            let weight = match holders.what() {
+                What::Affinity(_) => profile.hard_weight,
+                _ => holders.preference(),
+            };
+            (weight != 0).then_some(Liking::Holders(holders, weight))
+        });
+        likings.extend(of_others);
     }
-    if !pod.relations.preferred.is_empty() {
-        for node in snapshot.nodes() {
-            for other in node.pods.values() {
-                let terms = pod.relations.preferred.iter();
-                for (term, weight) in terms.filter(|(term, _)| term.matches(&other.pod, namespaces)) {
-                    count(&mut places, node, &term.topology_key, *weight);
-                }
-            }
-        }
-    }
-    if places.is_empty() {
+    if likings.is_empty() {
         return None;
     }
-    let sum = |node: &&NodeInfo| -> i64 {
-        let here = places.iter().filter(|((key, value), _)| node.labels.get(key) == Some(value));
-        here.map(|(_, weight)| weight).sum()
-    };
+    let sum = |position: &usize| -> i64 { likings.iter().map(|liking| liking.at(*position)).sum() };
     let mut scores: Vec<i64> = nodes.iter().map(sum).collect();
     let (min, max) = (scores.iter().copied().min()?, scores.iter().copied().max()?);
     let range = max - min;

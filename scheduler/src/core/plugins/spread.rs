@@ -1,162 +1,185 @@
 //! PodTopologySpread: pods of one kind evenly over nodes, zones and the like.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use super::{MAX_SCORE, Rejection, Without, taints};
-use crate::core::node::NodeInfo;
+use super::{MAX_SCORE, Rejection};
+use crate::core::index::{Counter, Topology, What};
+use crate::core::place::Place;
+use crate::core::plugin::Plugin;
 use crate::core::pod::PodInfo;
-use crate::core::relation::Spread;
+use crate::core::profile::{Profile, SpreadDefaults};
+use crate::core::relation::{Namespaces, Spread};
 use crate::core::snapshot::Snapshot;
 
-pub(super) const NAME: &str = "PodTopologySpread";
+const NAME: Plugin = Plugin::PodTopologySpread;
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// The spreading of a controller's pods that nobody asked for: Kubernetes' default constraints.
-const DEFAULTS: [(&str, usize); 2] = [(HOSTNAME, 3), (ZONE, 5)];
+const DEFAULTS: [(&str, i64); 2] = [(HOSTNAME, 3), (ZONE, 5)];
 
 /// The hard constraints of a pod, counted.
-#[derive(Debug, Default)]
-pub(super) struct State {
+#[derive(Debug)]
+pub(super) struct State<'a> {
+    namespaces: &'a Namespaces,
     constraints: Vec<Counted>,
 }
 
 #[derive(Debug)]
 struct Counted {
-    key: String,
-    /// Matching pods per value of the label, over the nodes that count.
-    domains: HashMap<String, usize>,
-    /// The fewest in any domain; none if there are fewer domains than asked for.
-    fewest: usize,
+    counter: Arc<Counter>,
+    max_skew: i64,
+    min_domains: usize,
     /// Whether the pod counts itself.
-    itself: usize,
-    max_skew: usize,
+    itself: i64,
 }
 
-impl State {
-    pub(super) fn new(pod: &PodInfo, snapshot: &Snapshot, without: Without<'_>) -> Self {
-        let hard: Vec<&Spread> = pod.spreads.iter().filter(|spread| spread.hard).collect();
-        let constraints = hard.iter().map(|spread| {
-            let mut domains = HashMap::new();
-            for node in snapshot.nodes().iter().filter(|node| counts(pod, node, spread, &hard)) {
-                let here = matching(pod, node, spread, without);
-                *domains.entry(node.labels[&spread.topology_key].clone()).or_default() += here;
-            }
-            let fewest = domains.values().copied().min().filter(|_| domains.len() >= spread.min_domains);
-            Counted {
-                key: spread.topology_key.clone(),
-                domains,
-                fewest: fewest.unwrap_or(0),
-                itself: usize::from(spread.matches(&pod.pod)),
-                max_skew: spread.max_skew,
-            }
+/// The constraints of a pod: its own, or those that the profile has for pods without.
+fn constraints(pod: &PodInfo, profile: &Profile) -> Arc<[Spread]> {
+    match &profile.spread {
+        SpreadDefaults::List(list) if pod.spreads.is_empty() && pod.family.is_some() => {
+            list.iter().map(Spread::by_default).collect()
+        }
+        _ => pod.spreads.clone(),
+    }
+}
+
+impl<'a> State<'a> {
+    pub(super) fn new(pod: &'a Arc<PodInfo>, snapshot: &'a Snapshot, profile: &Profile) -> Self {
+        let namespaces = snapshot.namespaces();
+        if !profile.filters(NAME) {
+            return Self { namespaces, constraints: Vec::new() };
+        }
+        let all = constraints(pod, profile);
+        let hard = all.iter().enumerate().filter(|(_, spread)| spread.hard);
+        let counted = hard.map(|(index, spread)| Counted {
+            counter: snapshot.counter(pod, What::Spread(all.clone(), index)),
+            max_skew: spread.max_skew,
+            min_domains: spread.min_domains,
+            itself: i64::from(spread.matches(pod, pod)),
         });
-        Self { constraints: constraints.collect() }
+        Self { namespaces, constraints: counted.collect() }
     }
 
-    pub(super) fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
+    /// Whether nothing is asked for.
+    pub(super) fn is_empty(&self) -> bool {
+        self.constraints.is_empty()
+    }
+
+    pub(super) fn filter(&self, place: &Place<'_>) -> Result<(), Rejection> {
         for constraint in &self.constraints {
-            let Some(value) = node.labels.get(&constraint.key) else {
+            let Some(here) = constraint.counter.at(place, self.namespaces) else {
                 let reason = "node(s) didn't match pod topology spread constraints (missing required label)";
                 return Err(Rejection::lasting(NAME, reason));
             };
-            let here = constraint.domains.get(value).copied().unwrap_or(0);
-            if here + constraint.itself > constraint.fewest + constraint.max_skew {
+            let enough = constraint.counter.domains() >= constraint.min_domains;
+            let fewest = if enough { constraint.counter.fewest(place, self.namespaces) } else { 0 };
+            if here + constraint.itself > fewest + constraint.max_skew {
                 let reason = "node(s) didn't match pod topology spread constraints";
-                return Err(Rejection { resolvable: true, ..Rejection::lasting(NAME, reason) });
+                return Err(Rejection::curable(NAME, reason));
             }
         }
         Ok(())
     }
-}
 
-/// Whether the pods of a node are counted for a constraint.
-fn counts(pod: &PodInfo, node: &NodeInfo, spread: &Spread, all: &[&Spread]) -> bool {
-    node.node.is_some()
-        && all.iter().all(|one| node.labels.contains_key(&one.topology_key))
-        && (!spread.honors_affinity || pod.required.matches(&node.name, &node.labels))
-        && (!spread.honors_taints || taints::filter(pod, node).is_ok())
-}
-
-fn matching(pod: &PodInfo, node: &NodeInfo, spread: &Spread, without: Without<'_>) -> usize {
-    let counted = node.pods.values().filter(|other| {
-        other.pod.metadata.namespace == pod.pod.metadata.namespace
-            && other.pod.metadata.deletion_timestamp.is_none()
-            && spread.matches(&other.pod)
-            && !without(node, other)
-    });
-    counted.count()
+    /// Whether a pod that came or went at another place may matter to this one.
+    pub(super) fn concerns(&self, other: &PodInfo) -> bool {
+        self.constraints.iter().any(|one| one.counter.matches(other, self.namespaces))
+    }
 }
 
 /// A soft constraint, counted.
-struct Soft<'a> {
-    key: &'a str,
-    max_skew: usize,
-    domains: HashMap<String, usize>,
+struct Soft {
+    topology: Arc<Topology>,
+    max_skew: i64,
+    counts: Counts,
+}
+
+enum Counts {
+    Kept(Arc<Counter>),
+    Own(Vec<i64>),
+}
+
+impl Soft {
+    fn at(&self, position: usize) -> Option<i64> {
+        match &self.counts {
+            Counts::Kept(counter) => counter.here(position),
+            Counts::Own(counts) => counts.get(self.topology.place(position)?).copied(),
+        }
+    }
 }
 
 /// More for nodes in places with fewer of the pods that are to be spread. `None` if none are.
-pub(super) fn scores(pod: &PodInfo, nodes: &[&NodeInfo], snapshot: &Snapshot) -> Option<Vec<i64>> {
-    let softs =
-        if pod.spreads.is_empty() { by_family(pod, nodes, snapshot)? } else { asked_for(pod, snapshot) };
+pub(super) fn scores(
+    pod: &Arc<PodInfo>,
+    nodes: &[usize],
+    snapshot: &Snapshot,
+    profile: &Profile,
+) -> Option<Vec<i64>> {
+    let all = constraints(pod, profile);
+    let softs = match &profile.spread {
+        SpreadDefaults::System if all.is_empty() => by_family(pod, nodes, snapshot)?,
+        _ => asked_for(pod, &all, snapshot),
+    };
     if softs.is_empty() {
         return None;
     }
     let weights: Vec<f64> = softs
         .iter()
         .map(|soft| {
-            let values: BTreeSet<_> = nodes.iter().filter_map(|node| node.labels.get(soft.key)).collect();
-            (values.len() as f64 + 2.0).ln()
+            let places: BTreeSet<_> = nodes.iter().filter_map(|node| soft.topology.place(*node)).collect();
+            (places.len() as f64 + 2.0).ln()
         })
         .collect();
-    let costs: Vec<Option<f64>> = nodes
+    let costs: Vec<Option<i64>> = nodes
         .iter()
         .map(|node| {
-            let each = softs.iter().zip(&weights).map(|(soft, weight)| {
-                let here = soft.domains.get(node.labels.get(soft.key)?).copied().unwrap_or(0);
-                Some(here as f64 * weight + (soft.max_skew as f64 - 1.0))
-            });
-            each.sum()
+            let each = softs
+                .iter()
+                .zip(&weights)
+                .map(|(soft, weight)| Some(soft.at(*node)? as f64 * weight + (soft.max_skew as f64 - 1.0)));
+            // A sum over the pods of one place, far below what is exact.
+            each.sum::<Option<f64>>().map(|cost| cost.round() as i64)
         })
         .collect();
     let known = || costs.iter().flatten().copied();
-    let (min, max) = (known().fold(f64::MAX, f64::min), known().fold(0.0, f64::max));
-    let best = MAX_SCORE as f64;
+    let (min, max) = (known().min().unwrap_or(0), known().max().unwrap_or(0));
     let scores = costs.iter().map(|cost| match cost {
         None => 0,
-        Some(_) if max <= 0.0 => MAX_SCORE,
-        // Between 0 and 100: no cost is below the least or above the greatest.
-        Some(cost) => (best * (max + min - cost) / max) as i64,
+        Some(_) if max <= 0 => MAX_SCORE,
+        Some(cost) => MAX_SCORE * (max + min - cost) / max,
     });
     Some(scores.collect())
 }
 
-fn asked_for<'a>(pod: &'a PodInfo, snapshot: &Snapshot) -> Vec<Soft<'a>> {
-    let soft: Vec<&Spread> = pod.spreads.iter().filter(|spread| !spread.hard).collect();
-    let counted = soft.iter().map(|spread| {
-        let mut domains = HashMap::new();
-        for node in snapshot.nodes().iter().filter(|node| counts(pod, node, spread, &soft)) {
-            let here = matching(pod, node, spread, &|_, _| false);
-            *domains.entry(node.labels[&spread.topology_key].clone()).or_default() += here;
-        }
-        Soft { key: &spread.topology_key, max_skew: spread.max_skew, domains }
+fn asked_for(pod: &Arc<PodInfo>, all: &Arc<[Spread]>, snapshot: &Snapshot) -> Vec<Soft> {
+    let soft = all.iter().enumerate().filter(|(_, spread)| !spread.hard);
+    let counted = soft.map(|(index, spread)| Soft {
+        topology: snapshot.topology(&spread.topology_key),
+        max_skew: spread.max_skew,
+        counts: Counts::Kept(snapshot.counter(pod, What::Spread(all.clone(), index))),
     });
     counted.collect()
 }
 
 /// The default constraints, for the pods of one controller, as far as the nodes have such labels.
-fn by_family<'a>(pod: &PodInfo, nodes: &[&NodeInfo], snapshot: &Snapshot) -> Option<Vec<Soft<'a>>> {
+fn by_family(pod: &PodInfo, nodes: &[usize], snapshot: &Snapshot) -> Option<Vec<Soft>> {
     let family = pod.family.as_ref()?;
-    let labelled = DEFAULTS.iter().filter(|(key, _)| nodes.iter().all(|node| node.labels.contains_key(*key)));
-    let counted = labelled.map(|(key, max_skew)| {
-        let mut domains = HashMap::new();
-        for (node, count) in snapshot.family(family) {
-            if let Some(value) = node.labels.get(*key) {
-                *domains.entry(value.clone()).or_default() += count;
+    let labelled = DEFAULTS.iter().filter_map(|(key, max_skew)| {
+        let topology = snapshot.topology(key);
+        let everywhere = nodes.iter().all(|node| topology.place(*node).is_some());
+        everywhere.then_some((topology, *max_skew))
+    });
+    let counted = labelled.map(|(topology, max_skew)| {
+        let mut counts = vec![0; topology.size()];
+        for (position, count) in snapshot.family(family) {
+            if let Some(place) = topology.place(position) {
+                counts[place] += count;
             }
         }
-        Soft { key, max_skew: *max_skew, domains }
+        Soft { topology, max_skew, counts: Counts::Own(counts) }
     });
     Some(counted.collect())
 }

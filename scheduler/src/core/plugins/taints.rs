@@ -1,14 +1,18 @@
 //! TaintToleration: nodes repel pods that do not tolerate their taints.
 
-use k8s_openapi::api::core::v1::Toleration;
+use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use super::Rejection;
 use crate::core::node::NodeInfo;
+use crate::core::plugin::Plugin;
 use crate::core::pod::PodInfo;
+
+fn text(field: &Option<String>) -> &str {
+    field.as_deref().unwrap_or_default()
+}
 
 /// Whether one of the tolerations covers the taint.
 pub(super) fn tolerates(tolerations: &[Toleration], key: &str, value: &str, effect: &str) -> bool {
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
     tolerations.iter().any(|toleration| {
         let (wanted, of) = (text(&toleration.key), text(&toleration.effect));
         if (!of.is_empty() && of != effect) || (!wanted.is_empty() && wanted != key) {
@@ -22,14 +26,18 @@ pub(super) fn tolerates(tolerations: &[Toleration], key: &str, value: &str, effe
     })
 }
 
-pub(super) fn filter(pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+/// The taints that keep the pod away.
+pub(crate) fn untolerated<'a>(pod: &'a PodInfo, node: &'a NodeInfo) -> impl Iterator<Item = &'a Taint> {
     let hard = node.taints.iter().filter(|taint| matches!(&*taint.effect, "NoSchedule" | "NoExecute"));
-    let mut untolerated = hard.filter(|taint| {
+    hard.filter(|taint| {
         let value = taint.value.as_deref().unwrap_or_default();
         !tolerates(&pod.tolerations, &taint.key, value, &taint.effect)
-    });
-    match untolerated.next() {
-        Some(_) => Err(Rejection::lasting("TaintToleration", "node(s) had untolerated taint(s)")),
+    })
+}
+
+pub(super) fn filter(pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+    match untolerated(pod, node).next() {
+        Some(_) => Err(Rejection::lasting(Plugin::TaintToleration, "node(s) had untolerated taint(s)")),
         None => Ok(()),
     }
 }

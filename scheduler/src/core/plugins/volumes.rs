@@ -13,12 +13,15 @@ use k8s_openapi::api::storage::v1::StorageClass;
 
 use super::Rejection;
 use crate::core::node::NodeInfo;
+use crate::core::place::Place;
+use crate::core::plugin::Plugin;
 use crate::core::pod::PodInfo;
+use crate::core::profile::Profile;
 use crate::core::snapshot::Snapshot;
 
-pub(crate) const NAME: &str = "VolumeBinding";
-const RESTRICTIONS: &str = "VolumeRestrictions";
+const NAME: Plugin = Plugin::VolumeBinding;
 
+const NO_ZONE: &str = "node(s) had no available volume zone";
 const NO_VOLUMES: &str = "node(s) didn't find available persistent volumes to bind";
 const NO_AFFINITY: &str = "node(s) didn't match PersistentVolume's node affinity";
 const NO_VOLUME: &str = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
@@ -42,18 +45,29 @@ pub(super) struct State {
     unbound: Vec<Unbound>,
     /// What they may be given.
     volumes: Vec<Arc<PersistentVolume>>,
-    /// One of its claims is for one pod alone, and has one.
-    in_use: bool,
+    /// Others that mount a claim of its that is for one pod alone.
+    users: Vec<String>,
+    /// The zones and regions that its volumes are bound to by their labels: each key with the values that will do.
+    zones: Vec<(String, BTreeSet<String>)>,
 }
 
 impl State {
-    pub(super) fn new(pod: &PodInfo, snapshot: &Snapshot) -> Self {
+    pub(super) fn new(pod: &PodInfo, snapshot: &Snapshot, profile: &Profile) -> Self {
         let mut state = Self::default();
+        if pod.claims.is_empty() || !profile.filters(NAME) {
+            return state;
+        }
         for wanted in &pod.claims {
             if let Err(why) = state.add(pod, &wanted.name, wanted.made_for_pod, snapshot) {
                 state.refusal = Some(why);
                 return state;
             }
+        }
+        if profile.filters(Plugin::VolumeZone) {
+            state.zones = state.bound.iter().flatten().flat_map(|volume| zones(volume)).collect();
+        }
+        if !profile.filters(Plugin::VolumeRestrictions) {
+            state.users.clear();
         }
         if !state.unbound.is_empty() {
             state.volumes = snapshot.storage().volumes().cloned().collect();
@@ -93,7 +107,9 @@ impl State {
         }
         let alone = spec
             .is_some_and(|spec| spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod"));
-        self.in_use |= alone && is_mounted_elsewhere(pod, namespace, name, snapshot);
+        if alone {
+            self.users.extend(users(pod, namespace, name, snapshot));
+        }
         if storage::is_fully_bound(claim) {
             self.bound.push(storage.volume(volume).cloned());
             return Ok(());
@@ -116,13 +132,26 @@ impl State {
         self.refusal.is_some() || self.unbound.is_empty()
     }
 
-    pub(super) fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
+    /// Whether the pod has no claims.
+    pub(super) fn is_empty(&self) -> bool {
+        self.refusal.is_none() && self.bound.is_empty() && self.unbound.is_empty() && self.users.is_empty()
+    }
+
+    pub(super) fn filter(&self, place: &Place<'_>) -> Result<(), Rejection> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let node = place.node;
         if self.refusal.is_some() {
             return Err(Rejection::lasting(NAME, NO_VOLUMES));
         }
-        if self.in_use {
+        if self.users.iter().any(|uid| !place.is_gone(uid)) {
             // Whoever has it may be of lower priority.
-            return Err(Rejection { resolvable: true, ..Rejection::lasting(RESTRICTIONS, IN_USE) });
+            return Err(Rejection::curable(Plugin::VolumeRestrictions, IN_USE));
+        }
+        let value = |key: &String| node.labels.get(key);
+        if self.zones.iter().any(|(key, values)| value(key).is_some_and(|zone| !values.contains(zone))) {
+            return Err(Rejection::lasting(Plugin::VolumeZone, NO_ZONE));
         }
         for volume in &self.bound {
             let Some(volume) = volume else { return Err(Rejection::lasting(NAME, NO_VOLUME)) };
@@ -175,13 +204,29 @@ pub(crate) enum Assignment {
     Provision(Arc<PersistentVolumeClaim>),
 }
 
-fn is_mounted_elsewhere(pod: &PodInfo, namespace: &str, claim: &str, snapshot: &Snapshot) -> bool {
+/// The other pods that mount a claim.
+fn users(pod: &PodInfo, namespace: &str, claim: &str, snapshot: &Snapshot) -> Vec<String> {
     let others = snapshot.nodes().iter().flat_map(|node| node.pods.values());
-    let mut others = others.filter(|other| other.uid != pod.uid && !other.claims.is_empty());
-    others.any(|other| {
-        other.pod.metadata.namespace.as_deref().unwrap_or_default() == namespace
+    let others = others.filter(|other| {
+        other.uid != pod.uid
+            && other.pod.metadata.namespace.as_deref().unwrap_or_default() == namespace
             && other.claims.iter().any(|one| one.name == claim)
-    })
+    });
+    others.map(|other| other.uid.clone()).collect()
+}
+
+/// The labels by which a volume is bound to zones and regions; several are separated by `__`.
+const ZONE_KEYS: [&str; 4] = [
+    "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/region",
+];
+
+fn zones(volume: &PersistentVolume) -> Vec<(String, BTreeSet<String>)> {
+    let labels = volume.metadata.labels.iter().flatten();
+    let of_place = labels.filter(|(key, _)| ZONE_KEYS.contains(&key.as_str()));
+    of_place.map(|(key, value)| (key.clone(), value.split("__").map(str::to_owned).collect())).collect()
 }
 
 /// Whether volumes of the class can be made for a node: there is a provisioner, and the topologies allow it.
@@ -250,9 +295,10 @@ mod tests {
     }
 
     fn fits(snapshot: &Snapshot) -> Vec<String> {
-        let state = State::new(&pod("p", Value::Null), snapshot);
-        let nodes = snapshot.nodes().iter().filter(|node| state.filter(node).is_ok());
-        nodes.map(|node| node.name.clone()).collect()
+        let state = State::new(&pod("p", Value::Null), snapshot, &Profile::new("x"));
+        let nodes = snapshot.nodes().iter().enumerate();
+        let fitting = nodes.filter(|(position, node)| state.filter(&Place::new(node, *position)).is_ok());
+        fitting.map(|(_, node)| node.name.clone()).collect()
     }
 
     #[test]
@@ -262,7 +308,7 @@ mod tests {
         assert!(fits(&snapshot).is_empty());
         snapshot.storage_mut().volume_set("v", Some(volume("v", "b")));
         assert_eq!(fits(&snapshot), ["b"]);
-        let state = State::new(&pod("p", Value::Null), &snapshot);
+        let state = State::new(&pod("p", Value::Null), &snapshot, &Profile::new("x"));
         let on = |name: &str| state.assignments(snapshot.node(name).unwrap());
         assert!(matches!(&on("b").unwrap()[..], [Assignment::Bind(..)]));
         assert!(on("a").is_none());
@@ -291,7 +337,10 @@ mod tests {
     fn what_no_node_can_help_is_said() {
         let mut snapshot = cluster("p.example");
         let why = |snapshot: &Snapshot| {
-            State::new(&pod("p", Value::Null), snapshot).refusal().unwrap_or_default().to_owned()
+            State::new(&pod("p", Value::Null), snapshot, &Profile::new("x"))
+                .refusal()
+                .unwrap_or_default()
+                .to_owned()
         };
         assert_eq!(why(&snapshot), "persistentvolumeclaim \"data\" not found");
         let immediate = json!({"storageClassName": "other"});
