@@ -1,4 +1,4 @@
-//! How many pods per second the scheduler's core decides on, on so many generated nodes: `rates [NODES]`.
+//! How many pods per second the scheduler's core decides on, on so many generated nodes: `scheduler-rates [NODES]`.
 //!
 //! Each pod is taken as the API server gives it, decided on, and counted on its node. One thread; no API server.
 
