@@ -16,6 +16,9 @@ use super::row::{ByPrefix, Cacher, Row};
 /// How long the feed waits before it tries again to reach the store: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// How many revisions a row leaves to a store that forgot what was to be read, at first: what it forgets at once.
+const MARGIN: Revision = 256;
+
 /// The caches of all rows. Dropping it stops the feed.
 pub(crate) struct Cache {
     shared: Arc<Shared>,
@@ -81,18 +84,28 @@ impl Shared {
         self.rows.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// Reads a row, as old as the store keeps it, follows it until it is where the feed is, and joins.
+    /// Makes a row join, as old as the store keeps it. While the store is written to it forgets: then the row
+    /// is read where it has a little longer to live, and more at each try, at the newest revision at last.
     async fn warm(&self, id: &str, row: Row) -> Result<Arc<Cacher>, Error> {
-        let mut at = 0;
-        let page = loop {
-            match self.store.list(&row.prefix, List { at: Some(at), ..List::default() }).await {
-                Err(storage::Error::Compacted { oldest, .. }) if oldest > at => at = oldest,
-                result => break result?,
+        let (mut at, mut margin) = (0, 0);
+        loop {
+            match self.join(id, &row, at).await {
+                Err(storage::Error::Compacted { oldest, .. }) => {
+                    at = (oldest + margin).min(self.store.revision().await?);
+                    margin = MARGIN.max(margin * 2);
+                }
+                Err(storage::Error::Lagged) => {}
+                result => return Ok(result?),
             }
-        };
-        let prefix = row.prefix.clone();
-        let cacher = Arc::new(Cacher::new(row, Arc::clone(&self.store), self.reached.clone(), &page));
-        let mut watch = self.store.watch(&prefix, page.revision).await?;
+        }
+    }
+
+    /// Reads a row at a revision, follows it until it is where the feed is, and joins.
+    async fn join(&self, id: &str, row: &Row, at: Revision) -> Result<Arc<Cacher>, storage::Error> {
+        let page = self.store.list(&row.prefix, List { at: Some(at), ..List::default() }).await?;
+        let mut watch = self.store.watch(&row.prefix, page.revision).await?;
+        let cacher = Cacher::new(row.clone(), Arc::clone(&self.store), self.reached.clone(), &page);
+        let cacher = Arc::new(cacher);
         self.follow(&mut watch, &cacher).await?;
         let mut gate = self.gate.lock().await;
         self.follow(&mut watch, &cacher).await?;
@@ -103,7 +116,7 @@ impl Shared {
     }
 
     /// Hands the changes of a row's own watch to it until it is at least where the feed is now.
-    async fn follow(&self, watch: &mut Watch, cacher: &Cacher) -> Result<(), Error> {
+    async fn follow(&self, watch: &mut Watch, cacher: &Cacher) -> Result<(), storage::Error> {
         let goal = self.reached.get();
         self.store.progress().await?;
         while cacher.revision() < goal {
@@ -111,8 +124,8 @@ impl Shared {
                 Some(Ok(Event::Changes(changes))) => cacher.apply(&changes),
                 Some(Ok(Event::Progress(revision))) if revision >= goal => return Ok(()),
                 Some(Ok(Event::Progress(_))) => {}
-                Some(Err(error)) => return Err(error.into()),
-                None => return Err(Error::Timeout),
+                Some(Err(error)) => return Err(error),
+                None => return Err(storage::Error::Lagged),
             }
         }
         Ok(())

@@ -19,6 +19,7 @@ use super::watchers::Watchers;
 use super::{At, Error};
 
 /// What makes a row: where it is, and how its values are read.
+#[derive(Clone)]
 pub(crate) struct Row {
     /// The prefix of its keys, with a slash at the end.
     pub(crate) prefix: String,

@@ -558,6 +558,31 @@ async fn a_feed_that_fell_behind_starts_all_rows_anew() {
 }
 
 #[tokio::test]
+async fn rows_are_read_while_the_store_forgets() {
+    let history = History { changes: 4, ..History::default() };
+    let world = World::with(Options { history, ..Options::default() }, TempDir::new().unwrap());
+    let store = Arc::clone(&world.store);
+    let writer = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            for _ in 0..300 {
+                let made =
+                    store.create(&format!("{PODS}web/a"), Bytes::from_static(b"{\"metadata\":{}}")).await;
+                let when = Precondition::ModifiedAt(made.unwrap().modified);
+                store.delete(&format!("{PODS}web/a"), when).await.unwrap();
+            }
+        });
+    });
+    let mut rows = 0;
+    while !writer.is_finished() {
+        world.cache.row(&format!("row {rows}"), || row(PODS)).await.unwrap();
+        rows += 1;
+    }
+    writer.join().unwrap();
+    assert!(rows > 0, "no row was read meanwhile");
+}
+
+#[tokio::test]
 async fn watchers_leave_nothing_behind() {
     let world = World::new();
     let pods = world.pods().await;
