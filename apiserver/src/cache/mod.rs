@@ -15,6 +15,7 @@
 mod decode;
 mod event;
 mod feed;
+mod marks;
 mod object;
 mod pairs;
 mod reached;

@@ -8,6 +8,7 @@ use decapod_storage::{Entry, Revision};
 
 use super::Error;
 use super::decode::{Decode, Decoded, Facts};
+use super::marks::Marks;
 use super::pairs::Pairs;
 
 /// An object at one revision: its bytes as they are served, beside the little that selectors need.
@@ -132,6 +133,11 @@ impl Object {
         }
         let packed = make(self)?;
         Ok(self.packed.get_or_init(|| packed).clone())
+    }
+
+    /// The marks of its labels. One that cannot be read has all: it is in every selection.
+    pub(super) fn marks(&self) -> Marks {
+        if self.broken.is_some() { Marks::ALL } else { self.facts.labels.iter().collect() }
     }
 
     /// What it takes in memory, the body included; the same whatever was made of it since.

@@ -21,7 +21,6 @@ impl Pairs {
     }
 
     /// All, in the order in which they were put in.
-    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         let mut rest = &*self.0;
         std::iter::from_fn(move || Some((text(take(&mut rest)?), text(take(&mut rest)?))))

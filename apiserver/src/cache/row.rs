@@ -13,7 +13,7 @@ use super::event::Event;
 use super::object::Object;
 use super::reached::Reached;
 use super::select::{Selection, Trigger};
-use super::state::{self, Live, State};
+use super::state::{Held, Live, State};
 use super::watch::{Initial, Start, Watching};
 use super::watchers::Watchers;
 use super::{At, Error};
@@ -199,7 +199,7 @@ impl Cacher {
     async fn list_stored(&self, revision: Revision, query: &Query) -> Result<View, Error> {
         let list = List { at: Some(revision), ..List::default() };
         let page = self.store.list(&query.selection.prefix, list).await?;
-        let object = |entry: &Arc<Entry>| (Arc::clone(&entry.key), Arc::new(self.object(entry)));
+        let object = |entry: &Arc<Entry>| (Arc::clone(&entry.key), Held::from(Arc::new(self.object(entry))));
         let live: Live = page.entries.iter().map(object).collect();
         view(&live, revision, query)
     }
@@ -255,7 +255,7 @@ impl Cacher {
 /// Selects from one state.
 fn view(live: &Live, revision: Revision, query: &Query) -> Result<View, Error> {
     let selection = &query.selection;
-    let mut rest = state::under(live, &selection.prefix, query.after.as_deref());
+    let mut rest = selection.under(live, query.after.as_deref());
     let mut found = rest.by_ref().filter(|object| selection.selects(object));
     let limit = query.limit.unwrap_or(usize::MAX);
     let mut items = Vec::new();

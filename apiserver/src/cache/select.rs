@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use decapod_api::{fields, labels};
 
+use super::marks::Marks;
 use super::object::Object;
+use super::state::{self, Live};
 
 /// A part of a row: the keys under a prefix whose objects match both selectors.
 #[derive(Clone, Debug)]
@@ -31,6 +33,15 @@ impl Selection {
     /// Whether the prefix alone decides.
     pub(crate) fn is_everything(&self) -> bool {
         self.labels.is_everything() && self.fields.is_everything()
+    }
+
+    /// What of a state may be selected, after a key if one is given, by key.
+    pub(super) fn under<'a>(
+        &'a self,
+        live: &'a Live,
+        after: Option<&str>,
+    ) -> impl Iterator<Item = &'a Arc<Object>> {
+        state::under(live, &self.prefix, after, Marks::of(&self.labels))
     }
 
     pub(super) fn matches(&self, object: &Object) -> bool {

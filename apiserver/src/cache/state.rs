@@ -17,10 +17,25 @@ use tokio::time::Instant;
 
 use super::Error;
 use super::event::Event;
+use super::marks::Marks;
 use super::object::Object;
 
 /// Objects by key.
-pub(super) type Live = OrdMap<Arc<str>, Arc<Object>>;
+pub(super) type Live = OrdMap<Arc<str>, Held>;
+
+/// An object in the map, with what tells most selectors that it is none of theirs: the map's memory is gone through in
+/// a row, while to look at an object is to wait for memory.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    marks: Marks,
+    object: Arc<Object>,
+}
+
+impl From<Arc<Object>> for Held {
+    fn from(object: Arc<Object>) -> Self {
+        Self { marks: object.marks(), object }
+    }
+}
 
 /// Events that a row keeps at most. As many as the store keeps for all rows would be too: one that
 /// changes so fast needs nearly all of them.
@@ -52,7 +67,7 @@ impl Past {
     pub(super) fn restore(mut self) -> Live {
         for event in &self.undo {
             match &event.previous {
-                Some(previous) => self.live.insert(Arc::clone(event.key()), Arc::clone(previous)),
+                Some(previous) => self.live.insert(Arc::clone(event.key()), Arc::clone(previous).into()),
                 None => self.live.remove(event.key()),
             };
         }
@@ -62,13 +77,13 @@ impl Past {
 
 impl State {
     pub(super) fn starting_at(revision: Revision, objects: impl IntoIterator<Item = Object>) -> Self {
-        let entry = |object: Object| (Arc::clone(object.key()), Arc::new(object));
+        let entry = |object: Object| (Arc::clone(object.key()), Held::from(Arc::new(object)));
         let live = objects.into_iter().map(entry).collect();
         Self { live, revision, oldest: revision, ..Self::default() }
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Arc<Object>> {
-        self.live.get(key)
+        self.live.get(key).map(|held| &held.object)
     }
 
     #[cfg(test)]
@@ -104,7 +119,7 @@ impl State {
 
     pub(super) fn apply(&mut self, event: Arc<Event>) {
         match &event.current {
-            Some(object) => self.live.insert(Arc::clone(event.key()), Arc::clone(object)),
+            Some(object) => self.live.insert(Arc::clone(event.key()), Arc::clone(object).into()),
             None => self.live.remove(event.key()),
         };
         self.revision = event.revision;
@@ -126,11 +141,13 @@ impl State {
     }
 }
 
-/// The objects of a map under a prefix, after a key if one is given, by key.
+/// The objects of a map under a prefix, after a key if one is given, by key: all that have the marks, and it may be
+/// others too.
 pub(super) fn under<'a>(
     live: &'a Live,
     prefix: &'a str,
     after: Option<&str>,
+    marks: Marks,
 ) -> impl Iterator<Item = &'a Arc<Object>> {
     let start = match after {
         Some(after) if after >= prefix => Bound::Excluded(after),
@@ -148,7 +165,8 @@ pub(super) fn under<'a>(
     let whole = prefix.ends_with('/');
     live.range::<_, str>((start, end))
         .take_while(move |(key, _)| whole || key.starts_with(prefix))
-        .map(|(_, object)| object)
+        .filter(move |(_, held)| held.marks.have(marks))
+        .map(|(_, held)| &held.object)
 }
 
 #[cfg(test)]
@@ -174,7 +192,9 @@ mod tests {
 
     fn listed(state: &State, revision: Revision) -> Vec<(String, Revision)> {
         let live = state.past(revision, "/").unwrap().restore();
-        under(&live, "/", None).map(|object| (object.key().to_string(), object.revision())).collect()
+        under(&live, "/", None, Marks::default())
+            .map(|object| (object.key().to_string(), object.revision()))
+            .collect()
     }
 
     #[tokio::test]
@@ -213,9 +233,9 @@ mod tests {
     #[test]
     fn a_prefix_ends_where_it_does() {
         let keys = ["/a", "/a/1", "/a/2", "/a/2/x", "/a0", "/ab/1", "/b"];
-        let live: Live = keys.iter().map(|key| (Arc::from(*key), object(key, 1, 0))).collect();
+        let live: Live = keys.iter().map(|key| (Arc::from(*key), Held::from(object(key, 1, 0)))).collect();
         let names = |prefix, after| -> Vec<String> {
-            under(&live, prefix, after).map(|object| object.key().to_string()).collect()
+            under(&live, prefix, after, Marks::default()).map(|object| object.key().to_string()).collect()
         };
         assert_eq!(names("/a/", None), ["/a/1", "/a/2", "/a/2/x"]);
         assert_eq!(names("/a/", Some("/a/1")), ["/a/2", "/a/2/x"]);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::event::{Change, Delivery};
 use super::row::WatchSlot;
 use super::select::Selection;
-use super::state::{self, Live};
+use super::state::Live;
 use super::{At, Error};
 
 /// How many initial objects are handed out together: one chunk of an HTTP body.
@@ -148,7 +148,7 @@ impl Watching {
 
     fn initial(&mut self, mut initial: Initial) -> Result<Batch, Error> {
         let mut batch = Vec::new();
-        let all = state::under(&initial.live, &self.selection.prefix, initial.after.as_deref());
+        let all = self.selection.under(&initial.live, initial.after.as_deref());
         let mut selected = all.filter(|object| self.selection.selects(object));
         for object in selected.by_ref().take(BATCH) {
             object.readable()?;
