@@ -315,7 +315,7 @@ impl Manager {
         let message = format!("Attempting to reclaim {}", resource.name());
         shared.tell.node_warning(&shared.options.node_name, "EvictionThresholdMet", message);
         if matches!(resource, Resource::Disk | Resource::Inodes)
-            && reclaim::images(&shared).await?
+            && reclaim::remove_images(&shared).await?
             && self.enough(threshold).await
         {
             tracing::info!("removing what no pod needs was enough");

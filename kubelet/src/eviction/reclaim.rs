@@ -1,23 +1,18 @@
 //! What can be removed before a pod has to go: images that nothing uses.
 
-use std::collections::HashSet;
-
 use decapod_client::error::chain;
 use decapod_proto::cri;
 
+use crate::images;
 use crate::shared::Shared;
 
-/// Removes all images that no container uses, but for those that the node itself needs; true if there was one.
-pub(super) async fn images(shared: &Shared) -> Result<bool, decapod_runtime::Error> {
-    let containers = shared.runtime.container_list(None).await?;
-    let used: HashSet<&str> = containers
-        .iter()
-        .flat_map(|container| [container.image_id.as_str(), container.image_ref.as_str()])
-        .collect();
+/// Removes all images that no pod uses, but for those that the node itself needs; true if there was one.
+pub(super) async fn remove_images(shared: &Shared) -> Result<bool, decapod_runtime::Error> {
+    let used = images::in_use(shared).await?;
     let mut removed = false;
     for image in shared.runtime.image_list(None).await? {
         let names = image.repo_digests.iter().chain(&image.repo_tags).chain([&image.id]);
-        if image.pinned || names.into_iter().any(|name| used.contains(name.as_str())) {
+        if image.pinned || names.into_iter().any(|name| used.contains(name)) {
             continue;
         }
         let by_id = cri::ImageSpec { image: image.id.clone(), ..Default::default() };

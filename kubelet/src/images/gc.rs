@@ -1,7 +1,7 @@
 //! Removing images that nobody uses, when the disk fills or they have been idle for too long, by Kubernetes' rules.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use decapod_client::error::chain;
@@ -9,8 +9,9 @@ use decapod_proto::cri;
 use nix::sys::statvfs::statvfs;
 
 use super::Images;
-use crate::Options;
 use crate::options::ImageGc;
+use crate::pod::status;
+use crate::shared::Shared;
 
 /// How often the disk is looked at: Kubernetes' period.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -52,21 +53,22 @@ impl Disk {
 /// Watches the images of a node.
 pub(crate) struct Collector {
     images: Images,
+    shared: Arc<Shared>,
     policy: ImageGc,
-    place: PathBuf,
     seen: BTreeMap<String, Seen>,
     started: Duration,
 }
 
 impl Collector {
-    pub(super) fn new(images: Images, options: &Options) -> Self {
-        let started = images.inner.parts.clock.monotonic();
-        let place = options.data_dir.clone();
-        Self { images, policy: options.image_gc, place, seen: BTreeMap::new(), started }
+    pub(super) fn new(images: Images, shared: Arc<Shared>) -> Self {
+        let (started, policy) = (shared.clock.monotonic(), shared.options.image_gc);
+        Self { images, shared, policy, seen: BTreeMap::new(), started }
     }
 
     /// Runs until it is dropped.
     pub(crate) async fn run(mut self) {
+        // Before that nobody knows which images pods mount.
+        self.shared.pods.synced().await;
         loop {
             if let Err(error) = self.collect().await {
                 tracing::warn!(error = chain(&error), "images could not be looked through");
@@ -78,10 +80,11 @@ impl Collector {
     async fn collect(&mut self) -> Result<(), decapod_runtime::Error> {
         let now = self.detect().await?;
         // What of the disk cannot be read is not full.
-        let disk = statvfs(&self.place).map_or(Disk { capacity: 0, available: 0 }, |v| Disk {
-            capacity: v.blocks() * v.fragment_size(),
-            available: v.blocks_available() * v.fragment_size(),
-        });
+        let disk =
+            statvfs(&self.shared.options.data_dir).map_or(Disk { capacity: 0, available: 0 }, |v| Disk {
+                capacity: v.blocks() * v.fragment_size(),
+                available: v.blocks_available() * v.fragment_size(),
+            });
         let excess = disk.excess(&self.policy);
         let chosen = choose(&self.seen, &self.policy, excess, now, now.saturating_sub(self.started));
         let mut freed = 0;
@@ -124,14 +127,9 @@ impl Collector {
 
     /// Notes which images are here and which are in use; returns the time of it.
     async fn detect(&mut self) -> Result<Duration, decapod_runtime::Error> {
-        let parts = &self.images.inner.parts;
-        let images = parts.runtime.image_list(None).await?;
-        let containers = parts.runtime.container_list(None).await?;
-        let used: BTreeSet<String> = containers
-            .into_iter()
-            .flat_map(|c| [c.image_id, c.image_ref, c.image.map(|image| image.image).unwrap_or_default()])
-            .collect();
-        let now = parts.clock.monotonic();
+        let images = self.shared.runtime.image_list(None).await?;
+        let used = in_use(&self.shared).await?;
+        let now = self.shared.clock.monotonic();
         let mut seen = BTreeMap::new();
         for image in images {
             let names = || [&image.id].into_iter().chain(&image.repo_digests).chain(&image.repo_tags);
@@ -145,6 +143,28 @@ impl Collector {
         self.seen = seen;
         Ok(now)
     }
+}
+
+/// The images that containers run on, and those that pods mount as volumes: by id, and by any name.
+pub(crate) async fn in_use(shared: &Shared) -> Result<BTreeSet<String>, decapod_runtime::Error> {
+    let containers = shared.runtime.container_list(None).await?;
+    let mut used: BTreeSet<String> = containers
+        .into_iter()
+        .flat_map(|c| [c.image_id, c.image_ref, c.image.map(|image| image.image).unwrap_or_default()])
+        .collect();
+    let pods = shared.pods.list().into_iter().chain(shared.statics.list());
+    let live = pods.filter(|pod| !pod.status.as_ref().is_some_and(status::is_terminal));
+    let mounted: BTreeSet<String> = live
+        .filter_map(|pod| pod.spec.as_ref()?.volumes.clone())
+        .flatten()
+        .filter_map(|volume| volume.image?.reference)
+        .collect();
+    for image in mounted {
+        let named = cri::ImageSpec { image, ..Default::default() };
+        // One that is not here cannot be removed either.
+        used.extend(shared.runtime.image_status(&named).await?.map(|image| image.id));
+    }
+    Ok(used)
 }
 
 /// The images to remove: those idle for too long, then the longest unused ones until enough is free.

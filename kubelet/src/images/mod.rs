@@ -24,12 +24,13 @@ use tokio::sync::Semaphore;
 use crate::Options;
 use crate::pod::status::Waiting;
 use crate::pod::{Uid, spec};
+use crate::shared::Shared;
 use crate::tell::Tell;
 use crate::volume::Objects;
 use crate::wake::Wakes;
 
 use access::{Accesses, Allowed};
-pub(crate) use gc::Collector;
+pub(crate) use gc::{Collector, in_use};
 use keyring::{Keyring, Known};
 
 /// The first delay after a failed pull.
@@ -106,8 +107,8 @@ impl Images {
     }
 
     /// Who removes images that nobody uses.
-    pub(crate) fn collector(&self, options: &Options) -> Collector {
-        Collector::new(self.clone(), options)
+    pub(crate) fn collector(&self, shared: Arc<Shared>) -> Collector {
+        Collector::new(self.clone(), shared)
     }
 
     /// The image of a container, or why it is not here.

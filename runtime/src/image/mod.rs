@@ -162,7 +162,9 @@ impl Image {
             uid: uid.map(|value| cri::Int64Value { value }),
             username: if uid.is_none() { user.to_owned() } else { String::new() },
             spec: Some(cri::ImageSpec { image: self.id.clone(), ..Default::default() }),
-            pinned: self.built_from.is_some(),
+            // What came from no registry (an archive, a build) nobody could fetch again: while it has a name it goes
+            // when its user removes it, not when the disk fills.
+            pinned: self.built_from.is_some() || self.digests.is_empty() && !self.tags.is_empty(),
         }
     }
 
