@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::pod::qos::{CPU_PERIOD_US, Class, Limits};
-pub(crate) use read::Reading;
+pub(crate) use read::{Reading, text};
 
 /// How the kernel's cgroups are mounted here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ struct Tree {
 pub(crate) enum Error {
     #[error("no cgroups are mounted")]
     NotMounted,
+    #[error("the kernel's pids controller is not mounted, which --pod-max-pids needs")]
+    NoPids,
     #[error("cgroup {path}")]
     Io {
         path: PathBuf,
@@ -51,15 +53,17 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
 pub(crate) struct Cgroups {
     hierarchy: Hierarchy,
     root: String,
+    /// Processes and threads of one pod, at most.
+    pod_pids: Option<u64>,
 }
 
 impl Cgroups {
-    /// Cgroups below `root`, such as `/decapod-node1`.
-    pub(crate) fn new(root: &str) -> Result<Self, Error> {
+    /// Cgroups below `root`, such as `/decapod-node1`, where each pod may have so many processes and threads.
+    pub(crate) fn new(root: &str, pod_pids: Option<u64>) -> Result<Self, Error> {
         let table = Path::new("/proc/self/mountinfo");
         let text = fs::read_to_string(table).map_err(at(table))?;
         let hierarchy = detect(&text).ok_or(Error::NotMounted)?;
-        let cgroups = Self { hierarchy, root: format!("/{}", root.trim_matches('/')) };
+        let cgroups = Self { hierarchy, root: format!("/{}", root.trim_matches('/')), pod_pids };
         let kubepods = cgroups.kubepods();
         let least = Limits { shares: 2, quota: None, memory: None };
         cgroups.create(&format!("{kubepods}/besteffort"), least)?;
@@ -84,7 +88,20 @@ impl Cgroups {
     pub(crate) fn ensure_pod(&self, class: Class, uid: &str, limits: Limits) -> Result<String, Error> {
         let path = self.pod(class, uid);
         self.create(&path, limits)?;
+        self.bound_pids(&path)?;
         Ok(path)
+    }
+
+    fn bound_pids(&self, path: &str) -> Result<(), Error> {
+        let Some(most) = self.pod_pids else { return Ok(()) };
+        let tree = match &self.hierarchy {
+            Hierarchy::V1(trees) => {
+                trees.iter().find(|t| t.controllers.iter().any(|c| c == "pids")).map(|t| &t.path)
+            }
+            Hierarchy::V2(root) => Some(root),
+        };
+        let tree = tree.ok_or(Error::NoPids)?;
+        put(&join(tree, path), "pids.max", &most.to_string())
     }
 
     /// Weighs all pods together against the system, and bounds their memory where some is kept from them.
@@ -321,13 +338,16 @@ mod tests {
     #[test]
     fn pods_get_a_cgroup_and_nothing_is_left() {
         let root = format!("/dcp-kubelet-unit-{}", std::process::id());
-        let cgroups = Cgroups::new(&root).unwrap();
+        let cgroups = Cgroups::new(&root, Some(77)).unwrap();
         let limits = Limits { shares: 512, quota: Some(50_000), memory: Some(64 << 20) };
         let path = cgroups.ensure_pod(Class::Burstable, "u1", limits).unwrap();
         assert_eq!(path, format!("{root}/kubepods/burstable/podu1"));
         cgroups.ensure_pod(Class::Burstable, "u1", limits).unwrap();
         assert_eq!(cgroups.pods(), ["u1"]);
         let trees = cgroups.trees();
+        let bounds: Vec<_> =
+            trees.iter().filter_map(|t| fs::read_to_string(join(t, &path).join("pids.max")).ok()).collect();
+        assert_eq!(bounds, ["77\n"]);
         let made = trees.iter().filter(|t| join(t, &path).exists()).count();
         assert!(made > 0);
         cgroups.remove_pod("u1").unwrap();

@@ -123,7 +123,7 @@ impl Kubelet {
         let folders = Folders::open(&path).map_err(|source| Error::Folder { path, source })?;
         let host_ips = options.node_ips.iter().map(ToString::to_string).collect();
         let memory = node::facts::machine(&options.data_dir).memory;
-        let cgroups = Cgroups::new(&options.cgroup_root)?;
+        let cgroups = Cgroups::new(&options.cgroup_root, options.pod_max_pids)?;
         let (shares, bound) = pods_share(&options, &node::facts::machine(&options.data_dir));
         cgroups.bound(shares, bound)?;
         let folder = options.static_pods.as_deref();
@@ -189,7 +189,7 @@ impl Kubelet {
         supervisor.spawn_until_shutdown("eviction", Manager::new(shared.clone()).run());
         supervisor.spawn_until_shutdown("log-rotation", rotate::run(shared.clone()));
         supervisor.spawn_until_shutdown("out-of-memory", oom::follow(shared.clone()));
-        let collector = shared.images.collector(&shared.options);
+        let collector = shared.images.collector(shared.clone());
         supervisor.spawn_until_shutdown("image-gc", collector.run());
         supervisor.spawn_until_shutdown("pod-workers", Workers::new(shared).run());
         if let Some(server) = server {
@@ -232,6 +232,6 @@ pub async fn teardown(options: &Options, runtime: &dyn Runtime) -> Result<(), Er
     for path in [options.data_dir.join("pods"), logs_root(&options.data_dir), volumes_dir(options)] {
         volume::remove_tree(&path).map_err(|source| Error::Folder { path, source })?;
     }
-    Cgroups::new(&options.cgroup_root)?.remove_root()?;
+    Cgroups::new(&options.cgroup_root, None)?.remove_root()?;
     Ok(())
 }

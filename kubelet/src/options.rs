@@ -38,6 +38,8 @@ pub struct Options {
     pub taints: Vec<Taint>,
     /// `status.capacity.pods`: 110 by default.
     pub max_pods: u32,
+    /// Processes and threads of one pod at most (`--pod-max-pids`, `podPidsLimit`): no bound by default.
+    pub pod_max_pids: Option<u64>,
     /// Kernel parameters that pods may set beside the safe ones (`--allowed-unsafe-sysctls`): names with dots, where
     /// a `*` at the end stands for anything. None by default.
     pub allowed_unsafe_sysctls: Vec<String>,
@@ -154,6 +156,7 @@ impl Options {
             labels: BTreeMap::new(),
             taints: Vec::new(),
             max_pods: 110,
+            pod_max_pids: None,
             allowed_unsafe_sysctls: Vec::new(),
             static_pods: None,
             lease_period: Duration::from_secs(10),

@@ -252,6 +252,8 @@ fn kubelet_options(
         eviction: settings.resources.eviction()?,
         reserved: settings.resources.reserved()?,
         logs: settings.resources.logs()?,
+        pod_max_pids: settings.resources.pod_max_pids(),
+        allowed_unsafe_sysctls: settings.resources.sysctls()?,
         docker_configs: [data_dir.join("config.json")].into_iter().chain(home).collect(),
         parallel_pulls: settings.images.parallel().unwrap_or(defaults.parallel_pulls),
         image_gc: settings.images.gc()?,

@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::duration;
 use crate::failure::Failure;
 
+/// How kernel parameters begin that each pod has for itself, beside `kernel.sem`.
+const OF_A_POD: [&str; 8] =
+    ["kernel.shm", "kernel.msg", "fs.mqueue.", "net.", "kernel/shm", "kernel/msg", "fs/mqueue/", "net/"];
+
 /// What the node keeps for itself.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -48,6 +52,12 @@ pub(crate) struct ResourceFlags {
     /// How many files a container's log has at most (default: 5).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=1000))]
     container_log_max_files: Option<u16>,
+    /// Processes and threads of one pod at most (default: no bound).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pod_max_pids: Option<u64>,
+    /// Kernel parameters that pods may set beside the safe ones, as in kernel.msg*,net.core.somaxconn (default: none).
+    #[arg(long, value_name = "PATTERN,…")]
+    allowed_unsafe_sysctls: Option<String>,
     /// How long pods have to end when systemd stops the machine; none by default. The agent's unit needs a longer
     /// TimeoutStopSec.
     #[arg(long, value_name = "DURATION")]
@@ -58,7 +68,7 @@ pub(crate) struct ResourceFlags {
 }
 
 impl ResourceFlags {
-    fn given(&self) -> [(&'static str, Option<String>); 12] {
+    fn given(&self) -> [(&'static str, Option<String>); 14] {
         [
             ("--eviction-hard", self.eviction_hard.clone()),
             ("--eviction-soft", self.eviction_soft.clone()),
@@ -70,6 +80,8 @@ impl ResourceFlags {
             ("--kube-reserved", self.kube_reserved.clone()),
             ("--container-log-max-size", self.container_log_max_size.clone()),
             ("--container-log-max-files", self.container_log_max_files.map(|n| n.to_string())),
+            ("--pod-max-pids", self.pod_max_pids.map(|n| n.to_string())),
+            ("--allowed-unsafe-sysctls", self.allowed_unsafe_sysctls.clone()),
             ("--shutdown-grace-period", self.shutdown_grace_period.clone()),
             ("--shutdown-grace-period-critical-pods", self.shutdown_grace_period_critical_pods.clone()),
         ]
@@ -159,6 +171,29 @@ impl ResourceFlags {
         Ok((grace, critical))
     }
 
+    /// Processes and threads of one pod, if they are bounded.
+    pub(super) fn pod_max_pids(&self) -> Option<u64> {
+        self.pod_max_pids
+    }
+
+    /// The kernel parameters that pods may set beside the safe ones.
+    ///
+    /// # Errors
+    /// If one of them would be set for the whole machine.
+    pub(super) fn sysctls(&self) -> Result<Vec<String>, Failure> {
+        let patterns = self.allowed_unsafe_sysctls.as_deref().unwrap_or_default().split(',').map(str::trim);
+        let patterns = patterns.filter(|pattern| !pattern.is_empty()).map(|pattern| {
+            if pattern == "kernel.sem" || OF_A_POD.iter().any(|group| pattern.starts_with(group)) {
+                return Ok(pattern.replace('/', "."));
+            }
+            Err(Failure::new(format!(
+                "--allowed-unsafe-sysctls {pattern}: not known to be a pod's own, and so it is set for the whole machine"
+            ))
+            .hint("kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.* and net.* are a pod's own"))
+        });
+        patterns.collect()
+    }
+
     /// How logs of containers are kept.
     ///
     /// # Errors
@@ -233,6 +268,8 @@ mod tests {
             "--kube-reserved=cpu=1,ephemeral-storage=2Gi",
             "--container-log-max-size=1Mi",
             "--container-log-max-files=3",
+            "--pod-max-pids=100",
+            "--allowed-unsafe-sysctls=kernel.msg*,net/core/somaxconn",
             "--shutdown-grace-period=1m",
             "--shutdown-grace-period-critical-pods=10s",
         ];
@@ -250,6 +287,8 @@ mod tests {
         let reserved = flags.reserved().unwrap();
         assert_eq!((reserved.cpu, reserved.memory, reserved.storage), (1200, 1 << 30, 2 << 30));
         assert_eq!(flags.shutdown().unwrap(), (Duration::from_secs(60), Duration::from_secs(10)));
+        assert_eq!(flags.pod_max_pids(), Some(100));
+        assert_eq!(flags.sysctls().unwrap(), ["kernel.msg*", "net.core.somaxconn"]);
         assert_eq!((flags.logs().unwrap().max_size, flags.logs().unwrap().max_files), (1 << 20, 3));
     }
 
@@ -257,8 +296,13 @@ mod tests {
     fn what_cannot_be_is_said() {
         let said = |flags: &[&str]| {
             let flags = parse(flags);
-            let all =
-                [flags.eviction().err(), flags.reserved().err(), flags.logs().err(), flags.shutdown().err()];
+            let all = [
+                flags.eviction().err(),
+                flags.reserved().err(),
+                flags.logs().err(),
+                flags.shutdown().err(),
+                flags.sysctls().err(),
+            ];
             all.into_iter().flatten().map(|failure| failure.to_string()).collect::<String>()
         };
         assert!(said(&["--eviction-hard=disk<5%"]).contains("unsupported eviction signal disk"));
@@ -267,6 +311,7 @@ mod tests {
         assert!(said(&["--kube-reserved=cpu"]).contains("expected NAME=VALUE"));
         let longer = ["--shutdown-grace-period=1s", "--shutdown-grace-period-critical-pods=2s"];
         assert!(said(&longer).contains("of which it is a part"));
+        assert!(said(&["--allowed-unsafe-sysctls=vm.swappiness"]).contains("for the whole machine"));
         assert!(said(&["--container-log-max-size=0"]).contains("more than nothing"));
     }
 }

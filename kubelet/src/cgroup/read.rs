@@ -55,9 +55,9 @@ impl Cgroups {
 
     /// A process of the group, if there is one.
     pub(crate) fn process(&self, group: &str) -> Option<u32> {
-        let texts =
-            self.trees().into_iter().map(|tree| fs::read_to_string(join(&tree, group).join("cgroup.procs")));
-        texts.flatten().find_map(|text| text.lines().next()?.parse().ok())
+        let mut texts =
+            self.trees().into_iter().filter_map(|tree| text(&join(&tree, group).join("cgroup.procs")));
+        texts.find_map(|text| text.lines().next()?.parse().ok())
     }
 }
 
@@ -104,7 +104,7 @@ fn v2(folder: &Path) -> Reading {
     let events = Fields::read(&folder.join("memory.events"));
     let micros = |name: &str| cpu.get(name).map(|micros| micros / 1e6);
     let used = number("memory.current");
-    let max = fs::read_to_string(folder.join("cpu.max")).ok();
+    let max = text(&folder.join("cpu.max"));
     let (quota, period) = match max.as_deref().map(str::trim).and_then(|text| text.split_once(' ')) {
         Some((quota, period)) => (quota.parse().ok(), period.parse().ok()),
         None => (None, None),
@@ -136,13 +136,29 @@ fn v2(folder: &Path) -> Reading {
     }
 }
 
+/// What a file of the kernel's says: nothing where it is not there, be it that the group has gone or that this kernel
+/// does not have it. That it cannot be read for another reason is no reason to tell nothing about the rest.
+pub(crate) fn text(file: &Path) -> Option<String> {
+    match fs::read_to_string(file) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            // A group or process that goes while it is read answers so.
+            let gone = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH));
+            if !gone && error.raw_os_error() != Some(libc::EOPNOTSUPP) {
+                tracing::warn!(path = %file.display(), %error, "a figure of the kernel's cannot be read");
+            }
+            None
+        }
+    }
+}
+
 /// A file with one key and number per line.
 #[derive(Debug, Default)]
 struct Fields(String);
 
 impl Fields {
     fn read(file: &Path) -> Self {
-        Self(fs::read_to_string(file).unwrap_or_default())
+        Self(text(file).unwrap_or_default())
     }
 
     fn get(&self, key: &str) -> Option<f64> {
@@ -153,7 +169,7 @@ impl Fields {
 
 /// The one number of a file; `None` where it is not there, or says `max`.
 fn number(file: &Path) -> Option<i64> {
-    fs::read_to_string(file).ok()?.trim().parse().ok()
+    text(file)?.trim().parse().ok()
 }
 
 #[cfg(test)]

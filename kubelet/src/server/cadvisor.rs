@@ -1,7 +1,6 @@
 //! `/metrics/cadvisor`: what control groups, disks and interfaces of this node use, by the names of cAdvisor, which
 //! dashboards and alerts of Kubernetes are written for.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use decapod_proto::cri;
 
 use super::Refusal;
 use super::metrics::Text;
-use crate::cgroup::Reading;
+use crate::cgroup::{self, Reading};
 use crate::node::facts;
 use crate::pod::{mark, qos, spec, status};
 use crate::shared::Shared;
@@ -255,10 +254,13 @@ fn write(text: &mut Text, groups: &[Group], device: &str) {
     }
 }
 
+fn kernel(file: &str) -> Option<String> {
+    cgroup::text(Path::new(file))
+}
+
 /// The interfaces of a process' network, but for its loopback; none of one that has just ended.
 fn network(process: u32) -> Vec<Interface> {
-    let table = fs::read_to_string(format!("/proc/{process}/net/dev")).unwrap_or_default();
-    interfaces(&table)
+    kernel(&format!("/proc/{process}/net/dev")).map(|table| interfaces(&table)).unwrap_or_default()
 }
 
 pub(super) fn interfaces(table: &str) -> Vec<Interface> {
@@ -277,7 +279,7 @@ pub(super) fn interfaces(table: &str) -> Vec<Interface> {
 
 /// The device that a folder lies on, by the longest mount point above it.
 fn device(folder: &Path) -> String {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mounts = kernel("/proc/self/mounts").unwrap_or_default();
     let mounts = mounts.lines().filter_map(|line| {
         let mut words = line.split(' ');
         Some((words.next()?, words.next()?))
@@ -292,7 +294,7 @@ fn machine(text: &mut Text, shared: &Shared) {
         text.family(name, "gauge", help);
         text.sample(name, &[], value, None);
     };
-    let swap = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+    let swap = kernel("/proc/meminfo").and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("SwapTotal:"))?;
         line.split_whitespace().next()?.parse::<f64>().ok()
     });
