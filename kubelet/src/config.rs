@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use decapod_api::quantity::Quantity;
 use decapod_proto::cri;
 use k8s_openapi::api::core::v1::{
     Container, Pod, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext,
@@ -212,6 +213,22 @@ fn resources(limits: qos::Limits, oom_score: i64) -> cri::LinuxContainerResource
     }
 }
 
+/// How much of the machine's huge pages a container may use, by their size as the kernel writes it.
+fn hugepages(container: &Container) -> Vec<cri::HugepageLimit> {
+    let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+    let limits = limits.into_iter().flatten().filter_map(|(name, limit)| {
+        let size = name.strip_prefix("hugepages-")?.parse::<Quantity>().ok()?.units();
+        let limit = Quantity::try_from(limit).ok()?.units();
+        let page_size = match size {
+            size if size >= 1 << 30 => format!("{}GB", size >> 30),
+            size if size >= 1 << 20 => format!("{}MB", size >> 20),
+            size => format!("{}KB", size >> 10),
+        };
+        Some(cri::HugepageLimit { page_size, limit: u64::try_from(limit).ok()? })
+    });
+    limits.collect()
+}
+
 /// What one container's configuration depends on beside its pod.
 pub(crate) struct ContainerFacts<'a> {
     pub(crate) container: &'a Container,
@@ -340,10 +357,10 @@ fn linux_container(pod: &PodFacts<'_>, facts: &ContainerFacts<'_>) -> cri::Linux
     }
     let profile = setting(pod, container, |c| c.seccomp_profile.clone(), |p| p.seccomp_profile.clone());
     cri::LinuxContainerConfig {
-        resources: Some(resources(
-            qos::container(container),
-            qos::oom_score(pod.spec, container, facts.node_memory),
-        )),
+        resources: Some(cri::LinuxContainerResources {
+            hugepage_limits: hugepages(container),
+            ..resources(qos::container(container), qos::oom_score(pod.spec, container, facts.node_memory))
+        }),
         security_context: Some(cri::LinuxContainerSecurityContext {
             capabilities: Some(cri::Capability {
                 add_capabilities: capabilities.and_then(|c| c.add.clone()).unwrap_or_default(),

@@ -102,7 +102,8 @@ fn security_settings_reach_the_runtime() {
         supplemental_groups: Some(vec![3000]),
         ..PodSecurityContext::default()
     });
-    let limits = [("cpu".to_owned(), Quantity("1".into())), ("memory".to_owned(), Quantity("1Mi".into()))];
+    let limits = [("cpu", "1"), ("memory", "1Mi"), ("hugepages-2Mi", "4Mi")];
+    let limits = limits.map(|(name, limit)| (name.to_owned(), Quantity(limit.into())));
     spec.containers[0].resources =
         Some(ResourceRequirements { limits: Some(limits.into()), ..ResourceRequirements::default() });
     let linux = configure(spec, &cri::Image::default()).unwrap().linux.unwrap();
@@ -114,6 +115,7 @@ fn security_settings_reach_the_runtime() {
     let resources = linux.resources.unwrap();
     assert_eq!((resources.cpu_quota, resources.memory_limit_in_bytes), (100_000, 1 << 20));
     assert_eq!(resources.oom_score_adj, -997);
+    assert_eq!(resources.hugepage_limits, [cri::HugepageLimit { page_size: "2MB".into(), limit: 4 << 20 }]);
 }
 
 #[test]

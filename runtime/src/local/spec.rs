@@ -287,6 +287,11 @@ impl Facts<'_> {
         let mut memory = json!({});
         set_positive(&mut memory, "limit", limits.memory_limit_in_bytes);
         let mut resources = json!({ "devices": devices, "cpu": cpu, "memory": memory });
+        if !limits.hugepage_limits.is_empty() {
+            let pages = limits.hugepage_limits.iter();
+            let pages = pages.map(|page| json!({ "pageSize": page.page_size, "limit": page.limit }));
+            resources["hugepageLimits"] = pages.collect();
+        }
         if !limits.unified.is_empty() {
             resources["unified"] = json!(limits.unified);
         }
@@ -387,6 +392,7 @@ mod tests {
             cpu_period: 100_000,
             memory_limit_in_bytes: 64 << 20,
             oom_score_adj: 900,
+            hugepage_limits: vec![cri::HugepageLimit { page_size: "2MB".into(), limit: 4 << 20 }],
             ..Default::default()
         };
         let linux = cri::LinuxContainerConfig { resources: Some(resources), ..Default::default() };
@@ -396,6 +402,8 @@ mod tests {
         let resources = linux.resources().as_ref().unwrap();
         assert_eq!(resources.memory().unwrap().limit(), Some(64 << 20));
         assert_eq!(resources.cpu().as_ref().unwrap().shares(), Some(512));
+        let pages = &resources.hugepage_limits().as_ref().unwrap()[0];
+        assert_eq!((pages.page_size().as_str(), pages.limit()), ("2MB", 4 << 20));
         assert_eq!(spec.process().as_ref().unwrap().oom_score_adj(), Some(900));
         assert!(spec.process().as_ref().unwrap().capabilities().is_none());
         assert_eq!(linux.masked_paths().as_ref().unwrap().len(), MASKED.len());
