@@ -204,6 +204,19 @@ fn finished(spec: &PodSpec, observed: &Observed) -> bool {
     failed_init || spec.containers.iter().all(|c| ended(c, Sort::App))
 }
 
+/// The container whose end is that of all containers of the sandbox, as long as it has not been removed.
+pub(crate) fn ended_all<'a>(
+    spec: &PodSpec,
+    observed: &'a Observed,
+    sandbox: &str,
+) -> Option<&'a observed::Container> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let seen = containers.filter_map(|c| observed.newest_in(sandbox, &c.name).map(|seen| (c, seen)));
+    let mut ended =
+        seen.filter(|(c, seen)| seen.state == State::Exited && spec::restarts_all(c, seen.exit_code));
+    ended.next().map(|(_, seen)| seen)
+}
+
 enum Init {
     Pending,
     Failed,
@@ -228,11 +241,7 @@ impl<'a> View<'a, '_> {
     /// Whether a container ended so that all begin anew: the others are stopped, and once the API server knows of
     /// the end, all are removed. What is there then is a pod that has not begun.
     fn restarting_all(&mut self) -> bool {
-        let containers = self.spec.containers.iter().chain(self.spec.init_containers.iter().flatten());
-        let trigger = containers
-            .filter_map(|c| self.current(&c.name).map(|seen| (c, seen)))
-            .find(|(c, seen)| seen.state == State::Exited && spec::restarts_all(c, seen.exit_code));
-        let Some((_, trigger)) = trigger else { return false };
+        let Some(trigger) = ended_all(self.spec, self.observed, self.sandbox) else { return false };
         let mut runs = false;
         for container in self.observed.alive() {
             runs = true;

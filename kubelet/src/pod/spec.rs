@@ -59,6 +59,9 @@ pub(crate) fn restarts(spec: &PodSpec, container: &Container, sort: Sort, exit_c
     }
 }
 
+/// The action of a rule by which the end of one container is that of all.
+const RESTART_ALL: &str = "RestartAllContainers";
+
 /// What `restartPolicyRules` ask for; a rule goes before every policy.
 fn restart_rule(container: &Container, exit_code: i32) -> Option<&str> {
     let matches = container.restart_policy_rules.iter().flatten().find(|rule| {
@@ -77,7 +80,13 @@ fn restart_rule(container: &Container, exit_code: i32) -> Option<&str> {
 /// Whether the end of a container is the end of all containers of its pod, which then start from the first init
 /// container (KEP-5532).
 pub(crate) fn restarts_all(container: &Container, exit_code: i32) -> bool {
-    restart_rule(container, exit_code) == Some("RestartAllContainers")
+    restart_rule(container, exit_code) == Some(RESTART_ALL)
+}
+
+/// Whether some end of a container would be the end of all containers of the pod.
+pub(crate) fn may_restart_all(spec: &PodSpec) -> bool {
+    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    all.flat_map(|c| c.restart_policy_rules.iter().flatten()).any(|rule| rule.action == RESTART_ALL)
 }
 
 /// The sort of one entry of `spec.initContainers`.

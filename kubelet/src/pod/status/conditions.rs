@@ -2,12 +2,17 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodSpec, PodStatus};
 
+use super::super::plan;
 use super::super::spec::{self, Sort};
 use super::{Input, whole_seconds};
 
 /// The conditions that a kubelet owns; all others are left as they are.
-const OWNED: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWNED: [&str; 6] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", ALL_RESTARTING];
+
+/// The condition of a pod whose containers all begin anew because one of them ended (KEP-5532); only pods with such
+/// a rule have it.
+const ALL_RESTARTING: &str = "AllContainersRestarting";
 
 /// The condition of a pod that has to go for the sake of others.
 const DISRUPTION: &str = "DisruptionTarget";
@@ -67,7 +72,25 @@ pub(super) fn fill(input: &Input<'_>, status: &mut PodStatus) {
         conditions.push(condition(input, DISRUPTION, verdict));
     }
     conditions.extend(verdicts.into_iter().map(|(kind, verdict)| condition(input, kind, verdict)));
+    if spec::may_restart_all(pod_spec) {
+        conditions.push(condition(input, ALL_RESTARTING, all_restarting(input, pod_spec, status)));
+    }
     status.conditions = Some(conditions);
+}
+
+fn all_restarting(input: &Input<'_>, pod_spec: &PodSpec, status: &PodStatus) -> Verdict {
+    let sandbox = input.observed.sandbox().filter(|sandbox| sandbox.ready);
+    let trigger = sandbox.and_then(|sandbox| plan::ended_all(pod_spec, input.observed, &sandbox.id));
+    match (status.phase.as_deref(), trigger) {
+        (Some("Succeeded"), _) => Verdict::no("PodCompleted", None),
+        (Some("Failed"), _) => Verdict::no("PodFailed", None),
+        (_, Some(_)) => Verdict {
+            status: true,
+            reason: Some("RestartAllContainersStarted"),
+            message: Some("container exited with restart policy rule".to_owned()),
+        },
+        (_, None) => Verdict { status: false, reason: None, message: None },
+    }
 }
 
 fn condition(input: &Input<'_>, kind: &str, verdict: Verdict) -> PodCondition {

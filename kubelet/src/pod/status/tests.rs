@@ -1,4 +1,7 @@
-use k8s_openapi::api::core::v1::{Container, ContainerState, PodCondition, PodReadinessGate, PodSpec, Probe};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerRestartRule, ContainerRestartRuleOnExitCodes, ContainerState, PodCondition,
+    PodReadinessGate, PodSpec, Probe,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::*;
@@ -258,6 +261,25 @@ fn gates_and_foreign_conditions_are_respected() {
     let status = case.run();
     assert_eq!(condition(&status, "Ready").status, "True");
     assert_eq!(condition(&status, "example.com/lb"), &open);
+}
+
+#[test]
+fn a_pod_that_begins_anew_says_so() {
+    let codes = ContainerRestartRuleOnExitCodes { operator: "In".into(), values: Some(vec![42]) };
+    let rule = ContainerRestartRule { action: "RestartAllContainers".into(), exit_codes: Some(codes) };
+    let ruled = Container { restart_policy_rules: Some(vec![rule]), ..container("a") };
+    let all = spec("Never", vec![], vec![ruled, container("b")]);
+    let told = |code, terminal| {
+        let containers = vec![seen("a", 0, State::Exited, code), seen("b", 0, State::Exited, 0)];
+        let status = Case { terminal, ..Case::new(all.clone(), containers) }.run();
+        let told = condition(&status, "AllContainersRestarting");
+        (told.status.clone(), told.reason.clone().unwrap_or_default())
+    };
+    assert_eq!(told(42, false), ("True".to_owned(), "RestartAllContainersStarted".to_owned()));
+    assert_eq!(told(1, true), ("False".to_owned(), "PodFailed".to_owned()));
+    assert_eq!(told(0, true), ("False".to_owned(), "PodCompleted".to_owned()));
+    let plain = Case::new(spec("Never", vec![], vec![container("a")]), vec![]).run();
+    assert!(plain.conditions.iter().flatten().all(|c| c.type_ != "AllContainersRestarting"));
 }
 
 #[test]
