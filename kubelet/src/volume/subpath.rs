@@ -175,6 +175,37 @@ mod tests {
         assert!(!at.exists());
     }
 
+    /// CVE-2017-1002101, CVE-2021-25741: the pod exchanges a folder for a link while it is being bound.
+    #[test]
+    fn a_link_that_comes_and_goes_leads_nowhere() {
+        const TRIES: usize = 300;
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, outside, at) = (dir.path().join("v"), dir.path().join("outside"), dir.path().join("at"));
+        fs::create_dir_all(volume.join("a")).unwrap();
+        fs::create_dir_all(&outside).unwrap();
+        fs::write(volume.join("a/f"), "in").unwrap();
+        fs::write(outside.join("f"), "out").unwrap();
+        symlink(&outside, volume.join("b")).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let seen = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let folder = File::open(&volume).unwrap();
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let exchange = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+                    nix::fcntl::renameat2(&folder, "a", &folder, "b", exchange).unwrap();
+                }
+            });
+            let bound = (0..TRIES).filter_map(|_| bind(&volume, "a/f", &at).ok());
+            let seen: Vec<String> = bound.map(|at| fs::read_to_string(at).unwrap()).collect();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            seen
+        });
+        if at.exists() {
+            mount::remove_tree(&at).unwrap();
+        }
+        assert!(seen.iter().all(|text| text == "in"), "{seen:?}");
+    }
+
     #[test]
     fn only_files_of_the_volume_are_read() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,7 @@
 //! Starts one container, and reads what it left when it ended.
 
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -298,10 +299,16 @@ impl PodSync {
     }
 }
 
-/// The end of a file: a container may write as much as it likes.
+/// The end of a file: a container may write as much as it likes. Whatever it should manage to put in its place, no link
+/// is followed and no writer is waited for.
 fn last_of(path: &std::path::Path, limit: u64) -> std::io::Result<Vec<u8>> {
-    let mut file = std::fs::File::open(path)?;
-    let length = file.metadata()?.len();
+    let mut options = std::fs::File::options();
+    let mut file = options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let length = meta.len();
     file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes)?;
@@ -326,5 +333,20 @@ mod tests {
         std::fs::write(file.path(), "first last").unwrap();
         assert_eq!(last_of(file.path(), 4).unwrap(), b"last");
         assert_eq!(last_of(file.path(), 100).unwrap(), b"first last");
+    }
+
+    #[test]
+    fn what_took_the_place_of_a_message_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, link, pipe) =
+            (dir.path().join("secret"), dir.path().join("link"), dir.path().join("pipe"));
+        std::fs::write(&secret, "secret of the node").unwrap();
+        std::os::unix::fs::symlink(&secret, &link).unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(last_of(&link, 100).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        // Nor is it waited for that somebody writes.
+        for other in [pipe.as_path(), dir.path()] {
+            assert_eq!(last_of(other, 100).unwrap_err().to_string(), "it is no regular file");
+        }
     }
 }
