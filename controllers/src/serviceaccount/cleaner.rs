@@ -188,7 +188,7 @@ impl Cleaner {
 
 /// Whether a pod refers to a Secret, wherever a pod may: volumes, environment, pull secrets, keys of volume drivers.
 fn reads(pod: &Pod, secret: &str) -> bool {
-    let spec = serde_json::to_value(&pod.spec).unwrap_or_default();
+    let spec = serde_json::to_value(&pod.spec).expect("a pod's spec is a tree of JSON");
     refers(&spec, secret)
 }
 
