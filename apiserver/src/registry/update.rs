@@ -132,7 +132,9 @@ impl Registry {
                 }
                 strategy.prepare_update(&mut new, old);
             }
-            Part::Status => strategy.prepare_status(resource, &mut new, old),
+            Part::Status => {
+                strategy.prepare_status(resource, &mut new, old, &rfc3339(self.clock.now()));
+            }
             Part::Whole => {}
         }
         generation::carry(resource, &mut new, old);

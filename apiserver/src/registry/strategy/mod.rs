@@ -40,8 +40,8 @@ pub(crate) trait Strategy: Send + Sync {
     /// Completes an object that replaces another; status was put back already.
     fn prepare_update(&self, _new: &mut Value, _old: &Value) {}
 
-    /// Completes an object of which only the status is to be changed.
-    fn prepare_status(&self, resource: &Resource, new: &mut Value, old: &Value) {
+    /// Completes an object of which only the status is to be changed, at the time `now`.
+    fn prepare_status(&self, resource: &Resource, new: &mut Value, old: &Value, _now: &str) {
         only_status(resource, new, old);
     }
 
@@ -91,6 +91,9 @@ pub(crate) fn only_status(resource: &Resource, new: &mut Value, old: &Value) {
     set_meta(new, "ownerReferences", old["metadata"]["ownerReferences"].clone());
 }
 
+/// Where a volume says since when it is in its phase.
+const PHASE_SINCE: &str = "lastPhaseTransitionTime";
+
 /// The kinds without behaviour of their own.
 struct Plain;
 
@@ -112,12 +115,40 @@ impl Strategy for Node {
     fn prepare_create(&self, _call: &Call, _object: &mut Value) {}
 }
 
-/// Volumes and claims start out pending.
+/// Claims start out pending.
+struct VolumeClaim;
+
+impl Strategy for VolumeClaim {
+    fn prepare_create(&self, _call: &Call, object: &mut Value) {
+        object["status"] = json!({"phase": "Pending"});
+    }
+
+    fn returns_deleted(&self) -> bool {
+        true
+    }
+}
+
+/// Volumes start out pending, and tell since when they are in their phase (KEP-3762).
 struct Volume;
 
 impl Strategy for Volume {
     fn prepare_create(&self, _call: &Call, object: &mut Value) {
-        object["status"] = json!({"phase": "Pending"});
+        let now = object["metadata"]["creationTimestamp"].clone();
+        object["status"] = json!({"phase": "Pending", PHASE_SINCE: now});
+    }
+
+    fn prepare_status(&self, resource: &Resource, new: &mut Value, old: &Value, now: &str) {
+        only_status(resource, new, old);
+        let (before, after) = (&old["status"], &mut new["status"]);
+        if !after.is_object() {
+            return;
+        }
+        let moved = before["phase"] != after["phase"];
+        if moved && (after[PHASE_SINCE].is_null() || after[PHASE_SINCE] == before[PHASE_SINCE]) {
+            after[PHASE_SINCE] = now.into();
+        } else if !moved && after[PHASE_SINCE].is_null() && !before[PHASE_SINCE].is_null() {
+            after[PHASE_SINCE] = before[PHASE_SINCE].clone();
+        }
     }
 
     fn returns_deleted(&self) -> bool {
@@ -173,7 +204,8 @@ pub(crate) fn of(resource: &Resource) -> &'static dyn Strategy {
         ("", "services") => &service::Service,
         ("", "namespaces") => &namespace::Namespace,
         ("", "nodes") => &Node,
-        ("", "persistentvolumes" | "persistentvolumeclaims") => &Volume,
+        ("", "persistentvolumes") => &Volume,
+        ("", "persistentvolumeclaims") => &VolumeClaim,
         ("batch", "jobs") => &job::Job,
         ("certificates.k8s.io", _) => &SigningRequest,
         ("", "endpoints" | "events" | "limitranges")

@@ -45,7 +45,7 @@ impl Strategy for Pod {
         object["status"] = status;
     }
 
-    fn prepare_status(&self, resource: &Resource, new: &mut Value, old: &Value) {
+    fn prepare_status(&self, resource: &Resource, new: &mut Value, old: &Value, _now: &str) {
         only_status(resource, new, old);
         let kept = &old["status"]["qosClass"];
         if kept.is_string() && new["status"].is_object() {

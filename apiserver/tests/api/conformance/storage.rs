@@ -90,6 +90,29 @@ async fn volume_attachment_conformance_should_apply_changes_to_a_volumeattachmen
     assert_eq!(admin.get(&one).await.0, 404);
 }
 
+#[tokio::test]
+async fn a_volume_says_since_when_it_is_in_its_phase() {
+    const SINCE: &str = "lastPhaseTransitionTime";
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let path = "/api/v1/persistentvolumes";
+    let spec =
+        json!({"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/v"}});
+    let volume = admin.created(path, json!({"metadata": {"name": "pv"}, "spec": spec})).await;
+    assert_eq!(volume["status"][SINCE], volume["metadata"]["creationTimestamp"], "{volume}");
+    let status = format!("{path}/pv/status");
+    let put = async |change: Value| {
+        let (code, volume) = admin.patch(&status, "merge-patch", json!({"status": change})).await;
+        assert_eq!(code, 200, "{volume}");
+        volume["status"][SINCE].clone()
+    };
+    let old = json!("2020-01-01T00:00:00Z");
+    assert_eq!(put(json!({SINCE: old})).await, old, "what its writer says");
+    assert_eq!(put(json!({SINCE: null})).await, old, "the phase is the same");
+    assert_ne!(put(json!({"phase": "Available"})).await, old);
+    assert_eq!(put(json!({"phase": "Bound", SINCE: old})).await, old);
+}
+
 /// What is immutable keeps its data and stays immutable; it may be deleted.
 async fn is_immutable_once_it_says_so(plural: &str, new: Value, changed: Value) {
     let cluster = Cluster::start().await;
