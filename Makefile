@@ -55,6 +55,7 @@ e2e: build packages tools
 # Figures of this machine, beside the marks. Built for release: the client runs on the same cores.
 bench: build packages tools
 	RUSTFLAGS="$(RELEASE_FLAGS)" cargo run --quiet --release --locked --package decapod-tests --bin bench --target $(HOST)
+	RUSTFLAGS="$(RELEASE_FLAGS)" cargo run --quiet --release --locked --package decapod-runtime --example startup --target $(HOST)
 
 # Images made from Debian's packages, for the tour and the samples.
 images: packages

@@ -42,18 +42,26 @@ fn main() -> ExitCode {
     let rounds = args.first().and_then(|first| first.to_str()?.parse().ok()).unwrap_or(30);
     let root = std::env::temp_dir().join(format!("dcp-bench-{}", std::process::id()));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(ours(&root, rounds));
+    let ours = runtime.block_on(ours(&root, rounds));
     for program in ["runc", "crun"] {
-        match Command::new(program).arg("--version").output() {
+        let theirs = match Command::new(program).arg("--version").output() {
             Ok(_) => theirs(program, &root, rounds),
-            Err(_) => println!("{program}: not installed"),
+            Err(_) => {
+                println!("{program}: not installed");
+                None
+            }
+        };
+        if let Some(theirs) = theirs {
+            let verdict = if ours <= theirs { "kept" } else { "MISSED" };
+            println!("create + start, p50: mark at or below {program}: {verdict}");
         }
     }
     std::fs::remove_dir_all(root).unwrap();
     ExitCode::SUCCESS
 }
 
-async fn ours(root: &Path, rounds: usize) {
+/// The middle of what create and start took.
+async fn ours(root: &Path, rounds: usize) -> Duration {
     let mut options = Options::new(root.join("data"), root.join("run"), Arc::new(NoNetwork)).unwrap();
     let cgroup = format!("/dcp-bench-{}", std::process::id());
     options.shim_cgroup = Some(format!("{cgroup}/shims"));
@@ -92,7 +100,7 @@ async fn ours(root: &Path, rounds: usize) {
         runtime.sandbox_remove(&id).await.unwrap();
     }
     report("decapod: sandbox", sandboxes);
-    report("decapod: container create + start", starts);
+    let middle = report("decapod: container create + start", starts);
     report("decapod: container create + start + remove", whole);
     runtime.remove_all().await.unwrap();
     runtime.close().await;
@@ -100,6 +108,7 @@ async fn ours(root: &Path, rounds: usize) {
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
         std::fs::remove_dir(hierarchy.path().join(cgroup.trim_start_matches('/'))).ok();
     }
+    middle
 }
 
 /// Private memory of our shims, which are the processes with this program and that argument.
@@ -122,7 +131,8 @@ fn memory_of_shims() -> String {
     found.join(", ")
 }
 
-fn theirs(program: &str, root: &Path, rounds: usize) {
+/// The same of another runtime, where it runs.
+fn theirs(program: &str, root: &Path, rounds: usize) -> Option<Duration> {
     let bundle = root.join("bundle");
     std::fs::create_dir_all(bundle.join("rootfs/bin")).unwrap();
     std::fs::copy("/bin/busybox", bundle.join("rootfs/bin/sleep")).unwrap();
@@ -138,7 +148,8 @@ fn theirs(program: &str, root: &Path, rounds: usize) {
         status.success()
     };
     if !run(&["spec"]) {
-        return println!("{program}: does not run on this machine");
+        println!("{program}: does not run on this machine");
+        return None;
     }
     let spec = std::fs::read_to_string(bundle.join("config.json")).unwrap();
     let mut spec: serde_json::Value = serde_json::from_str(&spec).unwrap();
@@ -153,18 +164,22 @@ fn theirs(program: &str, root: &Path, rounds: usize) {
         let began = Instant::now();
         // crun of Debian 12 refuses machines with both versions of control groups.
         if !run(&["create", &id]) || !run(&["start", &id]) {
-            return println!("{program}: does not run containers on this machine");
+            println!("{program}: does not run containers on this machine");
+            return None;
         }
         starts.push(began.elapsed());
         assert!(run(&["delete", "--force", &id]), "{program} delete");
         whole.push(began.elapsed());
     }
-    report(&format!("{program}: create + start"), starts);
+    let middle = report(&format!("{program}: create + start"), starts);
     report(&format!("{program}: create + start + delete"), whole);
+    Some(middle)
 }
 
-fn report(what: &str, mut times: Vec<Duration>) {
+/// Tells the times, and returns the middle one.
+fn report(what: &str, mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     let at = |part: usize| times[(times.len() - 1) * part / 100].as_secs_f64() * 1e3;
     println!("{what:<45} p50 {:6.1} ms   p99 {:6.1} ms   min {:6.1} ms", at(50), at(99), at(0));
+    times[(times.len() - 1) / 2]
 }

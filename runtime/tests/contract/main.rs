@@ -126,6 +126,7 @@ fn table() -> Vec<(&'static str, Ways, Test)> {
         Direct: escapes::hostile_images_are_refused_or_contained,
         Direct: escapes::root_inside_stays_inside,
         Direct: escapes::the_runtimes_program_is_not_written,
+        Direct: escapes::who_enters_is_not_entered,
         Direct: escapes::mounts_do_not_spread,
         Direct: crashes::agents_may_die,
         Direct: crashes::shims_may_die,
