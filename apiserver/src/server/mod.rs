@@ -13,6 +13,7 @@ mod health;
 mod inprocess;
 pub(crate) mod limits;
 mod mirror;
+mod streams;
 mod tls;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

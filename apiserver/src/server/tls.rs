@@ -1,9 +1,12 @@
 //! The listener: TLS with optional client certificates, HTTP/1.1 and HTTP/2 on one port.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -15,9 +18,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::coalesce::Coalesce;
+use super::streams::{self, Together};
 use super::{Peer, Service};
 use crate::auth::UserInfo;
 use crate::clock::Clock;
@@ -123,24 +127,26 @@ async fn connection(
     let ends = certificate.and_then(|der| pki::ends(der));
     let session_is_http2 = session.alpn_protocol() == Some(b"h2");
     let peer = Peer { user, ends, trusted: false, address: Some(address) };
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .max_concurrent_streams(service.0.limits.streams);
-    let handler = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+    let streams = service.0.limits.streams;
+    let handler = move |request: hyper::Request<hyper::body::Incoming>| {
         let (service, peer) = (service.clone(), peer.clone());
-        async move { Ok::<_, std::convert::Infallible>(service.handle(request, peer).await) }
-    });
+        async move { service.handle(request, peer).await }
+    };
     if session_is_http2 {
         // Which has no upgrades.
-        let stream = TokioIo::new(Coalesce::new(stream));
-        let builder = builder.http2_only();
-        let connection = builder.serve_connection(stream, handler);
-        return watcher.watch(connection.into_owned()).await;
+        let new = streams::New::default();
+        let mut builder = http2::Builder::new(new.clone());
+        builder.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).max_concurrent_streams(streams);
+        let handler = service_fn(move |request| AbortOnDropHandle::new(tokio::spawn(handler(request))));
+        let connection = builder.serve_connection(TokioIo::new(Coalesce::new(stream)), handler);
+        return Ok(Together::new(watcher.watch(connection), new).await?);
     }
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let handler = service_fn(move |request| {
+        let answer = handler(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), handler);
     watcher.watch(connection.into_owned()).await
 }
