@@ -44,9 +44,19 @@ pub(crate) fn percentiles(what: &str, mut times: Vec<Duration>, p50: Option<Mark
 
 /// The proportional set size of a process, in KiB.
 pub(crate) fn pss(pid: i64) -> Result<u64> {
+    mapped(pid, "Pss:")
+}
+
+/// What a process has for itself alone, in KiB.
+pub(crate) fn private(pid: i64) -> Result<u64> {
+    mapped(pid, "Private_")
+}
+
+/// The sum of some lines of what is mapped, by how they begin.
+fn mapped(pid: i64, lines: &str) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text.lines().find(|l| l.starts_with("Pss:")).context("no Pss")?;
-    Ok(line.split_whitespace().nth(1).context("no figure")?.parse()?)
+    let lines = text.lines().filter(|line| line.starts_with(lines));
+    lines.map(|line| Ok(line.split_whitespace().nth(1).context("no figure")?.parse::<u64>()?)).sum()
 }
 
 /// CPU time that a process has used so far.

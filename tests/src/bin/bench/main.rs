@@ -3,13 +3,15 @@
 //! with others of the same run: machines are noisy.
 //!
 //! `bench --kubeconfig FILE --pid PID…` measures any API server instead: what its requests cost the processes
-//! named. `bench --alone` leaves out the cluster.
+//! named. `bench --alone` leaves out the cluster; `bench --pods` measures a node and its pods and nothing else.
 
 mod alone;
 mod api;
 mod figures;
 mod floor;
 mod h2;
+mod node;
+mod pods;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -29,6 +31,9 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     floor::measure()?;
+    if arguments == ["--pods"] {
+        return runtime.block_on(pods::measure());
+    }
     let alone = arguments == ["--alone"];
     if !alone && let Some((kubeconfig, pids)) = other(arguments.into_iter())? {
         return runtime.block_on(async {
@@ -41,6 +46,7 @@ fn main() -> Result<()> {
     if alone {
         return Ok(());
     }
+    runtime.block_on(pods::measure())?;
     println!("\nA cluster:");
     images::archive(&images::BUSYBOX)?;
     let cluster = Cluster::prepare()?;
@@ -53,7 +59,7 @@ fn main() -> Result<()> {
 /// The API server that is to be measured in place of a cluster of our own.
 fn other(mut arguments: impl Iterator<Item = String>) -> Result<Option<(PathBuf, Vec<i64>)>> {
     let Some(first) = arguments.next() else { return Ok(None) };
-    ensure!(first == "--kubeconfig", "usage: bench [--alone | --kubeconfig FILE --pid PID…]");
+    ensure!(first == "--kubeconfig", "usage: bench [--alone | --pods | --kubeconfig FILE --pid PID…]");
     let kubeconfig = arguments.next().context("--kubeconfig wants a file")?;
     ensure!(arguments.next().as_deref() == Some("--pid"), "--pid names the processes to measure");
     let pids = arguments.map(|pid| pid.parse()).collect::<Result<Vec<_>, _>>()?;
