@@ -79,11 +79,11 @@ $ kubectl get service exposed -o jsonpath='{.spec.selector} {.spec.ports[0].port
 {"app":"web"} 8080 80
 $ kubectl create job j --image=busybox:1 -- true
 job.batch/j created
-$ kubectl create cronjob cj --image=busybox:1 --schedule='*/5 * * * *' -- true
+$ kubectl create cronjob cj --image=busybox:1 --schedule='0 0 1 1 *' -- true
 cronjob.batch/cj created
 $ kubectl get cronjob cj
-NAME   SCHEDULE      TIMEZONE   SUSPEND   ACTIVE   LAST SCHEDULE   AGE
-cj     */5 * * * *   <none>     False     0        <none>          [..]
+NAME   SCHEDULE    TIMEZONE   SUSPEND   ACTIVE   LAST SCHEDULE   AGE
+cj     0 0 1 1 *   <none>     False     0        <none>          [..]
 $ kubectl create job from-cj --from=cronjob/cj
 job.batch/from-cj created
 $ kubectl create ingress ing --rule='example.com/*=svc:80'

@@ -130,7 +130,9 @@ fn plan(call: &Call, old: &Value, options: &DeleteOptions, now: Timestamp) -> St
     // A negative period is the shortest.
     let asked = options.grace_period_seconds.map(|seconds| if seconds < 0 { 1 } else { seconds });
     let mut grace = strategy.grace(old, asked);
-    finalize(&mut new, options.propagation());
+    let told = meta::finalizers(old).iter().any(|one| [ORPHAN, FOREGROUND].contains(one));
+    let usual = strategy.dependents().filter(|_| !told);
+    finalize(&mut new, options.propagation().or(usual));
     let held = !meta::finalizers(&new).is_empty() || !strategy.may_go(&new);
     if meta::deleting(old) {
         let before = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
@@ -182,7 +184,7 @@ fn finalize(object: &mut Value, propagation: Option<Propagation>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::core;
+    use crate::registry::{core, row};
 
     fn step(object: Value, options: DeleteOptions) -> Step {
         let call = Call::own(core("pods"), "web", "a");
@@ -235,5 +237,22 @@ mod tests {
             DeleteOptions { propagation_policy: Some("Foreground".to_owned()), ..DeleteOptions::default() };
         let Step::Write(new) = step(pod(json!({}), None), foreground) else { panic!() };
         assert_eq!(new["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+    }
+
+    #[test]
+    fn the_pods_of_a_job_stay_unless_it_is_said_that_they_go() {
+        let call = Call::own(row("batch", "v1", "jobs"), "web", "a");
+        let step = |policy: Option<&str>, finalizers: Value| {
+            let options =
+                DeleteOptions { propagation_policy: policy.map(str::to_owned), ..DeleteOptions::default() };
+            let job = json!({"metadata": {"finalizers": finalizers}});
+            match plan(&call, &job, &options, Timestamp::from_second(1_800_000_000).unwrap()) {
+                Step::Write(new) => new["metadata"]["finalizers"].clone(),
+                other => json!(format!("{other:?}")),
+            }
+        };
+        assert_eq!(step(None, json!([])), json!(["orphan"]));
+        assert_eq!(step(None, json!(["foregroundDeletion"])), json!(["foregroundDeletion"]));
+        assert_eq!(step(Some("Background"), json!([])), json!("Remove"));
     }
 }

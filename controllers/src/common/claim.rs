@@ -115,7 +115,8 @@ pub(crate) fn candidates<K: Namespaced>(informer: &Informer<K>, owner: &ObjectMe
     all.into_values().collect()
 }
 
-/// Writes the adoptions and releases; returns what belongs to the owner.
+/// Writes the adoptions and releases; returns what belongs to the owner. What is adopted gets the `finalizer`, if
+/// any; what is released loses it.
 ///
 /// # Errors
 /// A write was refused, or [`Error::StaleCache`]: there is something to adopt, but the owner is about to go.
@@ -123,6 +124,7 @@ pub(crate) async fn apply<O: Namespaced, K: Namespaced>(
     client: &Client,
     owner: &O,
     claims: Claims<K>,
+    finalizer: Option<&str>,
 ) -> Result<Vec<Arc<K>>> {
     let mut mine = claims.kept;
     let namespace = owner.namespace().unwrap_or_default();
@@ -134,7 +136,10 @@ pub(crate) async fn apply<O: Namespaced, K: Namespaced>(
         }
         let reference = controller_reference(owner);
         for orphan in claims.adopt {
-            let patch = json!({"metadata": {"ownerReferences": [reference], "uid": orphan.uid()}});
+            let mut patch = json!({"metadata": {"ownerReferences": [reference], "uid": orphan.uid()}});
+            if let Some(finalizer) = finalizer {
+                patch["metadata"]["finalizers"] = json!([finalizer]);
+            }
             let adopted =
                 objects.patch(&orphan.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await;
             match adopted {
@@ -147,7 +152,10 @@ pub(crate) async fn apply<O: Namespaced, K: Namespaced>(
     }
     for object in claims.release {
         let reference = json!({"$patch": "delete", "uid": owner.uid()});
-        let patch = json!({"metadata": {"ownerReferences": [reference], "uid": object.uid()}});
+        let mut patch = json!({"metadata": {"ownerReferences": [reference], "uid": object.uid()}});
+        if let Some(finalizer) = finalizer {
+            patch["metadata"]["$deleteFromPrimitiveList/finalizers"] = json!([finalizer]);
+        }
         let released =
             objects.patch(&object.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await;
         match released {

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DeploymentCondition, ReplicaSetCondition};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscalerCondition;
 use k8s_openapi::api::core::v1::NamespaceCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -56,6 +57,7 @@ macro_rules! condition {
 condition!(DeploymentCondition, last_update_time);
 condition!(ReplicaSetCondition);
 condition!(NamespaceCondition);
+condition!(HorizontalPodAutoscalerCondition);
 
 /// The condition of a type.
 pub(crate) fn find<'a, C: Condition>(conditions: &'a [C], type_: &str) -> Option<&'a C> {

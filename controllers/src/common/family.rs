@@ -20,6 +20,9 @@ use super::{Context, Result, Says};
 
 /// A kind whose objects own others by a label selector.
 pub(crate) trait Owner: Namespaced + Serialize {
+    /// The finalizer that objects get with the reference to their owner, and lose with it.
+    const FINALIZER: Option<&'static str> = None;
+
     /// The selector; an error where it cannot be used until the object changes.
     fn selector(&self) -> Result<Selector>;
 }
@@ -85,7 +88,7 @@ impl<O: Owner, K: Namespaced> Family<O, K> {
         let mut claims = claim::plan(owner.meta(), selector, candidates);
         claims.adopt.retain(|object| eligible(object));
         claims.release.retain(|object| eligible(object));
-        let claimed = claim::apply(&self.context.client, owner, claims).await?;
+        let claimed = claim::apply(&self.context.client, owner, claims, O::FINALIZER).await?;
         Ok(self.written.without_deleted(key, claimed))
     }
 

@@ -3,10 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod autoscalers;
 mod claims;
 mod collecting;
 mod crashes;
 mod faults;
+mod jobs;
 mod limits;
 mod lost;
 mod quotas;

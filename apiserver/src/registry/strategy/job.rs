@@ -4,6 +4,7 @@ use decapod_api::meta;
 use serde_json::{Value, json};
 
 use super::super::object::map_mut;
+use super::super::options::Propagation;
 use super::{Call, Strategy};
 
 pub(super) struct Job;
@@ -29,5 +30,10 @@ impl Strategy for Job {
         ] {
             labels[key] = value.as_str().into();
         }
+    }
+
+    /// Its pods stay, as ever in `batch/v1`; clients that know better say so.
+    fn dependents(&self) -> Option<Propagation> {
+        Some(Propagation::Orphan)
     }
 }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::allocate::Claim;
 use super::object::{copy_field, set_meta};
+use super::options::Propagation;
 use super::{Call, Registry};
 
 /// A kind's own behaviour; the defaults are right for most.
@@ -67,6 +68,11 @@ pub(crate) trait Strategy: Send + Sync {
     /// Whether an object without finalizers may go.
     fn may_go(&self, _object: &Value) -> bool {
         true
+    }
+
+    /// What becomes of dependents where a deletion does not say.
+    fn dependents(&self) -> Option<Propagation> {
+        None
     }
 
     /// The deletion begins.
