@@ -68,11 +68,11 @@ service/lb created
 $ kubectl create service externalname en --external-name=example.com
 service/en created
 $ kubectl get services
-NAME   TYPE           CLUSTER-IP[..]EXTERNAL-IP   PORT(S)        AGE
-en     ExternalName   <none>[..]example.com   <none>         [..]
-lb     LoadBalancer   [..]<pending>     80:[..]/TCP   [..]
-np     NodePort       [..]<none>        80:[..]/TCP   [..]
-svc    ClusterIP      [..]<none>        80/TCP         [..]
+NAME   TYPE           CLUSTER-IP[..]EXTERNAL-IP[..]PORT(S)        AGE
+en     ExternalName   <none>[..]example.com[..]<none>         [..]
+lb     LoadBalancer   [..]80:[..]/TCP   [..]
+np     NodePort       [..]<none>[..]80:[..]/TCP   [..]
+svc    ClusterIP      [..]<none>[..]80/TCP         [..]
 $ kubectl expose deployment web --port=8080 --target-port=80 --name=exposed
 service/exposed exposed
 $ kubectl get service exposed -o jsonpath='{.spec.selector} {.spec.ports[0].port} {.spec.ports[0].targetPort}'
