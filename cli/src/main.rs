@@ -46,6 +46,9 @@ enum Command {
     Server(cluster::Server),
     /// Run a node of a cluster whose control plane is elsewhere.
     Agent(cluster::Agent),
+    /// The further nodes of a cluster on this machine.
+    #[command(subcommand)]
+    Node(cluster::NodeVerb),
     /// The images of this machine's node.
     #[command(subcommand)]
     Image(cluster::Image),
@@ -87,6 +90,7 @@ fn run(cli: Cli) -> Result<i32, Failure> {
             Command::Status(status) => status.run().await?,
             Command::Server(server) => server.run().await?,
             Command::Agent(agent) => agent.run().await?,
+            Command::Node(node) => node.run().await?,
             Command::Image(image) => image.run().await?,
             Command::Dns(dns) => dns.run().await?,
             Command::Ingress(ingress) => ingress.run().await?,

@@ -1,13 +1,14 @@
 //! The network of a node: addresses and links of pods, the service proxy, cluster DNS.
 //!
 //! Each part stands alone and sees the cluster only through the API: [`pod`] makes the data path of one
-//! node, [`proxy`] turns Services and EndpointSlices into nf_tables maps, [`policy`] NetworkPolicies into
-//! filters, [`dns`] answers for names, [`ingress`]
-//! takes HTTP from outside to Services.
+//! node and the ways to the others, [`link`] the wire between nodes that are namespaces of one machine,
+//! [`proxy`] turns Services and EndpointSlices into nf_tables maps, [`policy`] NetworkPolicies into filters,
+//! [`dns`] answers for names, [`ingress`] takes HTTP from outside to Services.
 
 pub mod dns;
 pub mod ingress;
 mod key;
+pub mod link;
 mod netlink;
 mod netns;
 pub mod pod;

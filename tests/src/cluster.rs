@@ -18,6 +18,7 @@ pub struct Cluster {
     folder: tempfile::TempDir,
     decapod: PathBuf,
     kubectl: PathBuf,
+    nodes: u32,
 }
 
 /// How the test cluster differs from the default one.
@@ -33,17 +34,29 @@ const FLAGS: &[&str] = &[
     "--kubelet-port",
     "20250",
 ];
+/// Its name.
+pub const NAME: &str = "dcptest";
+/// How long it may take to start on a machine that is busy with other things.
+const UP_PATIENCE: &str = "300s";
 /// The address of cluster DNS in it.
 pub const DNS: &str = "10.118.0.10";
 
 impl Cluster {
-    /// Prepares a folder; starts nothing.
+    /// Prepares a folder for a cluster of one node; starts nothing.
     ///
     /// # Errors
     /// Which program is missing.
     pub fn prepare() -> Result<Self> {
+        Self::of_nodes(1)
+    }
+
+    /// The same for several nodes, on this machine.
+    ///
+    /// # Errors
+    /// Which program is missing.
+    pub fn of_nodes(nodes: u32) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("dcptest").tempdir()?;
-        Ok(Self { folder, decapod: program("decapod")?, kubectl: program("kubectl")? })
+        Ok(Self { folder, decapod: program("decapod")?, kubectl: program("kubectl")?, nodes })
     }
 
     /// `decapod up`.
@@ -51,9 +64,24 @@ impl Cluster {
     /// # Errors
     /// What it printed.
     pub fn up(&self) -> Result<String> {
+        self.up_with(&["--nodes", &self.nodes.to_string()])
+    }
+
+    /// `decapod up` with further flags.
+    ///
+    /// # Errors
+    /// What it printed.
+    pub fn up_with(&self, flags: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.decapod);
-        command.arg("up").args(FLAGS).arg("--data-dir").arg(self.data());
-        run(command.arg("--kubeconfig").arg(self.kubeconfig()))
+        command.arg("up").args(FLAGS).args(["--wait", UP_PATIENCE]).arg("--data-dir").arg(self.data());
+        run(command.arg("--kubeconfig").arg(self.kubeconfig()).args(flags))
+    }
+
+    /// A verb of `decapod` on this machine's cluster, such as `node`.
+    pub fn here(&self, arguments: &[&str]) -> Command {
+        let mut command = self.decapod(arguments);
+        command.args(["--name", NAME, "--data-dir"]).arg(self.data());
+        command
     }
 
     /// `decapod down`.
@@ -61,7 +89,7 @@ impl Cluster {
     /// # Errors
     /// What it printed.
     pub fn down(&self) -> Result<String> {
-        run(Command::new(&self.decapod).args(["down", "--name", "dcptest", "--data-dir"]).arg(self.data()))
+        run(&mut self.here(&["down"]))
     }
 
     /// The data folder.
@@ -121,18 +149,13 @@ impl Cluster {
         self.k(&["apply", "-f", &file.path().display().to_string()])
     }
 
-    /// Imports an image into the node.
+    /// Imports an image into all nodes.
     ///
     /// # Errors
     /// What could not be made or imported.
     pub fn import(&self, recipe: &Recipe) -> Result<()> {
         let archive = images::archive(recipe)?;
-        let mut command = Command::new(&self.decapod);
-        run(command
-            .args(["image", "import", "--name", "dcptest", "--data-dir"])
-            .arg(self.data())
-            .arg(archive))?;
-        Ok(())
+        run(self.here(&["image", "import", "--all-nodes"]).arg(archive)).map(drop)
     }
 
     /// Makes a namespace for a test, and removes it whatever comes of the test.

@@ -3,8 +3,29 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+
+use crate::cluster::Cluster;
+use crate::poll;
+
+/// The kernel takes namespaces and cgroups down a moment after their last process.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `down` leaves no process, namespace, mount, interface, rule or cgroup.
+///
+/// # Errors
+/// What it left.
+#[expect(clippy::needless_pass_by_value, reason = "nothing is done with a cluster that is down")]
+pub fn nothing_is_left(before: &Inventory, cluster: Cluster) -> Result<()> {
+    println!("{}", cluster.down()?);
+    ensure!(!cluster.data().exists(), "{} is still there", cluster.data().display());
+    poll::until("the machine to be as it was", PATIENCE, || {
+        let left = Inventory::take()?.since(before);
+        Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) })
+    })
+}
 
 /// Namespaces, mounts, interfaces, nftables tables, cgroups and processes, as lines of text.
 #[derive(Debug)]

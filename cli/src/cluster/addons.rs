@@ -1,6 +1,7 @@
 //! What every cluster gets beside the API's own objects: cluster DNS, what agents may read, and a default class of
 //! storage.
 
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Client;
 use serde_json::Value;
 
@@ -45,15 +46,25 @@ pub(super) async fn apply(client: &Client, settings: &Settings, info: &Value) ->
     Ok(())
 }
 
-/// The public ConfigMap by which who joins finds the cluster, and which its bootstrap tokens sign.
-pub(super) fn cluster_info(server: &str, ca_pem: &str) -> Value {
+/// Whether all is there that lets nodes in: the last of the roles of nodes.
+pub(super) async fn nodes_may_join(client: &Client) -> bool {
+    let bindings: kube::Api<ClusterRoleBinding> = kube::Api::all(client.clone());
+    // What cannot be told now is asked again.
+    bindings.get_opt("decapod:kubelet-serving-autoapprove").await.is_ok_and(|binding| binding.is_some())
+}
+
+/// The public ConfigMap by which who joins finds the cluster, and which its bootstrap tokens sign; with what all
+/// nodes must agree on.
+pub(super) fn cluster_info(server: &str, ca_pem: &str, settings: &Settings) -> Value {
     use base64::Engine;
     let authority = base64::engine::general_purpose::STANDARD.encode(ca_pem);
     let kubeconfig = format!(
         "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {authority}\n    server: {server}\n  \
          name: \"\"\ncontexts: null\ncurrent-context: \"\"\nkind: Config\nusers: null\n"
     );
-    serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"kubeconfig": kubeconfig},
+    serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", 
+        "data": {"kubeconfig": kubeconfig, "pod-cidr": settings.pod_cidr.to_string(),
+            "service-cidr": settings.service_cidr.to_string(), "cluster-domain": settings.cluster_domain},
         "metadata": {"name": "cluster-info", "namespace": "kube-public"}})
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use clap::Args;
@@ -28,11 +29,12 @@ use super::addons::SELF_IMAGE;
 use super::control;
 use super::join::{self, Cluster, Held, Member};
 use super::lock::Lock;
-use super::policies;
-use super::runtime;
 use super::settings::{Place, Settings, Which};
+use super::{policies, ranges, runtime};
 use crate::failure::{Failure, chain};
 
+/// How long the server may take to say which pod addresses the node has, before it starts with those that it had.
+const LOOK_UP: Duration = Duration::from_secs(5);
 /// Where the binary is in its own image.
 const BINARY: &str = "/decapod";
 
@@ -62,14 +64,21 @@ pub(crate) struct Agent {
     /// Its private key.
     #[arg(long, requires = "tls_cert_file")]
     tls_private_key_file: Option<PathBuf>,
+    /// Leave the terminal's session (`decapod up` starts agents so).
+    #[arg(long, hide = true)]
+    background: bool,
 }
 
 impl Agent {
     /// Runs until it is told to stop.
     pub(crate) async fn run(&self) -> Result<(), Failure> {
         super::require_root("agent")?;
+        if self.background {
+            nix::unistd::setsid().map_err(std::io::Error::from)?;
+        }
         self.settings.check()?;
         let place = self.which.place()?;
+        ranges::check(&place, &self.settings)?;
         let _lock = Lock::take(&place)?;
         place.save(&self.settings)?;
         let supervisor = Supervisor::new();
@@ -81,7 +90,8 @@ impl Agent {
         let client = match token.filter(|token| !join::is_bootstrap(token)) {
             Some(token) => cluster.with_token(token)?,
             None => {
-                let member = Member::join(cluster.clone(), token, &node, &place, clock.clone()).await?;
+                let identity = (node.as_str(), self.settings.address());
+                let member = Member::join(cluster.clone(), token, identity, &place, clock.clone()).await?;
                 let client = member.client();
                 supervisor.spawn_until_shutdown("node-certificate", member.keep());
                 client
@@ -226,6 +236,10 @@ fn pod_options(place: &Place, settings: &Settings, pod_cidr: Ipv4Net) -> pod::Op
         table: place.pod_table(),
         cluster_cidr: settings.pod_cidr,
         service_cidr: Some(settings.service_cidr),
+        node_ip: match settings.address() {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        },
         ..pod::Options::new(pod_cidr, place.data().join("network"))
     }
 }
@@ -307,8 +321,9 @@ pub(super) async fn start(parts: Parts) -> Result<Drain, Failure> {
     let ours = settings.container_runtime_endpoint.is_none();
     let pods = |pod_cidr| pod_options(&place, &settings, pod_cidr);
     // A node that was there before has its addresses: it must not report that it has no network.
-    let known = known_pod_cidr(&client, &node).await;
+    let known = known_pod_cidr(&client, &node, &place, &*clock).await;
     if let Some(pod_cidr) = known.filter(|_| ours) {
+        remember(&place, pod_cidr)?;
         let failed = |e: Source| Failure::new(format!("the pod network cannot be set up: {}", chain(&*e)));
         set_up_network(&network, &runtime, pods(pod_cidr)).await.map_err(failed)?;
     }
@@ -339,12 +354,17 @@ pub(super) async fn start(parts: Parts) -> Result<Drain, Failure> {
     control::serve(&socket(&place), runtime.clone(), images, &supervisor)?;
 
     let proxy = proxy_options(&place, &settings, &node);
-    let proxying = ServiceProxy::run(proxy, traffic, services, supervisor.clone(), clock);
+    let proxying = ServiceProxy::run(proxy, traffic, services.clone(), supervisor.clone(), clock.clone());
     supervisor.spawn_until_shutdown("service-proxy", proxying);
-    if known.is_none() && ours {
+    if ours {
         supervisor.spawn_until_shutdown("pod-network", async move {
-            let pod_cidr = pod_cidr(&nodes, &node).await;
-            set_up_network(&network, &runtime, pod_options(&place, &settings, pod_cidr)).await
+            if known.is_none() {
+                let pod_cidr = pod_cidr(&nodes, &node).await;
+                remember(&place, pod_cidr)?;
+                set_up_network(&network, &runtime, pod_options(&place, &settings, pod_cidr)).await?;
+            }
+            network.get()?.clone().peers_follow(node, services, clock).await;
+            Ok::<_, Source>(())
         });
     }
     Ok(drain)
@@ -354,14 +374,31 @@ fn pod_cidr_of(node: &Node) -> Option<Ipv4Net> {
     node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok()
 }
 
+fn remember(place: &Place, pod_cidr: Ipv4Net) -> std::io::Result<()> {
+    std::fs::write(share_file(place), pod_cidr.to_string())
+}
+
+/// Where the node's share of the pod addresses is kept, for a start while no server answers.
+fn share_file(place: &Place) -> PathBuf {
+    place.data().join("pod-cidr")
+}
+
 /// The addresses that the node has from an earlier start.
-async fn known_pod_cidr(client: &kube::Client, node: &str) -> Option<Ipv4Net> {
-    match kube::Api::<Node>::all(client.clone()).get_opt(node).await {
-        Ok(object) => pod_cidr_of(&object?),
-        Err(error) => {
-            // The kubelet goes on trying, and the network comes with the Node.
-            tracing::warn!(error = chain(&error), "the node cannot be looked up yet");
-            None
+async fn known_pod_cidr(
+    client: &kube::Client,
+    node: &str,
+    place: &Place,
+    clock: &dyn Clock,
+) -> Option<Ipv4Net> {
+    let nodes = kube::Api::<Node>::all(client.clone());
+    match decapod_client::clock::timeout(clock, LOOK_UP, nodes.get_opt(node)).await {
+        Some(Ok(object)) => pod_cidr_of(&object?),
+        told => {
+            // Pods go on with what they have; the kubelet goes on trying.
+            let error = told.and_then(Result::err).map(|e| chain(&e));
+            tracing::warn!(error, "the node cannot be looked up yet");
+            // A first start has none.
+            std::fs::read_to_string(share_file(place)).ok()?.trim().parse().ok()
         }
     }
 }

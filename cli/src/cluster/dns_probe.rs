@@ -3,15 +3,20 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use decapod_network::Netns;
 use tokio::net::UdpSocket;
 
 /// How long an answer may take: it comes from this machine.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Whether the server at this address knows the API's Service.
-pub(crate) async fn answers(server: Ipv4Addr, domain: &str) -> bool {
+/// Whether the server at this address, asked in that namespace, knows the API's Service.
+pub(crate) async fn answers(netns: &Netns, server: Ipv4Addr, domain: &str) -> bool {
     let ask = async {
-        let socket = UdpSocket::bind("0.0.0.0:0").await?;
+        let inside = netns.run(|| {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_nonblocking(true).map(|()| socket)
+        });
+        let socket = UdpSocket::from_std(inside.map_err(std::io::Error::other)??)?;
         socket.connect((server, 53)).await?;
         socket.send(&question(&format!("kubernetes.default.svc.{domain}"))).await?;
         let mut answer = [0; 512];

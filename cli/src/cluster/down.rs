@@ -10,11 +10,13 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::agent;
-use super::kubeconfig;
+use decapod_network::{Netns, link};
+
 use super::lock::Lock;
+use super::nodes::{self, LocalNode, Roster};
 use super::settings::{Place, Which};
-use crate::failure::Failure;
+use super::{agent, kubeconfig};
+use crate::failure::{Failure, chain};
 
 /// How long the server gets to end by itself.
 const GRACE: Duration = Duration::from_secs(15);
@@ -38,11 +40,12 @@ impl Down {
         }
         if let Some(pid) = Lock::holder(&place)? {
             println!("stopping the server (process {pid})");
-            end(Pid::from_raw(pid)).await?;
+            end("the server", Pid::from_raw(pid)).await?;
         }
         let lock = Lock::take(&place)?;
+        let further = Roster::load(&place)?.map(|roster| roster.nodes(&place)).unwrap_or_default();
         // Each part is removed whatever comes of the others; then the first failure is told.
-        let mut failures = Vec::new();
+        let mut failures = remove_nodes(&place, &further).await;
         failures.extend(agent::remove_pods(&place).await.err());
         failures.extend(agent::remove_network(&place).err());
         if let Some(failure) = failures.into_iter().next() {
@@ -53,6 +56,9 @@ impl Down {
             remove_tree(place.data())?;
         }
         drop(lock);
+        for node in &further {
+            remove_tree(&node.place.run())?;
+        }
         remove_tree(&place.run())?;
         println!("the cluster \"{}\" is down", place.name());
         Ok(())
@@ -74,7 +80,25 @@ impl Down {
     }
 }
 
-fn remove_tree(path: &std::path::Path) -> Result<(), Failure> {
+/// Ends the further nodes of this machine, and removes the wire between them.
+async fn remove_nodes(place: &Place, further: &[LocalNode]) -> Vec<Failure> {
+    if further.is_empty() && Roster::load(place).is_ok_and(|roster| roster.is_none()) {
+        return Vec::new();
+    }
+    println!("stopping {} further nodes", further.len());
+    let ended = futures::future::join_all(further.iter().map(nodes::end)).await;
+    let mut failures: Vec<Failure> = ended.into_iter().filter_map(Result::err).collect();
+    let wire = link::tear_down(&Netns::Own, &place.wire(), &place.wire_table());
+    failures.extend(wire.err().map(|e| Failure::new(chain(&e))));
+    // While something of a node runs, its namespace stays findable.
+    if failures.is_empty() {
+        let unmade = further.iter().map(|node| Netns::unmake(&node.namespace()));
+        failures.extend(unmade.filter_map(Result::err).map(|e| Failure::new(chain(&e))));
+    }
+    failures
+}
+
+pub(super) fn remove_tree(path: &std::path::Path) -> Result<(), Failure> {
     match std::fs::remove_dir_all(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(Failure::new(format!("{} cannot be removed: {e}", path.display())))
@@ -84,8 +108,8 @@ fn remove_tree(path: &std::path::Path) -> Result<(), Failure> {
 }
 
 /// Asks the process to end, and kills it if it does not.
-async fn end(pid: Pid) -> Result<(), Failure> {
-    let failed = |e: Errno| Failure::new(format!("the server (process {pid}) cannot be stopped: {e}"));
+pub(super) async fn end(what: &str, pid: Pid) -> Result<(), Failure> {
+    let failed = |e: Errno| Failure::new(format!("{what} (process {pid}) cannot be stopped: {e}"));
     let signal = |signal: Option<Signal>| match kill(pid, signal) {
         Ok(()) => Ok(true),
         Err(Errno::ESRCH) => Ok(false),
@@ -101,7 +125,7 @@ async fn end(pid: Pid) -> Result<(), Failure> {
             signal(Some(Signal::SIGKILL))?;
         }
         if started.elapsed() > GRACE * 2 {
-            return Err(Failure::new(format!("the server (process {pid}) does not end")));
+            return Err(Failure::new(format!("{what} (process {pid}) does not end")));
         }
         alive = signal(None)?;
     }

@@ -5,16 +5,36 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use decapod_runtime::{Embedded, Runtime};
 
 use super::agent;
 use super::build::Build;
 use super::control::{self, Control, ImageRow};
 use super::lock::Lock;
+use super::nodes::Roster;
 use super::settings::{Place, Which};
 use super::transfer::{Access, Ask, Display, Moving, Way, Word};
 use crate::failure::{Failure, chain};
+
+/// The images of which nodes.
+#[derive(Args, Debug)]
+pub(crate) struct Nodes {
+    #[command(flatten)]
+    which: Which,
+    /// On all nodes of the cluster on this machine, not on its own alone.
+    #[arg(long)]
+    all_nodes: bool,
+}
+
+impl Nodes {
+    fn places(&self) -> Result<Vec<Place>, Failure> {
+        let own = self.which.place()?;
+        let roster = if self.all_nodes { Roster::load(&own)? } else { None };
+        let further: Vec<_> = roster.map(|roster| roster.nodes(&own)).unwrap_or_default();
+        Ok(std::iter::once(own).chain(further.into_iter().map(|node| node.place)).collect())
+    }
+}
 
 /// A command on images.
 #[derive(Subcommand, Debug)]
@@ -22,7 +42,7 @@ pub(crate) enum Image {
     /// Import the images of archives (docker save, or an OCI layout as a tar file).
     Import {
         #[command(flatten)]
-        which: Which,
+        nodes: Nodes,
         /// The archives.
         #[arg(required = true)]
         archives: Vec<PathBuf>,
@@ -32,7 +52,7 @@ pub(crate) enum Image {
     /// Import the images of an archive that comes by standard input (docker save | decapod image load).
     Load {
         #[command(flatten)]
-        which: Which,
+        nodes: Nodes,
         /// Read this file in place of standard input.
         #[arg(short, long)]
         input: Option<PathBuf>,
@@ -40,7 +60,7 @@ pub(crate) enum Image {
     /// Fetch images from their registries.
     Pull {
         #[command(flatten)]
-        which: Which,
+        nodes: Nodes,
         #[command(flatten)]
         access: Access,
         /// Their names, such as nginx:1 or registry.example:5000/team/app@sha256:….
@@ -64,7 +84,7 @@ pub(crate) enum Image {
     /// Remove images by name or id.
     Rm {
         #[command(flatten)]
-        which: Which,
+        nodes: Nodes,
         /// Their names or ids.
         #[arg(required = true)]
         names: Vec<String>,
@@ -137,9 +157,13 @@ impl Images {
         }
         Ok(())
     }
+}
 
-    /// Imports what comes by standard input: kept in a file without a name, which is gone with this process.
-    async fn load(&self, place: &Place) -> Result<(), Failure> {
+/// What comes by standard input, in a file without a name, which is gone with this process.
+struct Piped(std::fs::File);
+
+impl Piped {
+    fn read(place: &Place) -> Result<Self, Failure> {
         let mut file = std::fs::File::options()
             .read(true)
             .write(true)
@@ -148,11 +172,14 @@ impl Images {
             .map_err(|e| Failure::new(format!("no file can be made in {}: {e}", place.data().display())))?;
         std::io::copy(&mut std::io::stdin().lock(), &mut file)
             .map_err(|e| Failure::new(format!("standard input cannot be kept: {e}")))?;
-        let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
+        Ok(Self(file))
+    }
+
+    async fn import(&self, images: &Images) -> Result<(), Failure> {
+        let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()));
         let named = path.display().to_string();
-        self.import_and_tell(&path)
-            .await
-            .map_err(|error| Failure::new(error.to_string().replace(&named, "standard input")))
+        let imported = images.import_and_tell(&path).await;
+        imported.map_err(|error| Failure::new(error.to_string().replace(&named, "standard input")))
     }
 }
 
@@ -164,17 +191,29 @@ fn refused(error: decapod_runtime::Error) -> Failure {
 impl Image {
     pub(crate) async fn run(&self) -> Result<(), Failure> {
         super::require_root("image")?;
-        let which = match self {
-            Self::Import { which, .. }
-            | Self::Load { which, .. }
-            | Self::Pull { which, .. }
-            | Self::Push { which, .. }
-            | Self::Ls { which }
-            | Self::Rm { which, .. } => which,
+        let places = match self {
+            Self::Import { nodes, .. }
+            | Self::Load { nodes, .. }
+            | Self::Pull { nodes, .. }
+            | Self::Rm { nodes, .. } => nodes.places()?,
+            Self::Push { which, .. } | Self::Ls { which } => vec![which.place()?],
             Self::Build(build) => return build.run().await,
         };
-        let place = which.place()?;
-        let images = Images::open(&place).await?;
+        let piped = match self {
+            Self::Load { input: None, .. } => Some(Piped::read(&places[0])?),
+            _ => None,
+        };
+        for place in &places {
+            if places.len() > 1 {
+                println!("{}:", place.name());
+            }
+            self.on(&Images::open(place).await?, piped.as_ref()).await?;
+        }
+        Ok(())
+    }
+
+    /// Does it on one node.
+    async fn on(&self, images: &Images, piped: Option<&Piped>) -> Result<(), Failure> {
         match self {
             Self::Import { archives, .. } => {
                 for archive in archives {
@@ -188,7 +227,11 @@ impl Image {
                     .map_err(|e| Failure::new(format!("{} cannot be read: {e}", file.display())))?;
                 images.import_and_tell(&path).await?;
             }
-            Self::Load { input: None, .. } => images.load(&place).await?,
+            Self::Load { input: None, .. } => {
+                if let Some(piped) = piped {
+                    piped.import(images).await?;
+                }
+            }
             Self::Pull { access, references, .. } => {
                 let login = access.login()?;
                 for reference in references {

@@ -20,7 +20,7 @@ use super::authority::Keys;
 use super::lock::Lock;
 use super::renewal::{self, Admin};
 use super::settings::{Place, Settings, Which};
-use super::{addons, agent};
+use super::{addons, agent, ranges};
 use crate::failure::{Failure, chain};
 
 #[derive(Args, Debug)]
@@ -51,6 +51,7 @@ impl Server {
         }
         self.settings.check()?;
         let place = self.which.place()?;
+        ranges::check(&place, &self.settings)?;
         let _lock = Lock::take(&place)?;
         place.save(&self.settings)?;
         let supervisor = Supervisor::new();
@@ -89,6 +90,7 @@ impl Server {
         let options = decapod_apiserver::Options {
             listen: settings.listen,
             advertise: settings.address(),
+            hosts: settings.tls_san.clone(),
             service_cidr: settings
                 .service_cidr
                 .to_string()
@@ -156,7 +158,7 @@ impl Server {
             renewal::authority(api.pki().authority_ends(), manager.clone(), supervisor, clock.clone());
         supervisor.spawn_until_shutdown("authority-watch", watch);
         let addons_client = client("system:decapod:addons", &["system:masters"]);
-        let info = addons::cluster_info(&format!("https://{host}"), api.pki().ca_pem());
+        let info = addons::cluster_info(&format!("https://{host}"), api.pki().ca_pem(), settings);
         let addons = addons::apply(&addons_client, settings, &info);
         if self.no_agent {
             return addons.await.map(|()| None);

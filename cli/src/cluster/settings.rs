@@ -221,6 +221,10 @@ pub(crate) struct Settings {
     /// The address under which this machine is reached (default: that of the default route).
     #[arg(long)]
     pub(crate) node_ip: Option<IpAddr>,
+    /// Further names and addresses by which clients reach this API server: its certificate is good for them.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    #[serde(default)]
+    pub(crate) tls_san: Vec<String>,
     /// A foreign container runtime that speaks CRI v1, such as unix:///run/containerd/containerd.sock (default: the
     /// embedded one). It needs a network plugin of its own, and the image of cluster DNS is to be imported into it.
     #[arg(long)]
@@ -327,13 +331,33 @@ impl Place {
         if self.name == DEFAULT_NAME { bare.to_owned() } else { format!("{bare}-{}", self.name) }
     }
 
-    /// The bridge; a link's name has at most 15 bytes.
-    pub(crate) fn bridge(&self) -> String {
+    /// A further node of this cluster: it is on this machine with all that is its own.
+    pub(crate) fn of_node(&self, node: &str) -> Self {
+        Self { name: node.to_owned(), data: self.data.join("nodes").join(node) }
+    }
+
+    /// A link's name has at most 15 bytes.
+    fn link(&self, kind: &str) -> String {
         if self.name == DEFAULT_NAME {
-            return "dcp0".to_owned();
+            return format!("{kind}0");
         }
         let hash = Sha256::digest(self.name.as_bytes());
-        format!("dcp{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3])
+        format!("{kind}{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3])
+    }
+
+    /// The bridge of the node's pods.
+    pub(crate) fn bridge(&self) -> String {
+        self.link("dcp")
+    }
+
+    /// The bridge between this machine and the further nodes on it.
+    pub(crate) fn wire(&self) -> String {
+        self.link("dcn")
+    }
+
+    /// The nf_tables table of that bridge.
+    pub(crate) fn wire_table(&self) -> String {
+        self.own("decapod-nodes")
     }
 
     /// The nf_tables table of the service proxy.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
+use decapod_network::Netns;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams};
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 use super::dns_probe;
 use super::image::size;
 use super::lock::Lock;
+use super::nodes::Roster;
 use super::settings::{Place, Which};
 use super::{kubeconfig, renewal};
 use crate::failure::{Failure, chain};
@@ -54,7 +56,7 @@ async fn report(place: &Place) -> Result<Value, Failure> {
         Err(why) => (why, Vec::new(), 0),
     };
     let dns = match place.load()? {
-        Some(s) if server.is_some() => dns_probe::answers(s.dns(), &s.cluster_domain).await,
+        Some(s) if server.is_some() => dns_probe::answers(&Netns::Own, s.dns(), &s.cluster_domain).await,
         _ => false,
     };
     let ready = api == "ready" && dns && !nodes.is_empty() && nodes.iter().all(|n| n["ready"] == true);
@@ -88,10 +90,16 @@ async fn cluster(place: &Place) -> Result<(Vec<Value>, usize), String> {
     Ok((rows.collect(), pods.items.len()))
 }
 
-/// The server and the shims of the pods, with the memory that each holds for itself and its share of the rest (PSS).
+/// The server, the agents of further nodes and the shims of the pods, with the memory that each holds for itself and its share of the rest (PSS).
 fn processes(place: &Place, server: Option<i32>) -> Result<Vec<Value>, Failure> {
     let mut rows = Vec::new();
     rows.extend(server.map(|pid| json!({"role": "server", "pid": pid, "memoryBytes": pss(pid)})));
+    for node in Roster::load(place)?.map(|roster| roster.nodes(place)).unwrap_or_default() {
+        let agent = Lock::holder(&node.place)?;
+        rows.extend(
+            agent.map(|pid| json!({"role": "agent", "node": node.name, "pid": pid, "memoryBytes": pss(pid)})),
+        );
+    }
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
@@ -135,7 +143,9 @@ fn print(report: &Value) {
     println!("{:12} {}", "pods", report["pods"]);
     for process in report["processes"].as_array().into_iter().flatten() {
         let memory = size(process["memoryBytes"].as_u64().unwrap_or_default());
-        println!("{:12} {} {memory}", process["role"].as_str().unwrap_or_default(), process["pid"]);
+        let (role, node) = (process["role"].as_str().unwrap_or_default(), process["node"].as_str());
+        let of = node.map(|node| format!(" (node {node})")).unwrap_or_default();
+        println!("{role:12} {} {memory}{of}", process["pid"]);
     }
     println!("{:12} {}", "memory", size(report["memoryBytes"].as_u64().unwrap_or_default()));
 }

@@ -6,16 +6,16 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use clap::Args;
+use decapod_network::Netns;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
+use kube::{Client, ResourceExt as _};
 
-use super::agent;
-use super::dns_probe;
-use super::kubeconfig;
 use super::lock::Lock;
+use super::nodes::{self, Roster, Started};
 use super::settings::{Place, Settings, Which};
-use crate::failure::Failure;
+use super::{addons, agent, dns_probe, kubeconfig};
+use crate::failure::{Failure, chain};
 
 /// How often readiness is looked at: a fraction of what a start takes.
 const STEP: Duration = Duration::from_millis(25);
@@ -28,9 +28,9 @@ pub(crate) struct Up {
     which: Which,
     #[command(flatten)]
     settings: Settings,
-    /// How many nodes the cluster has.
-    #[arg(long, default_value_t = 1)]
-    nodes: u32,
+    /// How many nodes the cluster has (default: as many as it had, or one). A running cluster grows or shrinks.
+    #[arg(long)]
+    nodes: Option<u32>,
     /// How long to wait until everything is ready.
     #[arg(long, default_value = "60s")]
     wait: String,
@@ -40,15 +40,10 @@ impl Up {
     /// Starts the cluster; the kubeconfig is written to that file, or merged into the person's own.
     pub(crate) async fn run(&self, kubeconfig: Option<&Path>) -> Result<(), Failure> {
         super::require_root("up")?;
-        if self.nodes != 1 {
-            return Err(Failure::new(format!(
-                "--nodes {}: this version makes clusters of one node",
-                self.nodes
-            )));
-        }
         let limit = crate::duration::parse(&self.wait)?;
         let place = self.which.place()?;
         self.settings.check()?;
+        let (roster, surplus) = self.roster(&place)?;
         let child = match Lock::holder(&place)? {
             Some(pid) => {
                 self.same_settings(&place)?;
@@ -57,22 +52,27 @@ impl Up {
             }
             None => Some(self.start(&place)?),
         };
+        if let Some(roster) = roster {
+            roster.save(&place)?;
+        }
         let started = std::time::Instant::now();
-        match tokio::time::timeout(limit, self.ready(&place, child)).await {
-            Ok(result) => result?,
-            Err(_) => {
-                let late = format!("the cluster is not ready after {}", self.wait);
-                let why: String = self.in_the_way(&place).await.iter().map(|w| format!("\n  {w}")).collect();
-                return Err(Failure::new(late + &why).hint(format!(
-                    "see {} and `decapod status --name {}`",
-                    place.log().display(),
-                    place.name()
-                )));
-            }
+        bring_up(&place, &self.settings, child, limit, &self.wait).await?;
+        for name in &surplus {
+            nodes::remove(&place, &self.settings, name, &client(&place).await?, Some(limit)).await?;
         }
         publish(&place, kubeconfig)?;
         println!("ready after {:.1} s", started.elapsed().as_secs_f64());
         Ok(())
+    }
+
+    /// The further nodes that are to be there, and those that are too many.
+    fn roster(&self, place: &Place) -> Result<(Option<Roster>, Vec<String>), Failure> {
+        if matches!(self.nodes, None | Some(1)) && Roster::load(place)?.is_none() {
+            return Ok((None, Vec::new()));
+        }
+        let mut roster = Roster::load_or_make(place, &self.settings)?;
+        let surplus = self.nodes.map_or(Ok(Vec::new()), |wanted| roster.resize(place, wanted))?;
+        Ok((Some(roster), surplus))
     }
 
     /// A running cluster cannot change what it is made of.
@@ -85,6 +85,7 @@ impl Up {
     }
 
     fn start(&self, place: &Place) -> Result<Child, Failure> {
+        super::ranges::check(place, &self.settings)?;
         port_free(self.settings.listen, "--listen")?;
         port_free(([0, 0, 0, 0], self.settings.kubelet_port).into(), "--kubelet-port")?;
         place.save(&self.settings)?;
@@ -102,6 +103,7 @@ impl Up {
             format!("--cluster-domain={}", s.cluster_domain),
             format!("--kubelet-port={}", s.kubelet_port),
         ]);
+        command.args(s.tls_san.iter().map(|name| format!("--tls-san={name}")));
         command.args(s.node_name.iter().map(|n| format!("--node-name={n}")));
         command.args(s.node_ip.iter().map(|ip| format!("--node-ip={ip}")));
         command.args(file(&s.token_file)?.map(|f| format!("--token-file={}", f.display())));
@@ -123,17 +125,62 @@ impl Up {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
         Ok(command.spawn()?)
     }
+}
 
-    async fn ready(&self, place: &Place, mut child: Option<Child>) -> Result<(), Failure> {
-        let mut stage = "";
+/// The administrator's client of a cluster of this machine.
+pub(super) async fn client(place: &Place) -> Result<Client, Failure> {
+    let client = decapod_client::transport::from_kubeconfig(&place.kubeconfig()).await;
+    client.map_err(|e| Failure::new(chain(&e)))
+}
+
+/// Starts the agents that do not run, and waits until all nodes are ready and DNS answers on each.
+pub(super) async fn bring_up(
+    place: &Place,
+    settings: &Settings,
+    server: Option<Child>,
+    limit: Duration,
+    wait: &str,
+) -> Result<(), Failure> {
+    let mut rise = Rise::new(place, settings, server)?;
+    match tokio::time::timeout(limit, rise.ready()).await {
+        Ok(result) => result,
+        Err(_) => {
+            let late = format!("the cluster is not ready after {wait}");
+            let why: String = rise.in_the_way().await.iter().map(|w| format!("\n  {w}")).collect();
+            Err(Failure::new(late + &why).hint(format!(
+                "see {} and `decapod status --name {}`",
+                place.log().display(),
+                place.name()
+            )))
+        }
+    }
+}
+
+/// A cluster on its way to being ready.
+struct Rise<'a> {
+    place: &'a Place,
+    settings: &'a Settings,
+    /// The machine's own node.
+    first: String,
+    roster: Option<Roster>,
+    /// The server, if this process started it.
+    server: Option<Child>,
+    /// The further nodes, once the API answered.
+    further: Option<Vec<Started>>,
+    client: Option<Client>,
+}
+
+impl<'a> Rise<'a> {
+    fn new(place: &'a Place, settings: &'a Settings, server: Option<Child>) -> Result<Self, Failure> {
+        let (first, roster) = (settings.node()?, Roster::load(place)?);
+        Ok(Self { place, settings, first, roster, server, further: None, client: None })
+    }
+
+    async fn ready(&mut self) -> Result<(), Failure> {
+        let mut stage = String::new();
         loop {
-            if let Some(child) = &mut child
-                && let Some(status) = child.try_wait()?
-            {
-                return Err(Failure::new(format!("the server ended ({status}):\n{}", last_lines(place)))
-                    .hint(format!("its log is {}", place.log().display())));
-            }
-            let next = self.stage(place).await;
+            self.all_live()?;
+            let next = self.stage().await?;
             if next != stage && !next.is_empty() {
                 println!("{next}");
             }
@@ -145,37 +192,98 @@ impl Up {
         }
     }
 
+    /// What this process started must run until all is ready.
+    fn all_live(&mut self) -> Result<(), Failure> {
+        let ended = |what: &str, status, log: &Path| {
+            Failure::new(format!("{what} ended ({status}):\n{}", last_lines(log)))
+                .hint(format!("its log is {}", log.display()))
+        };
+        if let Some(server) = &mut self.server
+            && let Some(status) = server.try_wait()?
+        {
+            return Err(ended("the server", status, &self.place.log()));
+        }
+        for started in self.further.iter_mut().flatten() {
+            if let Some(agent) = &mut started.agent
+                && let Some(status) = agent.try_wait()?
+            {
+                return Err(ended(
+                    &format!("the agent of node {}", started.node.name),
+                    status,
+                    &started.node.log(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// How far the cluster has come.
-    async fn stage(&self, place: &Place) -> &'static str {
-        let Ok(client) = decapod_client::transport::from_kubeconfig(&place.kubeconfig()).await else {
-            return "";
+    async fn stage(&mut self) -> Result<String, Failure> {
+        let client = match &self.client {
+            Some(client) => client.clone(),
+            // It is there once the server has written it.
+            None => match client(self.place).await {
+                Ok(client) => client,
+                Err(_) => return Ok(String::new()),
+            },
         };
-        let nodes: Api<Node> = Api::all(client);
-        let Ok(list) = nodes.list(&ListParams::default()).await else { return "" };
-        let ready = |node: &Node| {
-            let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-            conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+        let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await;
+        let Ok(nodes) = nodes else {
+            self.client = None;
+            return Ok(String::new());
         };
-        // After a crash the node's last word may still be that it is ready: its agent must run, too.
-        let agent = tokio::net::UnixStream::connect(agent::socket(place)).await;
-        if list.items.is_empty() || !list.items.iter().all(ready) || agent.is_err() {
-            return "the API is ready; waiting for the node";
+        self.client = Some(client.clone());
+        if let (None, Some(roster)) = (&self.further, &self.roster) {
+            if !addons::nodes_may_join(&client).await {
+                return Ok("the API is ready".to_owned());
+            }
+            self.further = Some(nodes::start(self.place, self.settings, roster, &client).await?);
         }
-        if !dns_probe::answers(self.settings.dns(), &self.settings.cluster_domain).await {
-            return "the node is ready; waiting for cluster DNS";
+        let places = self.nodes();
+        let mut ready = 0;
+        for (name, place, _) in &places {
+            let node = nodes.items.iter().find(|node| node.name_any() == *name);
+            // After a crash the node's last word may still be that it is ready: its agent must run, too.
+            let agent = tokio::net::UnixStream::connect(agent::socket(place)).await;
+            ready += usize::from(node.is_some_and(is_ready) && agent.is_ok());
         }
-        DONE
+        if ready < places.len() {
+            return Ok(match places.len() {
+                1 => "the API is ready; waiting for the node".to_owned(),
+                all => format!("the API is ready; {ready} of {all} nodes are"),
+            });
+        }
+        for (name, _, netns) in &places {
+            if !dns_probe::answers(netns, self.settings.dns(), &self.settings.cluster_domain).await {
+                return Ok(match places.len() {
+                    1 => "the node is ready; waiting for cluster DNS".to_owned(),
+                    _ => format!("the nodes are ready; waiting for cluster DNS on {name}"),
+                });
+            }
+        }
+        Ok(DONE.to_owned())
+    }
+
+    /// All nodes of this machine: name, place, and network namespace.
+    fn nodes(&self) -> Vec<(String, Place, Netns)> {
+        let own = (self.first.clone(), self.place.clone(), Netns::Own);
+        let further = self.further.iter().flatten().map(|started| &started.node);
+        let further = further.map(|node| (node.name.clone(), node.place.clone(), node.netns()));
+        std::iter::once(own).chain(further).collect()
     }
 
     /// What the nodes and the system pods say of why they are not ready.
-    async fn in_the_way(&self, place: &Place) -> Vec<String> {
-        let Ok(client) = decapod_client::transport::from_kubeconfig(&place.kubeconfig()).await else {
-            return vec!["the API does not answer".to_owned()];
-        };
+    async fn in_the_way(&self) -> Vec<String> {
+        let silent = || vec!["the API does not answer".to_owned()];
+        let Some(client) = self.client.clone() else { return silent() };
         let everything = ListParams::default();
         let nodes = Api::<Node>::all(client.clone()).list(&everything).await;
         let pods = Api::<Pod>::namespaced(client, "kube-system").list(&everything).await;
-        let (Ok(nodes), Ok(pods)) = (nodes, pods) else { return vec!["the API does not answer".to_owned()] };
+        let (Ok(nodes), Ok(pods)) = (nodes, pods) else { return silent() };
+        let missing = self.further.iter().flatten().map(|started| &started.node);
+        let missing = missing.filter(|node| nodes.items.iter().all(|found| found.name_any() != node.name));
+        let missing =
+            missing.map(|node| format!("node {} has not joined: see {}", node.name, node.log().display()));
         let nodes = nodes.items.iter().flat_map(|node| {
             let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
             let bad = conditions.iter().filter(|c| (c.status == "True") != (c.type_ == "Ready"));
@@ -186,8 +294,13 @@ impl Up {
             let bad = conditions.iter().filter(|c| c.status == "False").filter_map(|c| c.message.as_deref());
             bad.map(|message| format!("pod {}: {message}", pod.name_any()))
         });
-        nodes.chain(pods).collect()
+        missing.chain(nodes).chain(pods).collect()
     }
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// Writes the kubeconfig where it was asked for, or adds its context to those that the person has.
@@ -220,9 +333,8 @@ fn port_free(address: std::net::SocketAddr, flag: &str) -> Result<(), Failure> {
     }
 }
 
-fn last_lines(place: &Place) -> String {
-    let text =
-        std::fs::read_to_string(place.log()).unwrap_or_else(|e| format!("(its log cannot be read: {e})"));
+fn last_lines(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_else(|e| format!("(its log cannot be read: {e})"));
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
 }

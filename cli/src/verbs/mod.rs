@@ -12,7 +12,7 @@ mod rollout;
 mod scale;
 mod session;
 mod three_way;
-mod token;
+pub(crate) mod token;
 
 use clap::{Args, Subcommand};
 

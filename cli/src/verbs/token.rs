@@ -88,33 +88,54 @@ impl Create {
             Failure::new(format!("\"{token}\" is no token"))
                 .hint("6 lower-case letters or digits, a point, and 16 of them")
         })?;
-        let lifetime = crate::duration::parse(&self.ttl)?;
-        let mut data = json!({"token-id": id, "token-secret": secret,
-            "auth-extra-groups": self.groups.join(",")});
-        if !lifetime.is_zero() {
-            let end = jiff::Timestamp::now().checked_add(lifetime);
-            let end = end.map_err(|_| Failure::new(format!("--ttl {} is too long", self.ttl)))?;
-            data["expiration"] = end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
-        }
-        if !self.description.is_empty() {
-            data["description"] = self.description.as_str().into();
-        }
-        for usage in &self.usages {
-            data[format!("{USAGE_PREFIX}{usage}")] = "true".into();
-        }
-        let object = json!({"apiVersion": "v1", "kind": "Secret", "type": TYPE, "stringData": data,
-            "metadata": {"name": format!("{NAME_PREFIX}{id}"), "namespace": "kube-system"}});
+        let object = object(id, secret, self)?;
         session.create(SECRETS, &object).await?;
         if self.print_join_command {
             let info = session.get(CLUSTER_INFO).await?;
             let (server, hash) = cluster(&info)
                 .ok_or_else(|| Failure::new("kube-public/cluster-info does not say where the cluster is"))?;
-            println!("decapod agent --server {server} --token {token} --ca-cert-hash {hash}");
+            let agreed = agreed(&info);
+            println!("decapod agent --server {server} --token {token} --ca-cert-hash {hash}{agreed}");
         } else {
             println!("{token}");
         }
         Ok(())
     }
+}
+
+/// The Secret that is a bootstrap token.
+fn object(id: &str, secret: &str, create: &Create) -> Result<Value, Failure> {
+    let lifetime = crate::duration::parse(&create.ttl)?;
+    let mut data = json!({"token-id": id, "token-secret": secret,
+        "auth-extra-groups": create.groups.join(",")});
+    if !lifetime.is_zero() {
+        let end = jiff::Timestamp::now().checked_add(lifetime);
+        let end = end.map_err(|_| Failure::new(format!("--ttl {} is too long", create.ttl)))?;
+        data["expiration"] = end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
+    }
+    if !create.description.is_empty() {
+        data["description"] = create.description.as_str().into();
+    }
+    for usage in &create.usages {
+        data[format!("{USAGE_PREFIX}{usage}")] = "true".into();
+    }
+    Ok(json!({"apiVersion": "v1", "kind": "Secret", "type": TYPE, "stringData": data,
+        "metadata": {"name": format!("{NAME_PREFIX}{id}"), "namespace": "kube-system"}}))
+}
+
+/// A token for a node that joins within the hour, and the Secret that makes it good.
+pub(crate) fn for_a_node(description: &str) -> Result<(String, Value), Failure> {
+    let (id, secret) = (random(ID)?, random(SECRET)?);
+    let create = Create {
+        token: None,
+        ttl: "1h".to_owned(),
+        print_join_command: false,
+        description: description.to_owned(),
+        usages: vec!["authentication".to_owned()],
+        groups: vec![NODES.to_owned()],
+    };
+    let object = object(&id, &secret, &create)?;
+    Ok((format!("{id}.{secret}"), object))
 }
 
 impl List {
@@ -159,6 +180,20 @@ fn cluster(info: &Value) -> Option<(String, String)> {
     let pem = STANDARD.decode(cluster["certificate-authority-data"].as_str()?).ok()?;
     let hash = decapod_apiserver::pki::pin(&String::from_utf8(pem).ok()?)?;
     Some((cluster["server"].as_str()?.to_owned(), hash))
+}
+
+/// The flags that all nodes must agree on, where they are not the default ones.
+fn agreed(info: &Value) -> String {
+    const DEFAULTS: [(&str, &str); 3] = [
+        ("pod-cidr", "10.244.0.0/16"),
+        ("service-cidr", "10.96.0.0/16"),
+        ("cluster-domain", "cluster.local"),
+    ];
+    let told =
+        DEFAULTS.iter().filter_map(|(flag, default)| Some((flag, default, info["data"][*flag].as_str()?)));
+    told.filter(|(_, default, value)| *default != value)
+        .map(|(flag, _, value)| format!(" --{flag} {value}"))
+        .collect()
 }
 
 /// What is shown of a token. Who may read its Secret may see it whole.
@@ -213,6 +248,13 @@ mod tests {
         assert!(split(&one).is_some(), "{one}");
         assert_ne!(one, two);
         assert_eq!(split("abc.def"), None);
+    }
+
+    #[test]
+    fn who_joins_is_told_what_is_not_the_default() {
+        let info = json!({"data": {"pod-cidr": "10.9.0.0/16", "service-cidr": "10.96.0.0/16"}});
+        assert_eq!(agreed(&info), " --pod-cidr 10.9.0.0/16");
+        assert_eq!(agreed(&json!({})), "");
     }
 
     #[test]

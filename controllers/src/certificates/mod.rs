@@ -29,8 +29,8 @@ use crate::common::{Context, Error, Result, Says};
 use plan::{Step, plan};
 
 const NAME: &str = "certificate-controller";
-/// A node that has just registered, or got another address, may not be seen yet.
-const SERVING_AGAIN: Duration = Duration::from_secs(10);
+/// What was not approved is looked at again: a binding that allows it may be seen a moment later.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// What a certificate signing request asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,6 +103,16 @@ pub(crate) fn start(context: &Context, authority: Arc<dyn Authority>, workers: u
     let supervisor = &context.supervisor;
     reconcile::feed(supervisor, NAME, requests.subscribe(), &queue, |change| [change.key.clone()]);
     let nodes = context.informers.of::<Node>();
+    // A node asks for its server's certificate as soon as it is registered, or has another address.
+    let asked = requests.clone();
+    reconcile::feed(supervisor, NAME, nodes.subscribe(), &queue, move |change| {
+        let addresses = |node: &Option<Arc<Node>>| node.as_deref().map(serving::addresses);
+        let moved = change.new.is_some() && addresses(&change.old) != addresses(&change.new);
+        let user = format!("system:node:{}", change.key.name);
+        let all = if moved { asked.list() } else { Vec::new() };
+        let own = all.into_iter().filter(move |request| request.spec.username.as_ref() == Some(&user));
+        own.map(|request| ObjectKey::of(&*request)).collect::<Vec<_>>()
+    });
     let slices = context.informers.of::<EndpointSlice>();
     let controller = Arc::new(Controller { context: context.clone(), requests, nodes, slices, authority });
     reconcile::run(supervisor, NAME, &queue, workers, move |key: ObjectKey| {
@@ -123,10 +133,14 @@ impl Controller {
         let (step, again) = plan(&request, subject.as_ref().ok(), now);
         match step {
             Step::Nothing => {}
-            Step::Review(permissions) => self.review(&request, &permissions).await?,
+            Step::Review(permissions) => {
+                if !self.review(&request, &permissions).await? {
+                    return Ok(Some(AGAIN));
+                }
+            }
             Step::ReviewServing => {
                 if !self.review_serving(&request, subject.ok().as_ref()).await? {
-                    return Ok(Some(SERVING_AGAIN));
+                    return Ok(Some(AGAIN));
                 }
             }
             Step::Sign { lifetime } => self.sign(&request, lifetime, now).await?,
@@ -136,19 +150,20 @@ impl Controller {
         Ok(again)
     }
 
-    /// Approves the request if who made it may have such a certificate without being asked.
+    /// Approves the request if who made it may have such a certificate without being asked. Whether it was
+    /// approved.
     async fn review(
         &self,
         request: &CertificateSigningRequest,
         permissions: &[plan::Permission],
-    ) -> Result<()> {
+    ) -> Result<bool> {
         for permission in permissions {
             if !self.allowed(request, permission.subresource).await? {
                 continue;
             }
-            return self.approve(request, permission.message).await;
+            return self.approve(request, permission.message).await.map(|()| true);
         }
-        Ok(())
+        Ok(false)
     }
 
     async fn approve(&self, request: &CertificateSigningRequest, message: &str) -> Result<()> {

@@ -62,7 +62,8 @@ pub(super) fn is_own<N: Borrow<Node>>(
     Ok(())
 }
 
-fn addresses(node: &Node) -> BTreeSet<IpAddr> {
+/// The addresses that a node says it has.
+pub(super) fn addresses(node: &Node) -> BTreeSet<IpAddr> {
     let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
     all.filter_map(|address| address.address.parse().ok()).collect()
 }

@@ -8,6 +8,7 @@ pub(crate) mod expression;
 pub(crate) mod nft;
 pub(crate) mod route;
 mod socket;
+pub(crate) mod tunnel;
 mod wire;
 
 pub(crate) use socket::Socket;
@@ -52,6 +53,12 @@ impl Error {
             Self::NoLink(_) => true,
             _ => false,
         }
+    }
+
+    /// Whether there is no way to an address.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        let Self::Refused { source, .. } = self else { return false };
+        matches!(source.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH))
     }
 
     /// Whether what was to be made is there already.

@@ -64,7 +64,7 @@ pub(crate) struct Veth<'a> {
 }
 
 /// Where packets to a prefix go.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Route {
     /// The prefix.
     pub(crate) destination: Ipv4Net,
@@ -76,9 +76,37 @@ pub(crate) struct Route {
     pub(crate) source: Option<Ipv4Addr>,
 }
 
+/// Who made a route: among many it is known by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Maker {
+    /// An administrator, or the set-up of a node.
+    Static,
+    /// The mesh of nodes, which removes what it made.
+    Mesh,
+}
+
+impl Maker {
+    /// The number in `rtm_protocol`; what lies above 192 is nobody's by convention.
+    const fn number(self) -> u8 {
+        match self {
+            Self::Static => libc::RTPROT_STATIC,
+            Self::Mesh => 0xdc,
+        }
+    }
+}
+
+/// The first step of the way to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hop {
+    /// Who passes it on; none where the address itself is on the link.
+    pub(crate) gateway: Option<Ipv4Addr>,
+    /// The index of the link.
+    pub(crate) link: u32,
+}
+
 /// A connection to the kernel for one network namespace.
 #[derive(Debug)]
-pub(crate) struct Connection(Socket);
+pub(crate) struct Connection(pub(super) Socket);
 
 impl Connection {
     /// Connects in the namespace of the calling thread.
@@ -196,41 +224,76 @@ impl Connection {
 
     /// Adds a route or replaces the one to the same prefix.
     pub(crate) fn route_set(&mut self, route: Route) -> Result<(), Error> {
-        self.0.request("set route", libc::RTM_NEWROUTE, CREATE | REPLACE, |m| {
-            let scope = if route.gateway.is_some() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK };
-            let flags = if route.gateway.is_some() { ONLINK } else { 0 };
-            route_header(m, route.destination.prefix_len(), scope, flags);
-            m.attr_ip(libc::RTA_DST, route.destination.network());
-            if let Some(gateway) = route.gateway {
-                m.attr_ip(libc::RTA_GATEWAY, gateway);
+        self.route_set_by(Maker::Static, route)
+    }
+
+    /// The same, with the mark of its maker.
+    pub(crate) fn route_set_by(&mut self, maker: Maker, route: Route) -> Result<(), Error> {
+        self.0.request("set route", libc::RTM_NEWROUTE, CREATE | REPLACE, |m| route_fill(m, maker, route))
+    }
+
+    /// Removes a route; that it is gone already is fine.
+    pub(crate) fn route_delete(&mut self, maker: Maker, route: Route) -> Result<(), Error> {
+        let deleted = self.0.request("delete route", libc::RTM_DELROUTE, 0, |m| route_fill(m, maker, route));
+        deleted.or_else(|error| if error.is_absent() { Ok(()) } else { Err(error) })
+    }
+
+    /// The routes of the main table that bear the mark of `maker`.
+    pub(crate) fn routes_by(&mut self, maker: Maker) -> Result<Vec<Route>, Error> {
+        let mut routes = Vec::new();
+        self.routes_dump(|payload| {
+            let &[IPV4, _, _, _, libc::RT_TABLE_MAIN, protocol, ..] = payload else { return };
+            if protocol == maker.number() {
+                routes.extend(route_read(payload));
             }
-            if let Some(source) = route.source {
-                m.attr_ip(libc::RTA_PREFSRC, source);
-            }
-            m.attr_u32(libc::RTA_OIF, route.link);
-        })
+        })?;
+        Ok(routes)
+    }
+
+    /// The networks that the machine has routes to, the default one left out.
+    pub(crate) fn networks(&mut self) -> Result<Vec<Ipv4Net>, Error> {
+        let mut networks = Vec::new();
+        self.routes_dump(|payload| {
+            let destination = route_read(payload).map(|route| route.destination);
+            networks.extend(destination.filter(|net| payload[0] == IPV4 && net.prefix_len() > 0));
+        })?;
+        Ok(networks)
+    }
+
+    fn routes_dump(&mut self, each: impl FnMut(&[u8])) -> Result<(), Error> {
+        let all = |m: &mut Encoder| route_header(m, 0, libc::RT_SCOPE_UNIVERSE, 0, Maker::Static);
+        self.0.dump("list routes", libc::RTM_GETROUTE, all, each)
+    }
+
+    /// The first step of the way to an address, as the kernel would send now; `None` where there is no way.
+    pub(crate) fn hop(&mut self, address: Ipv4Addr) -> Result<Option<Hop>, Error> {
+        let found = self.0.query(
+            "find route",
+            libc::RTM_GETROUTE,
+            |m| {
+                route_header(m, 32, libc::RT_SCOPE_UNIVERSE, 0, Maker::Static);
+                m.attr_ip(libc::RTA_DST, address);
+            },
+            |payload| {
+                let route = route_read(payload)?;
+                Some(Hop { gateway: route.gateway.filter(|by| *by != address), link: route.link })
+            },
+        );
+        found.or_else(|error| if error.is_unreachable() { Ok(None) } else { Err(error) })
     }
 
     /// The index of the link over which the default route leads.
     pub(crate) fn default_link(&mut self) -> Result<Option<u32>, Error> {
         let mut found = None;
-        self.0.dump(
-            "list routes",
-            libc::RTM_GETROUTE,
-            |m| route_header(m, 0, libc::RT_SCOPE_UNIVERSE, 0),
-            |payload| {
-                let [IPV4, 0, _, _, libc::RT_TABLE_MAIN, ..] = *payload else { return };
-                let attributes = payload.get(ROUTE_HEADER..).unwrap_or_default();
-                let link =
-                    wire::attribute(attributes, libc::RTA_OIF).and_then(|value| wire::u32_at(value, 0));
-                found = found.or(link);
-            },
-        )?;
+        self.routes_dump(|payload| {
+            let [IPV4, 0, _, _, libc::RT_TABLE_MAIN, ..] = *payload else { return };
+            found = found.or(route_read(payload).map(|route| route.link));
+        })?;
         Ok(found)
     }
 }
 
-fn link_header(encoder: &mut Encoder, index: u32, up: bool) {
+pub(super) fn link_header(encoder: &mut Encoder, index: u32, up: bool) {
     let mut header = [0u8; LINK_HEADER];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     if up {
@@ -241,9 +304,41 @@ fn link_header(encoder: &mut Encoder, index: u32, up: bool) {
     encoder.raw(&header);
 }
 
-fn route_header(encoder: &mut Encoder, prefix: u8, scope: u8, flags: u32) {
+fn route_fill(m: &mut Encoder, maker: Maker, route: Route) {
+    let scope = if route.gateway.is_some() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK };
+    let flags = if route.gateway.is_some() { ONLINK } else { 0 };
+    route_header(m, route.destination.prefix_len(), scope, flags, maker);
+    m.attr_ip(libc::RTA_DST, route.destination.network());
+    if let Some(gateway) = route.gateway {
+        m.attr_ip(libc::RTA_GATEWAY, gateway);
+    }
+    if let Some(source) = route.source {
+        m.attr_ip(libc::RTA_PREFSRC, source);
+    }
+    m.attr_u32(libc::RTA_OIF, route.link);
+}
+
+fn route_read(payload: &[u8]) -> Option<Route> {
+    let attributes = payload.get(ROUTE_HEADER..)?;
+    let address = |kind| {
+        let octets: [u8; 4] = wire::attribute(attributes, kind)?.try_into().ok()?;
+        Some(Ipv4Addr::from(octets))
+    };
+    let link = wire::attribute(attributes, libc::RTA_OIF).and_then(|value| wire::u32_at(value, 0))?;
+    // The default route names no destination.
+    let network = address(libc::RTA_DST).unwrap_or(Ipv4Addr::UNSPECIFIED);
+    Some(Route {
+        destination: Ipv4Net::new(network, payload[1]).ok()?,
+        gateway: address(libc::RTA_GATEWAY),
+        link,
+        source: address(libc::RTA_PREFSRC),
+    })
+}
+
+fn route_header(encoder: &mut Encoder, prefix: u8, scope: u8, flags: u32, maker: Maker) {
+    let protocol = maker.number();
     let mut header =
-        [IPV4, prefix, 0, 0, libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, scope, libc::RTN_UNICAST, 0, 0, 0, 0];
+        [IPV4, prefix, 0, 0, libc::RT_TABLE_MAIN, protocol, scope, libc::RTN_UNICAST, 0, 0, 0, 0];
     header[8..12].copy_from_slice(&flags.to_ne_bytes());
     encoder.raw(&header);
 }

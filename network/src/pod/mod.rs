@@ -6,18 +6,21 @@
 //!
 //! What always holds: every call is idempotent, and what a crash left half-done is completed or undone by
 //! the same call again, or by [`PodNetwork::reconcile`]. Nothing is changed outside of the bridge, its
-//! ports, one nf_tables table and the setting `net.ipv4.ip_forward`; [`PodNetwork::remove`] undoes all.
+//! ports, one nf_tables table, the ways to other nodes ([`mesh`]) and the setting `net.ipv4.ip_forward`;
+//! [`PodNetwork::remove`] undoes all.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use self::ipam::{Allocation, Ipam, gateway};
+use crate::link::bridge_delete;
 use crate::netlink::route::{Connection, LinkChange, Mac, Route, Veth};
 use crate::netlink::{self, conntrack, nft};
 use crate::netns::{self, Netns};
@@ -25,6 +28,7 @@ use crate::protocol::Protocol;
 use crate::sysctl;
 
 pub(crate) mod ipam;
+pub mod mesh;
 mod rules;
 
 pub use ipam::Error as IpamError;
@@ -56,6 +60,8 @@ pub struct Options {
     pub service_cidr: Option<Ipv4Net>,
     /// The largest packet, in bytes; by default that of the link of the default route.
     pub mtu: Option<u32>,
+    /// The address under which other nodes know this one: the source of tunnelled packets.
+    pub node_ip: Option<Ipv4Addr>,
     /// Where allocations are kept.
     pub data_dir: PathBuf,
 }
@@ -71,6 +77,7 @@ impl Options {
             cluster_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16),
             service_cidr: Some(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16)),
             mtu: None,
+            node_ip: None,
             data_dir: data_dir.into(),
         }
     }
@@ -137,7 +144,10 @@ pub struct PodNetwork(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     options: Options,
+    /// The largest packet of the node's links.
     mtu: u32,
+    /// The largest packet of pods that are attached from now on: less where they send through a tunnel.
+    pod_mtu: AtomicU32,
     ipam: Mutex<Ipam>,
 }
 
@@ -150,7 +160,8 @@ impl PodNetwork {
     pub fn new(options: Options) -> Result<Self, Error> {
         let ipam = Ipam::open(&options.allocations(), options.pod_cidr)?;
         let mtu = options.netns.run(|| node_set_up(&options))??;
-        let network = Self(Arc::new(Inner { options, mtu, ipam: Mutex::new(ipam) }));
+        let network =
+            Self(Arc::new(Inner { options, mtu, pod_mtu: AtomicU32::new(mtu), ipam: Mutex::new(ipam) }));
         network.0.rules_apply()?;
         Ok(network)
     }
@@ -245,7 +256,7 @@ impl Inner {
             name: &name,
             peer: POD_LINK,
             peer_mac: mac(address),
-            mtu: self.mtu,
+            mtu: self.pod_mtu.load(Ordering::Relaxed),
             controller,
         };
         self.in_node(|connection| {
@@ -398,11 +409,8 @@ fn pod_set_up(address: Ipv4Addr, gateway: Ipv4Addr) -> Result<(), Error> {
 fn node_tear_down(options: &Options) -> Result<(), Error> {
     let links = || -> Result<(), netlink::Error> {
         let mut connection = Connection::open()?;
-        let Some(bridge) = connection.link(&options.bridge)? else { return Ok(()) };
-        for link in connection.links()?.iter().filter(|link| link.controller == Some(bridge.index)) {
-            connection.link_delete(&link.name)?;
-        }
-        connection.link_delete(&options.bridge)
+        mesh::tear_down(&mut connection, options)?;
+        bridge_delete(&mut connection, &options.bridge)
     };
     let rules = || -> Result<(), netlink::Error> {
         let mut transaction = nft::Transaction::new(&options.table);

@@ -6,6 +6,7 @@ mod api;
 mod dns;
 mod ingress;
 mod manifest;
+mod mesh;
 mod pods;
 mod policies;
 mod services;

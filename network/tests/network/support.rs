@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -118,6 +118,29 @@ impl Namespace {
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket
         })
+    }
+
+    /// What the server at `address` answers to a packet of `length` bytes, IP and UDP headers among them, that
+    /// must not be cut to pieces on its way.
+    pub(crate) fn udp_whole(
+        &self,
+        address: impl Into<Ipv4Addr>,
+        port: u16,
+        length: usize,
+    ) -> io::Result<String> {
+        let socket = self.udp_client(address, port);
+        let whole: libc::c_int = libc::IP_PMTUDISC_DO;
+        let size = libc::socklen_t::try_from(size_of_val(&whole)).unwrap();
+        // SAFETY: the pointer and length are those of a live integer, which is the option's type.
+        let set = unsafe {
+            let value = std::ptr::from_ref(&whole).cast();
+            libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value, size)
+        };
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+        socket.send(&vec![b'?'; length - 28])?;
+        let mut buffer = [0; 64];
+        let length = socket.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
 
     /// What the server at `address` answers over UDP.

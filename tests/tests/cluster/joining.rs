@@ -62,7 +62,6 @@ impl<'a> Machine<'a> {
         command.arg(format!("--net=/run/netns/{NAME}")).arg(program("decapod")?);
         command.args(join).args(["--name", NAME, "--data-dir"]).arg(self.data());
         command.args(["--node-name", NODE, "--node-ip", THERE]);
-        command.args(["--pod-cidr", "10.117.0.0/16", "--service-cidr", "10.118.0.0/16"]);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.agent = Some(command.spawn().context("starting nsenter")?);
         Ok(())
@@ -111,7 +110,8 @@ impl Drop for Machine<'_> {
 pub(crate) fn a_second_node_joins_by_token_and_hash(cluster: &Cluster) -> Result<()> {
     let join = run(&mut cluster.decapod(&["token", "create", "--print-join-command"]))?;
     let join: Vec<&str> = join.split_whitespace().collect();
-    ensure!(join.len() == 8 && join[..2] == ["decapod", "agent"], "{join:?}");
+    ensure!(join[..2] == ["decapod", "agent"] && join[4] == "--token", "{join:?}");
+    ensure!(join[8..] == ["--pod-cidr", "10.117.0.0/16", "--service-cidr", "10.118.0.0/16"], "{join:?}");
     let mut machine = Machine::new(cluster)?;
     machine.start(&join[1..])?;
     machine.until_ready()?;

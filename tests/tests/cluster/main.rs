@@ -22,11 +22,11 @@ mod streams;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use decapod_tests::cluster::Cluster;
-use decapod_tests::leaks::Inventory;
+use decapod_tests::images;
+use decapod_tests::leaks::{self, Inventory};
 use decapod_tests::suite::{self, Test};
-use decapod_tests::{images, poll};
 
 const TESTS: &[Test<Cluster>] = &[
     ("lifecycle::no_cluster_is_said_plainly", lifecycle::no_cluster_is_said_plainly),
@@ -100,22 +100,11 @@ fn main() -> ExitCode {
     match prepared() {
         Ok((before, cluster)) => {
             let tests = [TESTS, kubectl::TRANSCRIPTS, &conformance::tests(), LAST].concat();
-            suite::run(&tests, cluster, |cluster| nothing_is_left(&before, cluster))
+            suite::run(&tests, cluster, |cluster| leaks::nothing_is_left(&before, cluster))
         }
         Err(error) => {
             eprintln!("the tests cannot run: {error:?}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// `down` leaves no process, namespace, mount, interface, rule or cgroup.
-fn nothing_is_left(before: &Inventory, cluster: Cluster) -> Result<()> {
-    println!("{}", cluster.down()?);
-    ensure!(!cluster.data().exists(), "{} is still there", cluster.data().display());
-    // The kernel takes namespaces and cgroups down a moment after their last process.
-    poll::until("the machine to be as it was", std::time::Duration::from_secs(60), || {
-        let left = Inventory::take()?.since(before);
-        Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) })
-    })
 }

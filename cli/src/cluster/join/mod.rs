@@ -4,6 +4,9 @@
 //! **Invariant**: nothing secret is sent to a server that the cluster's authority has not vouched for. The
 //! authority is known by its certificate, or found by the hash of its key.
 
+mod duplicate;
+
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -13,27 +16,32 @@ use base64::engine::general_purpose::STANDARD;
 use decapod_apiserver::pki::{self, Application};
 use decapod_client::clock::Clock;
 use decapod_client::transport::{self, Replaceable};
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, PostParams, WatchEvent, WatchParams};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::renewal::ANNOUNCED;
 use super::settings::{Place, write_whole};
 use crate::failure::{Failure, chain};
 
 const CLIENT: (&str, &str) = ("kubernetes.io/kube-apiserver-client-kubelet", "client auth");
 const SERVING: (&str, &str) = ("kubernetes.io/kubelet-serving", "server auth");
-/// How often a request is looked at, and a certificate's age. A request is decided in a moment, mostly.
+/// How often a request is looked at beside being watched, and a certificate's age.
 const LOOK: Duration = Duration::from_secs(1);
 const AGE: Duration = Duration::from_secs(60 * 60);
 /// How long the first certificate is waited for: a person may have to approve it.
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// A server that has just started may not have made the bindings of bootstrap tokens yet: a refusal counts after this long.
+const SETTLING: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_millis(200);
 /// After a failure it is tried again after this long.
 const REST: Duration = Duration::from_secs(30);
 
@@ -122,9 +130,10 @@ impl Cluster {
             .parse()
             .map_err(|e| Failure::new(format!("--server {server}: {e}")).hint("write https://HOST:6443"))?;
         let known = place.data().join("pki/cluster-ca.crt");
+        // Who has joined starts without the server, too.
         let pem = match (file, hash) {
-            (Some(file), _) => std::fs::read_to_string(file)
-                .map_err(|e| Failure::new(format!("{} cannot be read: {e}", file.display())))?,
+            (Some(file), _) => read(file)?,
+            (None, Some(hash)) if pinned(&known, hash) => read(&known)?,
             (None, Some(hash)) => {
                 let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
                 let found = pki::discover(host, url.port_u16().unwrap_or(443), hash).await;
@@ -166,6 +175,18 @@ impl Cluster {
     }
 }
 
+/// Whether a file has the authority whose key has this hash, and for long: one that ends is looked for anew.
+fn pinned(file: &Path, hash: &str) -> bool {
+    // What cannot be read is looked for anew, too.
+    let pem = std::fs::read_to_string(file).unwrap_or_default();
+    let lasting = pki::expiry(&pem).is_some_and(|ends| ends > Timestamp::now() + ANNOUNCED);
+    lasting && pki::pin(&pem).as_deref() == Some(hash)
+}
+
+fn read(file: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(file).map_err(|e| Failure::new(format!("{} cannot be read: {e}", file.display())))
+}
+
 /// A node that has come in.
 pub(super) struct Member {
     cluster: Cluster,
@@ -181,7 +202,7 @@ impl Member {
     pub(super) async fn join(
         cluster: Cluster,
         token: Option<&str>,
-        node: &str,
+        (node, address): (&str, IpAddr),
         place: &Place,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Failure> {
@@ -194,12 +215,14 @@ impl Member {
             }
             (None, Some(token)) => {
                 let client = cluster.with_token(token)?;
-                let asked = obtain(&client, CLIENT, node, &[], &*clock);
+                let asked = first(&client, node, &*clock);
                 let credentials = decapod_client::clock::timeout(&*clock, PATIENCE, asked).await;
                 let credentials = credentials.unwrap_or_else(|| {
                     Err(Failure::new("nobody has approved this node's certificate in 10 minutes")
                         .hint("`kubectl get csr` shows it, `kubectl certificate approve` approves it"))
                 })?;
+                let own = cluster.with(&credentials)?;
+                duplicate::refuse(&own, node, address, &*clock).await?;
                 credentials.write(&file)?;
                 tracing::info!(node, "the node has got its certificate");
                 credentials
@@ -242,7 +265,7 @@ pub(super) async fn keep_serving(
     client: kube::Client,
     held: Arc<Held>,
     node: String,
-    address: std::net::IpAddr,
+    address: IpAddr,
     clock: Arc<dyn Clock>,
 ) {
     let hosts = [node.clone(), address.to_string()];
@@ -288,9 +311,19 @@ async fn obtain(
         status: None,
     };
     let api: Api<CertificateSigningRequest> = Api::all(client.clone());
-    let name = api.create(&PostParams::default(), &request).await?.name_any();
+    let mut current = api.create(&PostParams::default(), &request).await?;
+    let name = current.name_any();
+    let watch = WatchParams::default().fields(&format!("metadata.name={name}"));
+    let version = current.resource_version().unwrap_or_default();
+    let mut events = match api.watch(&watch, &version).await {
+        Ok(events) => events.boxed(),
+        Err(error) => {
+            tracing::debug!(error = chain(&error), "the request cannot be watched; it is looked at");
+            futures::stream::empty().boxed()
+        }
+    };
     loop {
-        let status = api.get(&name).await?.status.unwrap_or_default();
+        let status = current.status.take().unwrap_or_default();
         if let Some(certificate) = status.certificate.filter(|bytes| !bytes.0.is_empty()) {
             let certificate = String::from_utf8(certificate.0)
                 .map_err(|_| Failure::new(format!("the certificate of {name} is no PEM")))?;
@@ -301,7 +334,33 @@ async fn obtain(
             let why = refused.message.unwrap_or_default();
             return Err(Failure::new(format!("the certificate request {name}: {}: {why}", refused.type_)));
         }
-        clock.sleep(LOOK).await;
+        tokio::select! {
+            Some(event) = events.next() => if let Ok(WatchEvent::Added(next) | WatchEvent::Modified(next)) = event {
+                current = next;
+            },
+            // What a watch does not tell, because it ended or the server did, is found by looking.
+            () = clock.sleep(LOOK) => current = api.get(&name).await?,
+        }
+    }
+}
+
+/// Asks for the first certificate, by a bootstrap token.
+async fn first(client: &kube::Client, node: &str, clock: &dyn Clock) -> Result<Credentials, Failure> {
+    let begun = clock.monotonic();
+    loop {
+        let refused = match obtain(client, CLIENT, node, &[], clock).await {
+            Err(failure) if failure.is("Unauthorized") => {
+                return Err(Failure::new("the server does not know the token, or it has expired").hint(
+                    "`decapod token create --print-join-command` on the server makes a new one, `decapod token list` shows them",
+                ));
+            }
+            Err(failure) if failure.is("Forbidden") => failure,
+            other => return other,
+        };
+        if clock.monotonic().saturating_sub(begun) > SETTLING {
+            return Err(refused);
+        }
+        clock.sleep(SOON).await;
     }
 }
 

@@ -18,6 +18,8 @@ use crate::cluster::settings::Which;
 
 const TOKEN: &str = "abcdef.0123456789abcdef";
 
+const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 9, 8, 7));
+
 /// A control plane with one bootstrap token.
 struct World {
     api: Handle,
@@ -81,7 +83,7 @@ impl World {
     }
 
     async fn join(&self, clock: Arc<dyn Clock>) -> Result<Member, Failure> {
-        Member::join(self.found().await, Some(TOKEN), "n1", &self.place, clock).await
+        Member::join(self.found().await, Some(TOKEN), ("n1", HERE), &self.place, clock).await
     }
 
     /// The node with its address, as its kubelet would register it.
@@ -148,7 +150,7 @@ async fn a_token_buys_a_nodes_certificate_and_nothing_else() {
     // Who has joined needs no token, and knows the cluster.
     let again = Cluster::find(&world.url(), None, None, &world.place).await.unwrap();
     let clock = Arc::new(SystemClock::new());
-    let again = Member::join(again, None, "n1", &world.place, clock).await.unwrap();
+    let again = Member::join(again, None, ("n1", HERE), &world.place, clock).await.unwrap();
     assert_eq!(again.credentials.certificate, member.credentials.certificate);
     world.end().await;
 }
@@ -268,6 +270,45 @@ async fn a_nodes_certificate_is_renewed_before_it_ends() {
     tokio::time::timeout(Duration::from_secs(120), renewed).await.expect("the certificate is renewed");
     assert_eq!(code(Api::<Node>::all(client).create(&PostParams::default(), &node()).await), 200);
     keeping.abort();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_name_that_a_living_node_bears_is_refused() {
+    let world = World::start().await;
+    world.register("10.1.1.1").await;
+    let alive = |ready: &str| {
+        json!({"status": {"conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": Timestamp::now().to_string(),
+            "lastHeartbeatTime": Timestamp::now().to_string(), "reason": "Test", "message": "as the test says"}]}})
+    };
+    let nodes: Api<Node> = Api::all(world.admin.clone());
+    let patch = |ready| {
+        let patch = kube::api::Patch::Merge(alive(ready));
+        let nodes = nodes.clone();
+        async move { nodes.patch_status("n1", &kube::api::PatchParams::default(), &patch).await.unwrap() }
+    };
+    patch("True").await;
+    let clock = Arc::new(SystemClock::new());
+    let error = world.join(clock.clone()).await.err().unwrap().to_string();
+    assert!(
+        error.contains("\"n1\"") && error.contains("10.1.1.1") && error.contains("--node-name"),
+        "{error}"
+    );
+    // Nothing is kept of the attempt; and a node that is known to be dead may be replaced.
+    assert!(!world.place.data().join("pki/node-client.pem").exists());
+    patch("Unknown").await;
+    world.join(clock).await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_token_that_nobody_knows_is_said() {
+    let world = World::start().await;
+    let token = Some("abcdef.aaaaaaaaaaaaaaaa");
+    let clock = Arc::new(SystemClock::new());
+    let joined = Member::join(world.found().await, token, ("n1", HERE), &world.place, clock).await;
+    let error = joined.err().unwrap().to_string();
+    assert!(error.contains("does not know the token") && error.contains("token create"), "{error}");
     world.end().await;
 }
 

@@ -1,0 +1,43 @@
+//! End-to-end tests on a cluster of three nodes: the machine, and two network namespaces with an agent
+//! each.
+//!
+//! They run in order, on one cluster; each leaves three ready nodes behind. At the end comes `down`, after
+//! which nothing may be left on the machine.
+
+mod losing;
+mod members;
+mod reaching;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use decapod_tests::cluster::Cluster;
+use decapod_tests::images;
+use decapod_tests::leaks::{self, Inventory};
+use decapod_tests::suite::{self, Test};
+
+const TESTS: &[Test<Cluster>] = &[
+    ("members::up_makes_three_ready_nodes", members::up_makes_three_ready_nodes),
+    ("reaching::every_pod_from_every_node", reaching::every_pod_from_every_node),
+    ("reaching::streams_to_pods_of_every_node", reaching::streams_to_pods_of_every_node),
+    ("members::a_node_is_added_and_removed", members::a_node_is_added_and_removed),
+    ("losing::containers_outlive_agents_and_server", losing::containers_outlive_agents_and_server),
+];
+
+fn main() -> ExitCode {
+    let prepared = || -> Result<(Inventory, Cluster)> {
+        for recipe in [&images::BUSYBOX, &images::NGINX] {
+            images::archive(recipe)?;
+        }
+        Ok((Inventory::take()?, Cluster::of_nodes(3)?))
+    };
+    match prepared() {
+        Ok((before, cluster)) => {
+            suite::run(TESTS, cluster, |cluster| leaks::nothing_is_left(&before, cluster))
+        }
+        Err(error) => {
+            eprintln!("the tests cannot run: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
