@@ -30,10 +30,10 @@ pub(crate) fn everywhere(cluster: &Cluster, ns: &str, nodes: &[Node]) -> Result<
         );
     }
     cluster.apply(&manifest)?;
-    for number in 0..nodes.len() {
+    for (number, node) in nodes.iter().enumerate() {
         for pod in [format!("web-{number}"), format!("client-{number}")] {
             let pod = cluster.ready(ns, &pod)?;
-            ensure!(pod["spec"]["nodeName"] == nodes[number].name.as_str(), "{}", pod["spec"]);
+            ensure!(pod["spec"]["nodeName"] == node.name.as_str(), "{}", pod["spec"]);
         }
     }
     Ok(())
@@ -50,7 +50,7 @@ pub(crate) fn every_pod_from_every_node(cluster: &Cluster) -> Result<()> {
         let port = cluster.k(&["get", "service", "web", "-n", ns, "-o", "jsonpath={.spec.ports[0].nodePort}"])?;
         let mut script = String::from(
             // The data path follows the endpoints, which follow the pods: what does not answer yet is asked again.
-            "ask() { for i in $(seq 60); do wget -T 30 -qO- $1 && return; sleep 1; done; echo no answer from $1; }\n",
+            "ask() { for i in $(seq 30); do timeout 60 wget -qO- $1 && return; sleep 1; done; echo no answer from $1; }\n",
         );
         for number in 0..nodes.len() {
             let pod = format!("web-{number}");
@@ -69,9 +69,9 @@ pub(crate) fn every_pod_from_every_node(cluster: &Cluster) -> Result<()> {
             (0..nodes.len()).flat_map(|number| [format!("web-{number}"), (8 << 20).to_string()]).collect();
         let by_service = vec!["web".to_owned(); nodes.len() + 2];
         let expected = [served, by_service].concat().join("\n");
-        for number in 0..nodes.len() {
+        for (number, node) in nodes.iter().enumerate() {
             let seen = cluster.exec(ns, &format!("client-{number}"), &["sh", "-c", &script])?;
-            ensure!(seen.trim() == expected, "from node {}:\n{seen}", nodes[number].name);
+            ensure!(seen.trim() == expected, "from node {}:\n{seen}", node.name);
         }
         Ok(())
     })
