@@ -53,6 +53,11 @@ pub(super) fn check(object: &mut Value, ty: &'static Type) -> Result<Vec<String>
 /// mistake, where none given stands for the default ones.
 const EMPTY_IS_SAID: [(&str, &str); 1] = [("io.k8s.api.autoscaling.v2.HPAScalingRules", "policies")];
 
+/// The type of conditions of which Go's clients write a time that nobody set as null, as Kubernetes takes it.
+const CONDITION: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Condition";
+/// That time, as Go understands it.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
 fn omitted_empty(ty: &Type, field: &str) -> bool {
     if EMPTY_IS_SAID.contains(&(ty.name, field)) {
         return false;
@@ -126,6 +131,9 @@ impl Walk {
             zero if is_zero(zero) => !ty.fields.get(key.as_str()).is_some_and(|f| f.zero_is_none),
             _ => true,
         });
+        if ty.name == CONDITION {
+            map.entry("lastTransitionTime").or_insert_with(|| NEVER.into());
+        }
         for (key, field) in &ty.fields {
             if let Field { default: Some(default), .. } = field
                 && !map.contains_key(*key)
@@ -249,6 +257,17 @@ mod tests {
                 {"name": "", "ports": [{"containerPort": 0, "protocol": "UDP"}],
                  "livenessProbe": {"failureThreshold": 2}}]})
         );
+    }
+
+    #[test]
+    fn a_condition_may_have_changed_never() {
+        let condition =
+            json!({"type": "T", "status": "True", "reason": "R", "message": "m", "lastTransitionTime": null});
+        let service = json!({"status": {"conditions": [condition]}});
+        let row = crate::resource::find("", "v1", "services").unwrap();
+        let object = (row.ops.normalize)(service).unwrap().object;
+        assert_eq!(object["status"]["conditions"][0]["lastTransitionTime"], NEVER);
+        assert_eq!((row.ops.normalize)(object.clone()).unwrap().object, object);
     }
 
     #[test]
