@@ -104,8 +104,13 @@ impl Namespace {
 
     /// Whether a connection attempt gets no answer at all.
     pub(crate) fn tcp_is_silent(&self, address: impl Into<Ipv4Addr>, port: u16) -> bool {
+        self.tcp_is_silent_for(address, port, SILENCE)
+    }
+
+    /// Whether a connection attempt gets no answer at all for so long.
+    pub(crate) fn tcp_is_silent_for(&self, address: impl Into<Ipv4Addr>, port: u16, limit: Duration) -> bool {
         let address = SocketAddr::V4(SocketAddrV4::new(address.into(), port));
-        let tried = self.run(move || TcpStream::connect_timeout(&address, SILENCE));
+        let tried = self.run(move || TcpStream::connect_timeout(&address, limit));
         tried.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
     }
 
