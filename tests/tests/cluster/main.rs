@@ -15,6 +15,7 @@ mod kube_client;
 mod kubectl;
 mod lifecycle;
 mod metrics;
+mod network;
 mod pods;
 mod registries;
 mod resources;
@@ -51,6 +52,9 @@ const TESTS: &[Test<Cluster>] = &[
     ("resources::what_is_used_is_shown", resources::what_is_used_is_shown),
     ("pods::a_file_is_a_pod", pods::a_file_is_a_pod),
     ("pods::the_node_refuses_what_does_not_fit", pods::the_node_refuses_what_does_not_fit),
+    ("network::load_balancers_have_the_nodes_address", network::load_balancers_have_the_nodes_address),
+    ("network::policies_close_and_open", network::policies_close_and_open),
+    ("network::ingress_takes_requests_to_services", network::ingress_takes_requests_to_services),
     ("streams::exec", streams::exec),
     ("streams::attach", streams::attach),
     ("streams::run_and_debug", streams::run_and_debug),

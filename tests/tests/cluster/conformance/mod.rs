@@ -8,6 +8,7 @@ mod endpoints;
 mod guestbook;
 mod namespaces;
 mod node;
+mod services;
 mod sets;
 mod storage;
 mod workloads;
@@ -26,7 +27,9 @@ use serde_json::{Value, json};
 pub(crate) fn tests() -> Vec<Test<Cluster>> {
     let of_controllers =
         [workloads::TESTS, sets::TESTS, collecting::TESTS, namespaces::TESTS, endpoints::TESTS].concat();
-    let others = [cli::TESTS, guestbook::TESTS, accounts::TESTS, &node::tests(), &storage::tests()].concat();
+    let others =
+        [services::TESTS, cli::TESTS, guestbook::TESTS, accounts::TESTS, &node::tests(), &storage::tests()]
+            .concat();
     [of_controllers, others].concat()
 }
 
