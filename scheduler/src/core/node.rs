@@ -62,11 +62,15 @@ impl NodeInfo {
         let (Some(known), Some(new)) = (self.node.as_deref(), node) else {
             return self.node.is_none() && node.is_none();
         };
-        let offers = |node: &Node| {
-            let status = node.status.clone().unwrap_or_default();
-            (status.allocatable, status.capacity, status.images)
+        let same_offer = match (&known.status, &new.status) {
+            (Some(before), Some(now)) => {
+                before.allocatable == now.allocatable
+                    && before.capacity == now.capacity
+                    && before.images == now.images
+            }
+            (before, now) => before.is_none() && now.is_none(),
         };
-        known.metadata.labels == new.metadata.labels && known.spec == new.spec && offers(known) == offers(new)
+        known.metadata.labels == new.metadata.labels && known.spec == new.spec && same_offer
     }
 
     pub(crate) fn add(&mut self, pod: Arc<PodInfo>) {
