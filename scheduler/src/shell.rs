@@ -246,8 +246,7 @@ impl<R: Rng + Send> Shell<R> {
         let writer = self.writer.clone();
         let Some(candidate) = failure.preemption else {
             // What was promised would not do any more.
-            let renounced = failure.renounces
-                && (self.snapshot.unnominate(&uid).is_some() || !info.nominated_node().is_empty());
+            let renounced = failure.renounces && (self.unpromise(&uid) || !info.nominated_node().is_empty());
             let nomination = renounced.then_some("");
             return self.write(uid, tried, async move {
                 writer.tell_unschedulable(&pod, &message, nomination).await;
@@ -281,6 +280,13 @@ impl<R: Rng + Send> Shell<R> {
         }
         self.snapshot.nominate(info, &candidate.node);
         outranked
+    }
+
+    /// No node is promised to the pod any more: others may have the room. Whether one was.
+    fn unpromise(&mut self, uid: &str) -> bool {
+        let Some(node) = self.snapshot.unnominate(uid) else { return false };
+        self.wake_for("NominationLost", &node, false);
+        true
     }
 
     /// A pod that had to go is on its way out, or gone.
@@ -435,11 +441,11 @@ impl<R: Rng + Send> Shell<R> {
         let known = self.snapshot.pod(&info.uid).cloned();
         self.snapshot.pod_put(&info);
         if !info.node_name().is_empty() {
-            self.snapshot.unnominate(&info.uid);
+            self.unpromise(&info.uid);
             self.placed_changed(known.as_ref(), &info);
         }
         if !self.is_ours(&info) {
-            self.snapshot.unnominate(&info.uid);
+            self.unpromise(&info.uid);
             self.preempting.remove(&info.uid);
             return self.queue.remove(&info.uid);
         }
@@ -504,7 +510,7 @@ impl<R: Rng + Send> Shell<R> {
 
     fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
-        self.snapshot.unnominate(uid);
+        self.unpromise(uid);
         self.preempting.remove(uid);
         self.victim_leaves(uid);
         let pod = self.snapshot.pod(uid).cloned();

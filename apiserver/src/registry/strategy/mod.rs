@@ -4,6 +4,7 @@
 //! to know that this is a create or an update, who asks, or what else is stored.
 
 mod job;
+mod label_keys;
 mod namespace;
 mod pod;
 pub(crate) mod service;

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::PodSpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Call, Strategy, only_status};
+use super::{Call, Strategy, label_keys, only_status};
 use decapod_api::resource::Resource;
 
 /// What a pod gets that does not say how long its end may take.
@@ -33,6 +33,7 @@ fn keep_observed(new: &mut Value, old: &Value) {
 
 impl Strategy for Pod {
     fn prepare_create(&self, _call: &Call, object: &mut Value) {
+        label_keys::merge(object);
         let mut status = json!({"phase": "Pending"});
         if let Ok(spec) = PodSpec::deserialize(&object["spec"]) {
             status["qosClass"] = qos_class(&spec).as_str().into();
