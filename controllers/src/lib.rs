@@ -10,6 +10,7 @@ pub mod certificates;
 mod clusterrole;
 mod common;
 mod cronjob;
+mod daemonset;
 mod deployment;
 mod disruption;
 mod endpoints;
@@ -29,6 +30,7 @@ mod resourcequota;
 mod rootca;
 mod serviceaccount;
 mod servicecidr;
+mod statefulset;
 mod storageprotection;
 mod ttlafterfinished;
 
@@ -93,6 +95,8 @@ pub fn run(
     job::start(&context, options.workers);
     cronjob::start(&context, options.workers);
     ttlafterfinished::start(&context, options.workers);
+    statefulset::start(&context, options.workers);
+    daemonset::start(&context, options.workers);
     let catalog = Catalog::new(context.client.clone());
     garbage::start(&context, &catalog, options.workers);
     namespace::start(&context, &catalog, options.workers);

@@ -143,4 +143,22 @@ mod tests {
             ]
         );
     }
+
+    #[test]
+    fn a_revision_holds_an_object() {
+        let of = |data: Value| {
+            let revision = json!({"apiVersion": "apps/v1", "kind": "ControllerRevision",
+                "metadata": {"name": "a"}, "data": data, "revision": 1});
+            errors("apps", "v1", "controllerrevisions", revision)
+        };
+        assert_eq!(of(json!({"spec": {}})), [""; 0]);
+        assert_eq!(of(json!([1])), ["data: Required value: data must be a valid JSON object"]);
+        assert_eq!(of(Value::Null), ["data: Required value: data is mandatory"]);
+    }
+
+    #[test]
+    fn a_node_needs_no_spec() {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}});
+        assert_eq!(errors("", "v1", "nodes", node), [""; 0]);
+    }
 }

@@ -1,4 +1,6 @@
-//! `rollout`: the state and history of a Deployment's roll-outs.
+//! `rollout`: the state and history of the roll-outs of Deployments, StatefulSets and DaemonSets.
+
+mod progress;
 
 use clap::{Args, Subcommand};
 use futures::{AsyncBufReadExt, StreamExt};
@@ -10,6 +12,9 @@ use crate::failure::Failure;
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const HASH: &str = "pod-template-hash";
+
+/// The kinds that roll a template out.
+const KINDS: [&str; 3] = ["Deployment", "DaemonSet", "StatefulSet"];
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Rollout {
@@ -96,13 +101,13 @@ impl Status {
     }
 
     async fn wait(&self, session: &Session) -> Result<(), Failure> {
-        let (target, path) = self.named.target(session, &["Deployment"]).await?;
-        let name = &target.names[0];
+        let (target, path) = self.named.target(session, &KINDS).await?;
+        let (kind, name) = (target.kind.kind.as_str(), &target.names[0]);
         let mut last = String::new();
         loop {
             let object = session.get(&path).await?;
             let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
-            if report(name, &object, &mut last)? || !self.watch {
+            if report(kind, name, &object, &mut last)? || !self.watch {
                 return Ok(());
             }
             let query = [
@@ -116,12 +121,12 @@ impl Status {
             while let Some(line) = lines.next().await {
                 let event: Value = serde_json::from_str(&line?)?;
                 if event["type"] == "DELETED" {
-                    return Err(Failure::new(format!("deployment \"{name}\" was deleted")));
+                    return Err(Failure::new(format!("{} \"{name}\" was deleted", kind.to_lowercase())));
                 }
                 if event["type"] == "ERROR" {
                     break;
                 }
-                if report(name, &event["object"], &mut last)? {
+                if report(kind, name, &event["object"], &mut last)? {
                     return Ok(());
                 }
             }
@@ -130,8 +135,8 @@ impl Status {
 }
 
 /// Says how the roll-out stands, once; whether it is done.
-fn report(name: &str, deployment: &Value, last: &mut String) -> Result<bool, Failure> {
-    let (done, message) = progress(name, deployment)?;
+fn report(kind: &str, name: &str, object: &Value, last: &mut String) -> Result<bool, Failure> {
+    let (done, message) = progress::of(kind, name, object)?;
     if message != *last {
         println!("{message}");
         *last = message;
@@ -139,98 +144,85 @@ fn report(name: &str, deployment: &Value, last: &mut String) -> Result<bool, Fai
     Ok(done)
 }
 
-fn progress(name: &str, deployment: &Value) -> Result<(bool, String), Failure> {
-    let status = &deployment["status"];
-    let number = |value: &Value| value.as_i64().unwrap_or_default();
-    if number(&deployment["metadata"]["generation"]) > number(&status["observedGeneration"]) {
-        return Ok((false, "Waiting for deployment spec update to be observed...".to_owned()));
-    }
-    let progressing =
-        status["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Progressing");
-    if progressing.is_some_and(|c| c["reason"] == "ProgressDeadlineExceeded") {
-        return Err(Failure::new(format!("deployment \"{name}\" exceeded its progress deadline"))
-            .hint("`decapod rollout undo` goes back to the previous revision"));
-    }
-    let wanted = deployment["spec"]["replicas"].as_i64().unwrap_or(1);
-    let (total, updated) = (number(&status["replicas"]), number(&status["updatedReplicas"]));
-    let available = number(&status["availableReplicas"]);
-    let waiting =
-        |rest: String| Ok((false, format!("Waiting for deployment \"{name}\" rollout to finish: {rest}...")));
-    if updated < wanted {
-        return waiting(format!("{updated} out of {wanted} new replicas have been updated"));
-    }
-    if total > updated {
-        return waiting(format!("{} old replicas are pending termination", total - updated));
-    }
-    if available < updated {
-        return waiting(format!("{available} of {updated} updated replicas are available"));
-    }
-    Ok((true, format!("deployment \"{name}\" successfully rolled out")))
-}
-
 impl Undo {
     async fn run(&self, session: &Session) -> Result<(), Failure> {
-        let (target, path) = self.named.target(session, &["Deployment"]).await?;
-        let name = &target.names[0];
-        let deployment = session.get(&path).await?;
-        if deployment["spec"]["paused"] == true {
+        let (target, path) = self.named.target(session, &KINDS).await?;
+        let (kind, name) = (target.kind.kind.as_str(), &target.names[0]);
+        let object = session.get(&path).await?;
+        if object["spec"]["paused"] == true {
             return Err(Failure::new(format!(
                 "you cannot rollback a paused deployment; resume it first with `kubectl rollout resume deployment/{name}`"
             )));
         }
-        let sets =
-            session.get(&format!("/apis/apps/v1/namespaces/{}/replicasets", session.namespace)).await?;
-        let uid = decapod_api::meta::uid(&deployment);
-        let mut revisions: Vec<(i64, &Value)> = sets["items"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|s| {
-                s["metadata"]["ownerReferences"].as_array().into_iter().flatten().any(|o| o["uid"] == uid)
-            })
-            .map(|s| (revision(s), s))
-            .collect();
-        revisions.sort_by_key(|(revision, _)| -revision);
+        let revisions = history(session, kind, &object).await?;
         let wanted = if self.to_revision > 0 {
-            revisions.iter().find(|(r, _)| *r == self.to_revision)
+            revisions.iter().find(|(number, _)| *number == self.to_revision)
         } else {
             revisions.get(1)
         };
-        let Some((_, set)) = wanted else {
-            let known: Vec<String> = revisions.iter().rev().map(|(r, _)| r.to_string()).collect();
+        let Some((number, template)) = wanted else {
+            let known: Vec<String> = revisions.iter().rev().map(|(number, _)| number.to_string()).collect();
+            let kind = kind.to_lowercase();
             return Err(Failure::new(format!(
-                "no rollout history found for deployment \"{name}\" to go back to"
+                "no rollout history found for {kind} \"{name}\" to go back to"
             ))
             .hint(format!("its revisions are {}", known.join(", "))));
         };
-        let mut template = set["spec"]["template"].clone();
-        if let Some(labels) = template.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
-            labels.remove(HASH);
-        }
-        if template == deployment["spec"]["template"] {
+        let display = target.kind.display();
+        if *template == object["spec"]["template"] {
             println!(
-                "deployment.apps/{name} skipped rollback (current template already matches revision {})",
-                revision(set)
+                "{display}/{name} skipped rollback (current template already matches revision {number})"
             );
             return Ok(());
         }
         // The template is replaced whole, and only if nobody changed the object meanwhile.
         let patch = json!([
-            {"op": "test", "path": "/metadata/resourceVersion", "value": deployment["metadata"]["resourceVersion"]},
+            {"op": "test", "path": "/metadata/resourceVersion", "value": object["metadata"]["resourceVersion"]},
             {"op": "replace", "path": "/spec/template", "value": template},
         ]);
         session.patch(&path, "application/json-patch+json", &patch).await?;
-        println!("deployment.apps/{name} rolled back");
+        println!("{display}/{name} rolled back");
         Ok(())
     }
 }
 
-fn revision(set: &Value) -> i64 {
-    set["metadata"]["annotations"][REVISION].as_str().and_then(|r| r.parse().ok()).unwrap_or_default()
+/// The templates that an object had, from the newest to the oldest, by their numbers.
+async fn history(session: &Session, kind: &str, object: &Value) -> Result<Vec<(i64, Value)>, Failure> {
+    let by_sets = kind == "Deployment";
+    let kept = if by_sets { "replicasets" } else { "controllerrevisions" };
+    let path = format!("/apis/apps/v1/namespaces/{}/{kept}", session.namespace);
+    let uid = decapod_api::meta::uid(object);
+    let list = session.get(&path).await?;
+    let owned = list["items"].as_array().into_iter().flatten().filter(|one| {
+        let owners = one["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+        owners.into_iter().any(|owner| owner["uid"] == uid)
+    });
+    let mut revisions: Vec<_> =
+        owned.map(|one| if by_sets { of_set(one) } else { of_revision(one) }).collect();
+    revisions.sort_by_key(|(number, _)| -number);
+    Ok(revisions)
+}
+
+fn of_set(set: &Value) -> (i64, Value) {
+    let number = set["metadata"]["annotations"][REVISION].as_str().and_then(|number| number.parse().ok());
+    let mut template = set["spec"]["template"].clone();
+    if let Some(labels) = template.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
+        labels.remove(HASH);
+    }
+    (number.unwrap_or_default(), template)
+}
+
+/// A ControllerRevision holds its template as a patch that replaces another.
+fn of_revision(revision: &Value) -> (i64, Value) {
+    let mut template = revision["data"]["spec"]["template"].clone();
+    if let Some(fields) = template.as_object_mut() {
+        fields.remove("$patch");
+    }
+    (revision["revision"].as_i64().unwrap_or_default(), template)
 }
 
 async fn restart(named: &Named, session: &Session) -> Result<(), Failure> {
-    let (target, path) = named.target(session, &["Deployment", "DaemonSet", "StatefulSet"]).await?;
+    let (target, path) = named.target(session, &KINDS).await?;
     let now = jiff::Timestamp::now().to_string();
     let patch = json!({"spec": {"template": {"metadata": {"annotations": {"kubectl.kubernetes.io/restartedAt": now}}}}});
     session.patch(&path, MERGE, &patch).await?;
@@ -243,31 +235,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rollout_in_kubectls_words() {
-        let at = |status: Value| {
-            progress(
-                "web",
-                &json!({"metadata": {"generation": 2}, "spec": {"replicas": 3}, "status": status}),
-            )
-        };
-        let text = |status: Value| at(status).unwrap().1;
-        assert_eq!(
-            text(json!({"observedGeneration": 1})),
-            "Waiting for deployment spec update to be observed..."
-        );
-        assert_eq!(
-            text(json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 1})),
-            "Waiting for deployment \"web\" rollout to finish: 1 out of 3 new replicas have been updated..."
-        );
-        assert_eq!(
-            text(json!({"observedGeneration": 2, "replicas": 4, "updatedReplicas": 3})),
-            "Waiting for deployment \"web\" rollout to finish: 1 old replicas are pending termination..."
-        );
-        assert!(
-            at(json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "availableReplicas": 3}))
-                .unwrap()
-                .0
-        );
-        assert!(at(json!({"observedGeneration": 2, "conditions": [{"type": "Progressing", "reason": "ProgressDeadlineExceeded"}]})).is_err());
+    fn past_templates_are_as_they_were() {
+        let set = json!({"metadata": {"annotations": {REVISION: "3"}},
+            "spec": {"template": {"metadata": {"labels": {"app": "web", HASH: "abc"}}}}});
+        let template = json!({"metadata": {"labels": {"app": "web"}}});
+        assert_eq!(of_set(&set), (3, template.clone()));
+        let mut patch = template.clone();
+        patch["$patch"] = json!("replace");
+        let revision = json!({"revision": 2, "data": {"spec": {"template": patch}}});
+        assert_eq!(of_revision(&revision), (2, template));
     }
 }

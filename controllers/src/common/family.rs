@@ -82,7 +82,7 @@ impl<O: Owner, K: Namespaced> Family<O, K> {
         key: &ObjectKey,
         owner: &O,
         selector: &Selector,
-        eligible: fn(&K) -> bool,
+        eligible: impl Fn(&K) -> bool,
     ) -> Result<Vec<Arc<K>>> {
         let candidates = claim::candidates(&self.owned, owner.meta());
         let mut claims = claim::plan(owner.meta(), selector, candidates);

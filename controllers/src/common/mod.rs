@@ -1,14 +1,19 @@
 //! What several controllers need: claiming what belongs to an owner, knowing one's own writes before the
-//! cache shows them, and the facts about pods that status and scaling rest on.
+//! cache shows them, the history of templates, and the facts about pods that status and scaling rest on.
 
+pub(crate) mod amount;
+pub(crate) mod batch;
 pub(crate) mod catalog;
 pub(crate) mod claim;
 pub(crate) mod condition;
 pub(crate) mod error;
 pub(crate) mod expect;
 pub(crate) mod family;
+pub(crate) mod history;
 pub(crate) mod namespaces;
+pub(crate) mod placement;
 pub(crate) mod pods;
+pub(crate) mod template;
 
 use std::sync::Arc;
 

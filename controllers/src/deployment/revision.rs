@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
-use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
 use crate::common::claim;
+use crate::common::template;
+pub(super) use crate::common::template::{HASH_LABEL, same_template};
 
-/// The label that tells apart the pods of a Deployment's ReplicaSets.
-pub(super) const HASH_LABEL: &str = "pod-template-hash";
 /// The revision of a ReplicaSet, and the present one of its Deployment.
 pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
 /// Earlier revisions of a ReplicaSet that became current again.
@@ -37,24 +36,6 @@ const HISTORY_LIMIT: usize = 2000;
 
 /// The longest name of an object, in bytes: that of a DNS subdomain.
 const NAME_LIMIT: usize = 253;
-
-/// The letters and digits of generated names: no vowels, so that no words come out.
-const SAFE: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-
-/// Whether two templates are the same but for the hash label.
-pub(super) fn same_template(one: &PodTemplateSpec, other: &PodTemplateSpec) -> bool {
-    bare(one) == bare(other)
-}
-
-fn bare(template: &PodTemplateSpec) -> PodTemplateSpec {
-    let mut template = template.clone();
-    let meta = template.metadata.get_or_insert_default();
-    let labels = meta.labels.get_or_insert_default();
-    labels.remove(HASH_LABEL);
-    meta.annotations.get_or_insert_default();
-    meta.creation_timestamp = None;
-    template
-}
 
 /// The ReplicaSet of the present template (the oldest, should there be several), and all others from old
 /// to young.
@@ -114,7 +95,7 @@ fn history(before: Option<&String>, revision: &str) -> String {
 pub(super) fn replica_set(deployment: &Deployment, replicas: i32, revision: i64, max: i32) -> ReplicaSet {
     let spec = deployment.spec.clone().unwrap_or_default();
     let collisions = deployment.status.as_ref().and_then(|status| status.collision_count);
-    let hash = template_hash(&spec.template, collisions);
+    let hash = template::hash(&spec.template, collisions);
     let with_hash = |labels: Option<BTreeMap<String, String>>| {
         let mut labels = labels.unwrap_or_default();
         labels.insert(HASH_LABEL.to_owned(), hash.clone());
@@ -155,47 +136,9 @@ fn set_name(deployment: &str, hash: &str) -> String {
     format!("{}-{hash}", &deployment[..cut])
 }
 
-/// A short name of a template: the same template has the same name, as long as nobody else took it
-/// (`collisions` makes another one then).
-fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
-    let mut text = serde_json::to_vec(template).expect("a template has string keys only");
-    text.extend(collisions.unwrap_or(0).to_le_bytes().iter().filter(|_| collisions.is_some()));
-    // FNV-1a with 32 bits, as short as Kubernetes' own.
-    let hash =
-        text.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    let digits = hash.to_string();
-    digits.bytes().map(|digit| char::from(SAFE[usize::from(digit) % SAFE.len()])).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn template(label: &str) -> PodTemplateSpec {
-        let labels = [("app".to_owned(), label.to_owned())].into();
-        PodTemplateSpec {
-            metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
-            spec: None,
-        }
-    }
-
-    #[test]
-    fn the_hash_label_makes_no_difference() {
-        let mut labelled = template("web");
-        let labels = labelled.metadata.as_mut().unwrap().labels.as_mut().unwrap();
-        labels.insert(HASH_LABEL.to_owned(), "abc".to_owned());
-        assert!(same_template(&labelled, &template("web")));
-        assert!(!same_template(&labelled, &template("other")));
-    }
-
-    #[test]
-    fn a_hash_is_stable_safe_and_changes_with_a_collision() {
-        let hash = template_hash(&template("web"), None);
-        assert_eq!(hash, template_hash(&template("web"), None));
-        assert_ne!(hash, template_hash(&template("web"), Some(1)));
-        assert_ne!(hash, template_hash(&template("other"), None));
-        assert!(hash.bytes().all(|letter| SAFE.contains(&letter)));
-    }
 
     #[test]
     fn a_revision_that_becomes_current_again_keeps_its_history() {

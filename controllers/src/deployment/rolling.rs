@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 
 use super::revision::{DESIRED, MAX};
+use crate::common::amount::{self, Round};
 
 /// A ReplicaSet within a plan: as it is, and how many replicas the plan gives it.
 #[derive(Clone, Debug)]
@@ -110,25 +111,12 @@ pub(super) fn is_recreate(deployment: &Deployment) -> bool {
     strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("Recreate")
 }
 
-#[derive(Clone, Copy)]
-enum Round {
-    Up,
-    Down,
-}
-
 /// A number, or a percentage of `total`; the default is a quarter.
 fn resolve(value: Option<&IntOrString>, total: i32, round: Round) -> i32 {
-    let percent = match value {
-        Some(IntOrString::Int(number)) => return (*number).max(0),
-        Some(IntOrString::String(text)) => text.trim_end_matches('%').parse().unwrap_or(0),
-        None => 25_i64,
-    };
-    let hundredths = percent.max(0) * i64::from(total);
-    let whole = match round {
-        Round::Up => (hundredths + 99) / 100,
-        Round::Down => hundredths / 100,
-    };
-    i32::try_from(whole).unwrap_or(i32::MAX)
+    value.map_or_else(
+        || amount::percent(25, total, round),
+        |value| amount::resolve(value, total, round).max(0),
+    )
 }
 
 pub(super) fn total(members: &[Member]) -> i32 {

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 
+use crate::common::amount::{self, Round};
 use crate::common::pods;
 
 /// How long a pod whose eviction was granted counts as gone while it is still there, as in Kubernetes.
@@ -49,25 +50,15 @@ pub(super) fn counts_scales(budget: &PodDisruptionBudget) -> bool {
 pub(super) fn demand(budget: &PodDisruptionBudget, covered: i32, scale: i32) -> Demand {
     let spec = budget.spec.clone().unwrap_or_default();
     match (&spec.max_unavailable, &spec.min_available) {
-        (Some(unavailable), _) => {
-            Demand { expected: scale, desired: (scale - resolve(unavailable, scale)).max(0) }
-        }
+        (Some(unavailable), _) => Demand {
+            expected: scale,
+            desired: (scale - amount::resolve(unavailable, scale, Round::Up)).max(0),
+        },
         (None, Some(IntOrString::Int(number))) => Demand { expected: covered, desired: *number },
-        (None, Some(percent)) => Demand { expected: scale, desired: resolve(percent, scale) },
-        (None, None) => Demand { expected: 0, desired: 0 },
-    }
-}
-
-/// A number, or a percentage of `total`, rounded up.
-fn resolve(value: &IntOrString, total: i32) -> i32 {
-    match value {
-        IntOrString::Int(number) => *number,
-        IntOrString::String(text) => {
-            // What is no percentage was refused by validation.
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let whole = (percent * i64::from(total) + 99).div_euclid(100);
-            i32::try_from(whole).unwrap_or(i32::MAX)
+        (None, Some(percent)) => {
+            Demand { expected: scale, desired: amount::resolve(percent, scale, Round::Up) }
         }
+        (None, None) => Demand { expected: 0, desired: 0 },
     }
 }
 

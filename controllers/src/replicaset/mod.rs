@@ -12,23 +12,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use decapod_client::ObjectKey;
-use decapod_client::error::{self, ErrorExt};
 use decapod_client::event::Recorder;
 use decapod_client::reconcile::{self, Queue};
-use futures::future::join_all;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
-use kube::api::{DeleteParams, PostParams, Preconditions};
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 
+use crate::common::batch::Pods;
 use crate::common::family::Family;
 use crate::common::{Context, Error, Result, claim, pods};
 use kinds::Set;
 use plan::{Failure, Scale};
-
-/// Creations at once at first, twice as many after each success: an API server that refuses is not asked
-/// five hundred times.
-const SLOW_START: usize = 1;
 
 struct Controller<S: Set> {
     family: Family<S, Pod>,
@@ -84,10 +78,12 @@ impl<S: Set> Controller<S> {
         match plan::scale(set.wanted(), &active, &self.neighbours(set), now) {
             Scale::Enough => Ok(()),
             Scale::Create(count) => {
-                self.create(key, set, count).await.map_err(|error| ("FailedCreate", error))
+                let pod = plan::pod(set.meta(), set.wanted(), claim::controller_reference(set));
+                let pods = vec![pod; count];
+                self.pods(key, set).create(&pods).await.map_err(|error| ("FailedCreate", error))
             }
             Scale::Delete(pods) => {
-                self.delete(key, set, &pods).await.map_err(|error| ("FailedDelete", error))
+                self.pods(key, set).delete(&pods).await.map_err(|error| ("FailedDelete", error))
             }
         }
     }
@@ -105,69 +101,8 @@ impl<S: Set> Controller<S> {
         pods.filter(|pod| pods::is_active(pod)).collect()
     }
 
-    async fn create(&self, key: &ObjectKey, set: &S, count: usize) -> Result<()> {
-        let api = self.pods(key);
-        let pod = plan::pod(set.meta(), set.wanted(), claim::controller_reference(set));
-        let (mut left, mut batch) = (count, SLOW_START);
-        while left > 0 {
-            let now = batch.min(left);
-            let parameters = PostParams::default();
-            let created = join_all((0..now).map(|_| api.create(&parameters, &pod))).await;
-            let mut failures = Vec::new();
-            for outcome in created {
-                match outcome {
-                    Ok(pod) => {
-                        self.family.written.wrote(key, &pod);
-                        let message = format!("Created pod: {}", pod.name_any());
-                        self.recorder.normal(set, "SuccessfulCreate", message);
-                    }
-                    // Nothing can be created in a namespace that is going away; this set goes with it.
-                    Err(error) if error.is_namespace_terminating() => return Ok(()),
-                    Err(error) => {
-                        self.family.written.failed(key, &error);
-                        let message = format!("Error creating: {}", error::chain(&error));
-                        self.recorder.warning(set, "FailedCreate", message);
-                        failures.push(error);
-                    }
-                }
-            }
-            Error::of_some(failures, now)?;
-            left -= now;
-            batch *= 2;
-        }
-        Ok(())
-    }
-
-    async fn delete(&self, key: &ObjectKey, set: &S, pods: &[Arc<Pod>]) -> Result<()> {
-        let api = self.pods(key);
-        let deletions = pods.iter().map(|pod| {
-            let preconditions = Preconditions { uid: pod.uid(), resource_version: None };
-            let parameters = DeleteParams::default().preconditions(preconditions);
-            let api = api.clone();
-            async move { (pod, api.delete(&pod.name_any(), &parameters).await) }
-        });
-        let mut failures = Vec::new();
-        for (pod, outcome) in join_all(deletions).await {
-            match outcome {
-                Ok(_) => {
-                    self.family.written.deleted(key, &pod.uid().unwrap_or_default());
-                    let message = format!("Deleted pod: {}", pod.name_any());
-                    self.recorder.normal(set, "SuccessfulDelete", message);
-                }
-                // It is gone, or another pod has its name now.
-                Err(error) if error.is_not_found() || error.is_conflict() => {}
-                Err(error) => {
-                    self.family.written.failed(key, &error);
-                    let message = format!("Error deleting: {}", error::chain(&error));
-                    self.recorder.warning(set, "FailedDelete", message);
-                    failures.push(error);
-                }
-            }
-        }
-        Error::of_some(failures, pods.len())
-    }
-
-    fn pods(&self, key: &ObjectKey) -> Api<Pod> {
-        Api::namespaced(self.family.context.client.clone(), &key.namespace)
+    fn pods<'a>(&'a self, key: &'a ObjectKey, set: &'a S) -> Pods<'a, S> {
+        let Family { context, written, .. } = &self.family;
+        Pods { client: &context.client, recorder: &self.recorder, written, key, owner: set }
     }
 }

@@ -11,12 +11,9 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::kinds::Wanted;
+use crate::common::batch::BURST;
 use crate::common::condition;
 use crate::common::pods::{self, Availability};
-
-/// Pods created or deleted in one step: bounds the burst on the API server; what is left follows in the
-/// next step, as Kubernetes does.
-const BURST: usize = 500;
 
 /// What its owner gives a pod that he would rather lose than others.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";

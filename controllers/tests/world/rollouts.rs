@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::faults::{Faults, Rates};
 use crate::support::{Bounds, World, deployment, guard, image_of, is_available, template};
 
-const BAD: Rates = Rates { refused: 30, conflict: 60, lost: 60, ended: 20, late: 150 };
+pub(crate) const BAD: Rates = Rates { refused: 30, conflict: 60, lost: 60, ended: 20, late: 150 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollout_keeps_its_bounds_whatever_is_lost() {

@@ -221,13 +221,21 @@ async fn stand_in(client: &kube::Client, supervisor: &Supervisor) {
     });
 }
 
+/// The node that a daemon's pod asks for by name.
+fn pinned_to(pod: &Pod) -> Option<String> {
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
+    let terms = &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+    terms.first()?.match_fields.as_ref()?.first()?.values.as_ref()?.first().cloned()
+}
+
 async fn host(api: &Api<Pod>, key: &ObjectKey, pod: &Pod) -> kube::Result<()> {
     let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
     if pod.metadata.deletion_timestamp.is_some() {
         return api.delete(&key.name, &DeleteParams::default().grace_period(0)).await.map(|_| ());
     }
     if !bound {
-        let binding = json!({"metadata": {"name": key.name}, "target": {"kind": "Node", "name": "n1"}});
+        let target = json!({"kind": "Node", "name": pinned_to(pod).unwrap_or_else(|| "n1".to_owned())});
+        let binding = json!({"metadata": {"name": key.name}, "target": target});
         let binding: Binding = serde_json::from_value(binding).unwrap();
         let _: Value = api.create_subresource("binding", &key.name, &PostParams::default(), &binding).await?;
         return Ok(());

@@ -54,6 +54,7 @@ pub(super) fn run_root(at: &At<'_>, ty: &Type, scope: Scope, errors: &mut Errors
         "storage.v1.CSINode" => storage::csi_node(at, errors),
         "core.v1.PodTemplate" => pod::template(&at.get("template"), errors),
         "apps.v1.StatefulSet" => workload::stateful_set_update(at, errors),
+        "apps.v1.ControllerRevision" => workload::controller_revision(at, errors),
         "batch.v1.Job" => batch::job_update(at, errors),
         "batch.v1.CronJob" => batch::cron_job(at, errors),
         "scheduling.v1.PriorityClass" => node::priority_class(at, errors),

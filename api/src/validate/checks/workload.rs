@@ -132,6 +132,14 @@ pub(super) fn stateful_set(at: &At<'_>, errors: &mut Errors) {
     }
 }
 
+/// A ControllerRevision: what it keeps is a patch.
+pub(super) fn controller_revision(at: &At<'_>, errors: &mut Errors) {
+    let data = at.get("data");
+    if at.old.is_none() && data.is_set() && !data.value.is_object() {
+        errors.required(&data, "data must be a valid JSON object");
+    }
+}
+
 /// What of a StatefulSet's spec can change.
 const STATEFUL_MUTABLE: [&str; 7] = [
     "replicas",
