@@ -28,7 +28,9 @@ fn networks(place: &Place) -> Result<Vec<(String, Ipv4Net)>, Failure> {
 }
 
 fn clash(settings: &Settings, networks: &[(String, Ipv4Net)]) -> Result<(), Failure> {
-    for (flag, range) in [("--pod-cidr", settings.pod_cidr), ("--service-cidr", settings.service_cidr)] {
+    // The network plugin of a foreign runtime has a bridge of its own among the pods.
+    let pods = settings.container_runtime_endpoint.is_none().then_some(("--pod-cidr", settings.pod_cidr));
+    for (flag, range) in pods.into_iter().chain([("--service-cidr", settings.service_cidr)]) {
         let overlaps = |net: &Ipv4Net| net.contains(&range) || range.contains(net);
         if let Some((link, network)) = networks.iter().find(|(_, network)| overlaps(network)) {
             return Err(Failure::new(format!(
@@ -66,6 +68,9 @@ mod tests {
             error.starts_with("--pod-cidr 10.1.0.0/16 overlaps with 10.1.7.0/24 of this machine's eth0"),
             "{error}"
         );
+        let foreign =
+            ["x", "--pod-cidr", "10.1.0.0/16", "--container-runtime-endpoint", "unix:///run/x.sock"];
+        clash(&Flags::parse_from(foreign).settings, &[network("10.1.7.3/24")]).unwrap();
         let error = clash(&settings, &[network("10.96.0.1/12")]).unwrap_err().to_string();
         assert!(error.contains("--service-cidr 10.96.0.0/16 overlaps with 10.96.0.0/12"), "{error}");
     }

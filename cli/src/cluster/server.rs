@@ -51,7 +51,10 @@ impl Server {
         }
         self.settings.check()?;
         let place = self.which.place()?;
-        ranges::check(&place, &self.settings)?;
+        // Without a node nothing here has addresses of pods.
+        if !self.no_agent && !self.api_only {
+            ranges::check(&place, &self.settings)?;
+        }
         let _lock = Lock::take(&place)?;
         place.save(&self.settings)?;
         let supervisor = Supervisor::new();

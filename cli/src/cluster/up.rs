@@ -253,6 +253,11 @@ impl<'a> Rise<'a> {
                 all => format!("the API is ready; {ready} of {all} nodes are"),
             });
         }
+        for (name, _, _) in places.iter().skip(1) {
+            if !is_reached(&client, name).await {
+                return Ok(format!("the nodes are ready; waiting for the server of {name}"));
+            }
+        }
         for (name, _, netns) in &places {
             if !dns_probe::answers(netns, self.settings.dns(), &self.settings.cluster_domain).await {
                 return Ok(match places.len() {
@@ -301,6 +306,14 @@ impl<'a> Rise<'a> {
 fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Whether the API server reaches a node's own server, for logs and exec: that gets its certificate a moment after
+/// the node is registered.
+async fn is_reached(client: &Client, node: &str) -> bool {
+    let path = format!("/api/v1/nodes/{node}/proxy/healthz");
+    let Ok(request) = http::Request::get(path).body(Vec::new()) else { return false };
+    client.request_text(request).await.is_ok()
 }
 
 /// Writes the kubeconfig where it was asked for, or adds its context to those that the person has.

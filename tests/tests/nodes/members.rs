@@ -40,7 +40,7 @@ pub(crate) fn up_makes_three_ready_nodes(cluster: &Cluster) -> Result<()> {
 
 pub(crate) fn a_node_is_added_and_removed(cluster: &Cluster) -> Result<()> {
     let name = "dcptest-extra";
-    run(&mut cluster.here(&["node", "add", name]))?;
+    run(&mut cluster.here(&["node", "add", name, "--wait", "300s"]))?;
     let added = cluster.nodes()?;
     ensure!(added.len() == 4, "{added:?}");
     let again = fails(&mut cluster.here(&["node", "add", name]))?;
@@ -60,7 +60,7 @@ pub(crate) fn a_node_is_added_and_removed(cluster: &Cluster) -> Result<()> {
             cluster.k(&["get", "pods", "-n", ns, "-o", "jsonpath={.items[*].spec.nodeName}"])
         };
         let before = places()?;
-        let removed = run(&mut cluster.here(&["node", "remove", name]))?;
+        let removed = run(&mut cluster.here(&["node", "remove", name, "--wait", "300s"]))?;
         ensure!(removed.contains(&format!("node {name} is removed")), "{removed}");
         cluster.k(&["rollout", "status", "deployment/moving", "-n", ns, "--timeout=300s"])?;
         poll::text("the pod to be elsewhere", PATIENCE, places, |now| !now.is_empty() && !now.contains(name))?;

@@ -9,6 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use decapod_tests::cluster::Cluster;
 use decapod_tests::nodes::Node;
+use decapod_tests::poll;
+
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A pod on each node that serves, and one that asks; all serving ones behind one Service.
 pub(crate) fn everywhere(cluster: &Cluster, ns: &str, nodes: &[Node]) -> Result<()> {
@@ -85,8 +88,9 @@ pub(crate) fn streams_to_pods_of_every_node(cluster: &Cluster) -> Result<()> {
             let pod = format!("web-{number}");
             ensure!(cluster.exec(ns, &pod, &["hostname"])?.trim() == pod);
             ensure!(forwarded(cluster, ns, &pod)?.contains(&pod), "port-forward to {pod}");
-            let logs = cluster.k(&["logs", &pod, "-n", ns])?;
-            ensure!(logs.contains("GET / HTTP/1.1"), "{logs}");
+            // A server may write its log a moment after its answer.
+            let logs = || cluster.k(&["logs", &pod, "-n", ns]);
+            poll::text("the request in the log", PATIENCE, logs, |logs| logs.contains("GET / HTTP/1.1"))?;
         }
         Ok(())
     })

@@ -8,6 +8,7 @@ use decapod_client::informer::Informers;
 use decapod_client::task::Supervisor;
 use decapod_storage::{Embedded, embedded};
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
@@ -276,28 +277,23 @@ async fn a_nodes_certificate_is_renewed_before_it_ends() {
 #[tokio::test]
 async fn a_name_that_a_living_node_bears_is_refused() {
     let world = World::start().await;
+    let clock = SystemClock::new();
+    let look = || duplicate::refuse(&world.admin, "n1", HERE, &clock);
+    look().await.unwrap();
     world.register("10.1.1.1").await;
-    let alive = |ready: &str| {
-        json!({"status": {"conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": Timestamp::now().to_string(),
-            "lastHeartbeatTime": Timestamp::now().to_string(), "reason": "Test", "message": "as the test says"}]}})
-    };
+    look().await.unwrap();
     let nodes: Api<Node> = Api::all(world.admin.clone());
-    let patch = |ready| {
-        let patch = kube::api::Patch::Merge(alive(ready));
-        let nodes = nodes.clone();
-        async move { nodes.patch_status("n1", &kube::api::PatchParams::default(), &patch).await.unwrap() }
-    };
-    patch("True").await;
-    let clock = Arc::new(SystemClock::new());
-    let error = world.join(clock.clone()).await.err().unwrap().to_string();
-    assert!(
-        error.contains("\"n1\"") && error.contains("10.1.1.1") && error.contains("--node-name"),
-        "{error}"
-    );
-    // Nothing is kept of the attempt; and a node that is known to be dead may be replaced.
-    assert!(!world.place.data().join("pki/node-client.pem").exists());
-    patch("Unknown").await;
-    world.join(clock).await.unwrap();
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let patch = kube::api::Patch::Merge(ready);
+    nodes.patch_status("n1", &kube::api::PatchParams::default(), &patch).await.unwrap();
+    let error = look().await.unwrap_err().to_string();
+    assert!(error.contains("\"n1\" is Ready at 10.1.1.1") && error.contains("--node-name"), "{error}");
+    // The same machine, and one whose lease ended without anybody having said so yet.
+    duplicate::refuse(&world.admin, "n1", IpAddr::from([10, 1, 1, 1]), &clock).await.unwrap();
+    let lease = json!({"metadata": {"name": "n1"}, "spec": {"renewTime": "2026-01-01T00:00:00.000000Z"}});
+    let leases: Api<Lease> = Api::namespaced(world.admin.clone(), "kube-node-lease");
+    leases.create(&PostParams::default(), &serde_json::from_value(lease).unwrap()).await.unwrap();
+    look().await.unwrap();
     world.end().await;
 }
 
