@@ -60,7 +60,7 @@ impl Node {
         let log = File::create(self.folder.path().join("agent.log"))?;
         let mut agent = Command::new(program("decapod")?);
         agent.args(words).args(["--name", &self.name, "--data-dir"]).arg(self.data());
-        agent.args(["--node-name", "bench", "--node-ip", "127.0.0.1", "--kubelet-port", KUBELET_PORT]);
+        agent.args(["--node-name", "bench", "--kubelet-port", KUBELET_PORT]);
         agent.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.agent = Some(agent.spawn().context("starting the agent")?);
         Ok(())

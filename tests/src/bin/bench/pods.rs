@@ -8,7 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use kube::api::{Api, AttachParams, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{
+    Api, AttachParams, DeleteParams, ListParams, LogParams, PostParams, WatchEvent, WatchParams,
+};
 use serde_json::{Value, json};
 
 use super::figures::{Mark, cpu, percentiles, private, pss, say};
@@ -42,10 +44,7 @@ mod marks {
 #[derive(Debug, Default)]
 struct Steps {
     bound: Option<Duration>,
-    /// The node's agent has seen it: its first word.
-    taken: Option<Duration>,
-    /// Network and volumes are there.
-    sandbox: Option<Duration>,
+    /// The node's agent tells of network, volumes and containers at once, where none of them takes long.
     running: Option<Duration>,
 }
 
@@ -61,6 +60,13 @@ pub(crate) async fn measure() -> Result<()> {
         pods.create(&PostParams::default(), &pod(&format!("rest-{i}"), &serving())?).await?;
     }
     until(&pods, "ready", |pod| is(pod, "Ready")).await?;
+    // The node's server gets its certificate a moment after the node is ready.
+    let served = async {
+        while pods.logs("rest-0", &LogParams::default()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, served).await.context("the node serves no logs")?;
     commands(&pods).await?;
     at_rest(&node).await
 }
@@ -121,8 +127,6 @@ async fn one_by_one(pods: &Api<Pod>) -> Result<()> {
         percentiles(&format!("pod created -> {what}"), times.unwrap_or_default(), p50, p99);
     };
     step("bound to its node", |steps| steps.bound, None, None);
-    step("taken by the node", |steps| steps.taken, None, None);
-    step("network and volumes", |steps| steps.sandbox, None, None);
     step("Running", |steps| steps.running, Some(marks::RUNNING), Some(marks::SLOWEST));
     Ok(())
 }
@@ -132,15 +136,8 @@ impl Steps {
     fn note(&mut self, pod: &Pod, at: Duration) {
         let status = pod.status.clone().unwrap_or_default();
         let running = runs(&status);
-        let sandbox = running || is(pod, "PodReadyToStartContainers");
-        let taken = sandbox || status.start_time.is_some();
-        let bound = taken || pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
-        for (step, seen) in [
-            (&mut self.bound, bound),
-            (&mut self.taken, taken),
-            (&mut self.sandbox, sandbox),
-            (&mut self.running, running),
-        ] {
+        let bound = running || pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+        for (step, seen) in [(&mut self.bound, bound), (&mut self.running, running)] {
             if seen && step.is_none() {
                 *step = Some(at);
             }
