@@ -19,9 +19,9 @@ pub enum ScheduleError {
     /// A part is no number.
     #[error("failed to parse int from {0}: strconv.Atoi: parsing {0:?}: invalid syntax")]
     Number(String),
-    /// A part is beyond its field's range.
+    /// A part is beyond its field's range, or makes no sense: why, and the part.
     #[error("{0}: {1}")]
-    Range(&'static str, String),
+    Range(String, String),
 }
 
 /// A time that is this far away never comes: a schedule such as the 30th of February has none.
@@ -238,29 +238,34 @@ pub fn duration(text: &str) -> Option<Duration> {
 
 /// `*`, `n`, `n-m`, each with `/step`.
 fn read(part: &str, bounds: Bounds) -> Result<Set, ScheduleError> {
-    let wrong = |why| Err(ScheduleError::Range(why, part.to_owned()));
+    let wrong = |why: String| Err(ScheduleError::Range(why, part.to_owned()));
     let (range, step) = part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
+    if step.is_some_and(|step| step.contains('/')) {
+        return wrong("too many slashes".to_owned());
+    }
     let step = step.map(|step| number(step, None)).transpose()?;
     let any = matches!(range, "*" | "?");
     let (start, end) = match range.split_once('-') {
         _ if any => (bounds.low, bounds.high),
+        Some((_, end)) if end.contains('-') => return wrong("too many hyphens".to_owned()),
         Some((start, end)) => (number(start, Some(bounds))?, number(end, Some(bounds))?),
         None => {
             let start = number(range, Some(bounds))?;
             (start, if step.is_some() { bounds.high } else { start })
         }
     };
-    if step == Some(0) {
-        return wrong("step of range should be a positive number");
+    let Bounds { low, high, .. } = bounds;
+    if start < low {
+        return wrong(format!("beginning of range ({start}) below minimum ({low})"));
     }
-    if start < bounds.low {
-        return wrong("beginning of range below minimum");
-    }
-    if end > bounds.high {
-        return wrong("end of range above maximum");
+    if end > high {
+        return wrong(format!("end of range ({end}) above maximum ({high})"));
     }
     if start > end {
-        return wrong("beginning of range beyond end of range");
+        return wrong(format!("beginning of range ({start}) beyond end of range ({end})"));
+    }
+    if step == Some(0) {
+        return wrong("step of range should be a positive number".to_owned());
     }
     let step = usize::try_from(step.unwrap_or(1)).unwrap_or(usize::MAX);
     let bits = (start..=end).step_by(step).fold(0, |bits, value| bits | 1 << value);
@@ -294,11 +299,13 @@ mod tests {
         for (bad, why) in [
             ("* * * *", "expected exactly 5 fields, found 4: [* * * *]"),
             ("error", "expected exactly 5 fields, found 1: [error]"),
-            ("60 * * * *", "end of range above maximum: 60"),
-            ("5-1 * * * *", "beginning of range beyond end of range: 5-1"),
-            ("* * 0 * *", "beginning of range below minimum: 0"),
+            ("60 * * * *", "end of range (60) above maximum (59): 60"),
+            ("5-1 * * * *", "beginning of range (5) beyond end of range (1): 5-1"),
+            ("* * 0 * *", "beginning of range (0) below minimum (1): 0"),
             ("*/0 * * * *", "step of range should be a positive number: */0"),
             ("a * * * *", "failed to parse int from a: strconv.Atoi: parsing \"a\": invalid syntax"),
+            ("1-2-3 * * * *", "too many hyphens: 1-2-3"),
+            ("1/2/3 * * * *", "too many slashes: 1/2/3"),
             ("@sometimes", "unrecognized descriptor: @sometimes"),
             ("@every", "unrecognized descriptor: @every"),
         ] {

@@ -84,7 +84,52 @@ fn indexed(at: &At<'_>, errors: &mut Errors) {
             let why = format!("must be less than or equal to {total} (the number of specified completions)");
             errors.invalid(&count, why);
         }
+        let listed = rule.get("succeededIndexes");
+        let among = if listed.is_set() { index_count(listed.text(), total) } else { Ok(i64::MAX) };
+        match among {
+            Err(why) => errors.invalid(&listed, format!("error parsing succeededIndexes: {why}")),
+            Ok(among) if count.int().is_some_and(|n| n > among) => {
+                let why = format!(
+                    "must be less than or equal to {among} (the number of indexes in the specified succeededIndexes field)"
+                );
+                errors.invalid(&count, why);
+            }
+            Ok(_) => {}
+        }
     }
+}
+
+/// How many indexes below `completions` a text such as `1,3-5` lists.
+fn index_count(text: &str, completions: i64) -> Result<i64, String> {
+    let number = |text: &str| {
+        let number = text.parse::<i64>();
+        let number = number.map_err(|_| format!("cannot convert string to integer for index: {text:?}"))?;
+        if number < completions { Ok(number) } else { Err(format!("too large index: {text:?}")) }
+    };
+    let order = |before: i64, now: i64| {
+        if before < now {
+            Ok(())
+        } else {
+            Err(format!("non-increasing order, previous: {before}, current: {now}"))
+        }
+    };
+    let (mut last, mut total) = (None, 0);
+    for part in text.split(',').filter(|_| !text.is_empty()) {
+        let mut ends = part.split('-');
+        let first = number(ends.next().unwrap_or_default())?;
+        let end = ends.next().map(number).transpose()?;
+        if ends.next().is_some() {
+            return Err(format!(
+                "the fragment {part:?} violates the requirement that an index interval can have at most two parts separated by '-'"
+            ));
+        }
+        end.map_or(Ok(()), |end| order(first, end))?;
+        last.map_or(Ok(()), |last| order(last, first))?;
+        let end = end.unwrap_or(first);
+        total += end - first + 1;
+        last = Some(end);
+    }
+    Ok(total)
 }
 
 fn limits_per_index(at: &At<'_>, errors: &mut Errors) {
@@ -152,6 +197,9 @@ pub(super) fn failure_rule(at: &At<'_>, errors: &mut Errors) {
 /// What of a job can change.
 pub(super) fn job_update(at: &At<'_>, errors: &mut Errors) {
     let spec = at.get("spec");
+    if at.old.is_none() {
+        host_names(at, &spec, errors);
+    }
     if spec.old.is_none() {
         return;
     }
@@ -191,6 +239,20 @@ pub(super) fn job_update(at: &At<'_>, errors: &mut Errors) {
     let allowed = if stopped { &allowed["spec"] } else { &allowed };
     if allowed != place.value {
         errors.invalid(&place, "field is immutable");
+    }
+}
+
+/// The pods of an indexed job are named after it: the longest of their host names must be one.
+fn host_names(at: &At<'_>, spec: &At<'_>, errors: &mut Errors) {
+    const LONGEST: usize = 63;
+    let completions = spec.get("completions").int().unwrap_or(0);
+    if spec.get("completionMode").text() != "Indexed" || completions < 1 {
+        return;
+    }
+    let name = at.at(&["metadata", "name"]);
+    let host = format!("{}-{}", name.text(), completions - 1);
+    if host.len() > LONGEST || host.contains('.') {
+        errors.invalid(&name, format!("will not able to create pod with invalid DNS label: {host}"));
     }
 }
 
