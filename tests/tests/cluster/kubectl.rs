@@ -26,6 +26,7 @@ pub(crate) const TRANSCRIPTS: &[Test<Cluster>] = transcripts![
     "flags",
     "get",
     "helm",
+    "jobs",
     "nodes",
     "rollout"
 ];

@@ -6,6 +6,7 @@ mod cli;
 mod collecting;
 mod endpoints;
 mod guestbook;
+mod jobs;
 mod namespaces;
 mod node;
 mod services;
@@ -26,11 +27,12 @@ use serde_json::{Value, json};
 /// All tests, in the order in which they run.
 pub(crate) fn tests() -> Vec<Test<Cluster>> {
     let of_controllers =
-        [workloads::TESTS, sets::TESTS, collecting::TESTS, namespaces::TESTS, endpoints::TESTS].concat();
+        [jobs::TESTS, workloads::TESTS, sets::TESTS, collecting::TESTS, namespaces::TESTS, endpoints::TESTS]
+            .concat();
     let others =
         [services::TESTS, cli::TESTS, guestbook::TESTS, accounts::TESTS, &node::tests(), &storage::tests()]
             .concat();
-    [of_controllers, others].concat()
+    [of_controllers, others, jobs::LATE.to_vec()].concat()
 }
 
 /// Far longer than anything takes on a slow machine.
