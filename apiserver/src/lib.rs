@@ -26,7 +26,7 @@ mod version;
 pub mod pki;
 
 pub use self::http::Body;
-pub use admission::{AdmissionError, AdmissionPlugins};
+pub use admission::{AdmissionError, AdmissionPlugins, Tolerations};
 pub use audit::{AuditError, AuditOptions, LogOptions, PolicyError, WebhookError, WebhookOptions};
 pub use auth::UserInfo;
 pub use auth::service_account::TokenOptions;

@@ -52,6 +52,9 @@ enum Command {
     /// The images of this machine's node.
     #[command(subcommand)]
     Image(cluster::Image),
+    /// Save what a cluster's store holds into a file, and restore it.
+    #[command(subcommand)]
+    Snapshot(cluster::Snapshot),
     /// Answer DNS queries for the cluster (run as a system pod).
     Dns(dns::Dns),
     /// Take HTTP from outside to Services, by Ingresses (run as a system pod).
@@ -92,6 +95,7 @@ fn run(cli: Cli) -> Result<i32, Failure> {
             Command::Agent(agent) => agent.run().await?,
             Command::Node(node) => node.run().await?,
             Command::Image(image) => image.run().await?,
+            Command::Snapshot(snapshot) => snapshot.run().await?,
             Command::Dns(dns) => dns.run().await?,
             Command::Ingress(ingress) => ingress.run().await?,
             Command::Verb(verb) => return verbs::run(&cli.connection, verb).await,

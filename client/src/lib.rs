@@ -14,8 +14,10 @@ pub mod error;
 pub mod event;
 pub mod informer;
 mod key;
+pub mod leader;
 pub mod lease;
 pub mod metrics;
+pub mod reach;
 pub mod reconcile;
 pub mod task;
 #[cfg(test)]

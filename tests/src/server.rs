@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::tools::program;
+use crate::poll;
+use crate::tools::{program, run};
 
 /// How long a start may take before it counts as failed: far longer than it takes.
 const START: Duration = Duration::from_secs(60);
@@ -97,6 +100,41 @@ impl Server {
             child.wait()?;
         }
         Ok(())
+    }
+
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Errors
+    /// That it does not end.
+    pub fn stop(&mut self) -> Result<()> {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
+        poll::until("the server to end", START * 2, || {
+            Ok(child.try_wait()?.map(drop).ok_or_else(|| "it runs".to_owned()))
+        })?;
+        self.child = None;
+        Ok(())
+    }
+
+    /// Starts it with other flags from now on.
+    pub fn set_flags(&mut self, flags: Vec<String>) {
+        self.flags = flags;
+    }
+
+    /// Runs `decapod` with these words, about this server.
+    ///
+    /// # Errors
+    /// What it printed.
+    pub fn decapod(&self, words: &[&str]) -> Result<String> {
+        run(Command::new(&self.binary)
+            .args(words)
+            .args(["--name", &self.name, "--data-dir"])
+            .arg(self.data()))
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The process that runs now.

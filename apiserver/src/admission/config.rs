@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Chosen, pod_security};
+use super::{Chosen, Tolerations, pod_security};
 
 const GROUP: &str = "apiserver.config.k8s.io";
 
@@ -14,6 +14,8 @@ pub(crate) struct Config {
     pub(crate) pod_security: pod_security::Config,
     /// Which of them run.
     pub(crate) plugins: Chosen,
+    /// For how long pods stay on lost nodes.
+    pub(crate) tolerations: Tolerations,
 }
 
 /// Why admission cannot be configured as its file says.

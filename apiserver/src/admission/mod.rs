@@ -39,6 +39,7 @@ pub use chosen::AdmissionPlugins;
 pub(crate) use chosen::Chosen;
 pub use config::AdmissionError;
 pub(crate) use config::Config;
+pub use tolerations::Tolerations;
 
 /// Which write is admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

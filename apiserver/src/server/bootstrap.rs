@@ -1,6 +1,7 @@
 //! The objects that every cluster has, made at each start where they are missing.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
+use super::peers::{self, Member};
 use super::{Core, Options};
 use crate::auth::bootstrap as rbac;
 use crate::auth::service_account::{Lookup, Reference};
@@ -29,8 +31,13 @@ const TRACKING: &str = "kube-apiserver-legacy-service-account-token-tracking";
 /// Roles and bindings that are written at once.
 const AT_ONCE: usize = 32;
 
-/// Writes what is missing, in an order in which each can be written.
-pub(super) async fn objects(registry: &Registry, options: &Options, port: u16) -> Result<(), Error> {
+/// Writes what is missing, in an order in which each can be written. Returns this server's part among others that share
+/// its store.
+pub(super) async fn objects(
+    registry: &Registry,
+    options: &Options,
+    port: u16,
+) -> Result<Option<Member>, Error> {
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         ensure(registry, core("namespaces"), "", name, json!({})).await?;
     }
@@ -115,7 +122,11 @@ async fn role_or_binding(registry: &Registry, wanted: rbac::Wanted) -> Result<()
 }
 
 /// The `kubernetes` Service in `default`, by which pods find the API server.
-async fn kubernetes_service(registry: &Registry, options: &Options, port: u16) -> Result<(), Error> {
+async fn kubernetes_service(
+    registry: &Registry,
+    options: &Options,
+    port: u16,
+) -> Result<Option<Member>, Error> {
     let address = options.service_cidr.nth(1).map(|ip| ip.to_string()).unwrap_or_default();
     registry.drop_leftover(&address, "default", "kubernetes").await?;
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
@@ -123,35 +134,16 @@ async fn kubernetes_service(registry: &Registry, options: &Options, port: u16) -
         "clusterIP": address, "type": "ClusterIP", "sessionAffinity": "None",
         "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]}});
     ensure(registry, core("services"), "default", "kubernetes", service).await?;
-    let ports = json!([{"name": "https", "port": port, "protocol": "TCP"}]);
-    let endpoints = json!({
-        "metadata": {"labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": options.advertise.to_string()}], "ports": ports}]});
-    put(registry, core("endpoints"), endpoints).await?;
-    let family = match options.advertise {
-        IpAddr::V4(_) => "IPv4",
-        IpAddr::V6(_) => "IPv6",
-    };
-    let slice = json!({
-        "metadata": {"labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": family, "ports": ports,
-        "endpoints": [{"addresses": [options.advertise.to_string()], "conditions": {"ready": true}}]});
-    put(registry, row("discovery.k8s.io", "v1", "endpointslices"), slice).await
-}
-
-/// Makes `default/kubernetes` of a kind say this, whatever it says now: the address may have
-/// changed since the last start.
-async fn put(registry: &Registry, resource: &'static Resource, object: Value) -> Result<(), Error> {
-    ensure(registry, resource, "default", "kubernetes", object.clone()).await?;
-    let call = Call::own(resource, "default", "kubernetes");
-    let change = |old: &Value| {
-        let mut new = old.clone();
-        for (field, value) in object.as_object().into_iter().flatten().filter(|(f, _)| *f != "metadata") {
-            new[field] = value.clone();
+    let endpoint = SocketAddr::new(options.advertise, port);
+    match &options.identity {
+        // The address may have changed since the last start.
+        None => peers::publish(registry, &BTreeSet::from([endpoint])).await.map(|()| None),
+        Some(identity) => {
+            let mut member = Member::new(identity, endpoint);
+            member.renew(registry).await?;
+            Ok(Some(member))
         }
-        Ok(new)
-    };
-    registry.modify(&call, Part::Main, change).await.map(drop)
+    }
 }
 
 /// What the server does by itself from then on.

@@ -13,6 +13,7 @@ mod health;
 mod inprocess;
 pub(crate) mod limits;
 mod mirror;
+mod peers;
 mod streams;
 mod tls;
 
@@ -27,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::{self, AdmissionError, AdmissionPlugins};
+use crate::admission::{self, AdmissionError, AdmissionPlugins, Tolerations};
 use crate::audit::{self, Audit, AuditError, AuditOptions};
 use crate::auth::bootstrap_token::BootstrapTokens;
 use crate::auth::node::NodeAuthorizer;
@@ -57,6 +58,9 @@ pub struct Options {
     /// The address under which clients and pods reach this server: the endpoint of the
     /// `kubernetes` Service. A loopback address is for tests only.
     pub advertise: IpAddr,
+    /// Names this server among those that share its store: each then shows that it lives, and the `kubernetes` Service
+    /// leads to all. Without, it is the only one.
+    pub identity: Option<String>,
     /// Further host names and addresses that the server's certificate is to be good for.
     pub hosts: Vec<String>,
     /// What Services get their cluster addresses from.
@@ -77,6 +81,8 @@ pub struct Options {
     pub admission_config: Option<PathBuf>,
     /// Which plugins of admission run beside, or in spite of, those that do by default.
     pub admission_plugins: AdmissionPlugins,
+    /// For how long pods stay on a lost node unless they say so themselves.
+    pub tolerations: Tolerations,
     /// How many requests are worked on at once.
     pub limits: Limits,
     /// What the binary was built from.
@@ -95,6 +101,7 @@ impl Default for Options {
         Self {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 6443)),
             advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            identity: None,
             hosts: Vec::new(),
             service_cidr: "10.96.0.0/16".parse().expect("a constant range"),
             node_ports: 30000..=32767,
@@ -105,6 +112,7 @@ impl Default for Options {
             audit: None,
             admission_config: None,
             admission_plugins: AdmissionPlugins::default(),
+            tolerations: Tolerations::default(),
             limits: Limits::default(),
             build: crate::Build::default(),
             components: None,
@@ -230,7 +238,10 @@ impl Server {
             }
         };
         let core = Arc::new(make_core(&options, store, &pki, clock, stop.clone(), &tasks)?);
-        bootstrap::objects(&core.registry, &options, address.port()).await.map_err(StartError::Bootstrap)?;
+        let written = bootstrap::objects(&core.registry, &options, address.port()).await;
+        if let Some(member) = written.map_err(StartError::Bootstrap)? {
+            peers::keep(&core, member, &tasks);
+        }
         mirror::policy(&core, &tasks).await.map_err(StartError::Bootstrap)?;
         bootstrap::keep(&core, &tasks);
         flow_status::keep(&core, &tasks);
@@ -260,7 +271,8 @@ fn make_core(
     let admission = options.admission_config.as_deref().map(admission::Config::read).transpose()?;
     options.admission_plugins.check()?;
     let plugins = admission::Chosen::of(&options.admission_plugins);
-    let admission = admission::Config { plugins, ..admission.unwrap_or_default() };
+    let admission =
+        admission::Config { plugins, tolerations: options.tolerations, ..admission.unwrap_or_default() };
     let registry = Arc::new(Registry::new(store, clock.clone(), network, rbac.clone(), admission));
     let tokens = options.tokens.completed(&options.cluster_domain);
     let tokens = Arc::new(Tokens::new(pki, tokens, registry.clone()));

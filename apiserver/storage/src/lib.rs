@@ -16,6 +16,7 @@ use futures::stream::BoxStream;
 pub mod embedded;
 pub mod encryption;
 pub mod etcd;
+pub mod snapshot;
 
 pub use embedded::Embedded;
 pub use encryption::Encrypted;

@@ -46,6 +46,13 @@ impl Cluster {
         Self { handle, pki, store, dir }
     }
 
+    /// Another server on the same store, with the same keys.
+    pub(crate) async fn another(&self, change: impl FnOnce(&mut Options)) -> Handle {
+        let mut options = Options { listen: ([127, 0, 0, 1], 0).into(), ..Options::default() };
+        change(&mut options);
+        Server::start(options, self.store.clone(), self.pki.clone(), Arc::new(SystemClock)).await.unwrap()
+    }
+
     /// Stops the server and starts another one on the same folder.
     pub(crate) async fn restart(self) -> Self {
         self.handle.shutdown().await;

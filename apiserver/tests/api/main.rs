@@ -16,6 +16,7 @@ mod harness;
 mod node_identity;
 mod objects;
 mod operations;
+mod peers;
 mod plugins;
 mod pods;
 mod proxy;

@@ -271,6 +271,7 @@ fn kubelet_options(
         docker_configs: [data_dir.join("config.json")].into_iter().chain(home).collect(),
         parallel_pulls: settings.images.parallel().unwrap_or(defaults.parallel_pulls),
         image_gc: settings.images.gc()?,
+        lease_period: settings.lifecycle.lease_period(),
         data_dir,
         run_dir: place.run(),
         static_pods: Some(place.data().join("manifests")),

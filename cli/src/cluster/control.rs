@@ -43,7 +43,7 @@ struct Named {
 }
 
 /// Why the agent refused, as text.
-struct Refusal(String);
+pub(super) struct Refusal(pub(super) String);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
@@ -108,20 +108,30 @@ pub(super) fn serve(
     more: Router,
     supervisor: &Supervisor,
 ) -> Result<(), Failure> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     let router = Router::new()
         .route("/images", get(list))
         .route("/images/import", post(import))
         .route("/images/remove", post(remove))
         .with_state(runtime)
         .merge(more);
+    listen("control-socket", path, router, supervisor)
+}
+
+/// Serves a socket that only root can open, as a task of this name, until the supervisor shuts down.
+pub(super) fn listen(
+    task: &'static str,
+    path: &Path,
+    router: Router,
+    supervisor: &Supervisor,
+) -> Result<(), Failure> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     let shutdown = supervisor.shutdown_token();
-    supervisor.spawn("control-socket", async move {
+    supervisor.spawn(task, async move {
         axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
     });
     Ok(())
@@ -172,7 +182,7 @@ impl Control {
         }
     }
 
-    async fn call<T: serde::de::DeserializeOwned>(
+    pub(super) async fn call<T: serde::de::DeserializeOwned>(
         &self,
         method: &str,
         path: &str,

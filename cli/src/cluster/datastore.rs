@@ -100,6 +100,21 @@ impl Datastore {
         Ok(Some(Options { login, ..options }))
     }
 
+    /// Whether other servers may work on the same objects.
+    pub(super) fn is_shared(&self) -> bool {
+        self.datastore != EMBEDDED
+    }
+
+    /// Its kind, as snapshots name it.
+    pub(super) fn kind(&self) -> &'static str {
+        if self.is_shared() { "etcd" } else { EMBEDDED }
+    }
+
+    /// Where the embedded store lies.
+    pub(super) fn file(place: &Place) -> PathBuf {
+        place.data().join("db/store.redb")
+    }
+
     /// Whether the flags make sense together; reads no file.
     pub(super) fn check(&self) -> Result<(), Failure> {
         let etcd = self.etcd()?;
@@ -119,7 +134,7 @@ impl Datastore {
             })?;
             return Ok(Arc::new(store));
         }
-        let file = place.data().join("db/store.redb");
+        let file = Self::file(place);
         let store = Embedded::open(&file, embedded::Options::default()).map_err(|e| {
             Failure::new(format!("the store {} cannot be opened: {}", file.display(), chain(&e)))
         })?;

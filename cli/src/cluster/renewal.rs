@@ -71,7 +71,7 @@ impl Admin {
 }
 
 /// What there is to say of an authority that ends soon; `None` while there is time.
-pub(super) fn warning(ends: Timestamp, now: Timestamp) -> Option<String> {
+pub(crate) fn warning(ends: Timestamp, now: Timestamp) -> Option<String> {
     let left = ends.duration_since(now);
     if left > ANNOUNCED {
         return None;

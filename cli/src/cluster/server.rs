@@ -10,9 +10,11 @@ use decapod_apiserver::pki::{CertificateRequest, Pki, Renewing};
 use decapod_apiserver::{Handle, UserInfo};
 use decapod_client::clock::{Clock, SystemClock};
 use decapod_client::informer::Informers;
+use decapod_client::leader::Candidate;
 use decapod_client::task::Supervisor;
 use decapod_client::transport;
 use decapod_kubelet::{Drain, ServerOptions};
+use decapod_storage::Store;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
@@ -20,7 +22,7 @@ use super::authority::Keys;
 use super::lock::Lock;
 use super::renewal::{self, Admin};
 use super::settings::{Place, Settings, Which};
-use super::{addons, agent, ranges};
+use super::{addons, agent, authority, leader, ranges, snapshot};
 use crate::failure::{Failure, chain};
 
 #[derive(Args, Debug)]
@@ -35,6 +37,9 @@ pub(crate) struct Server {
     /// Run the API server with its store and nothing else: no scheduler, no controllers, no node, no addons.
     #[arg(long, conflicts_with = "background")]
     api_only: bool,
+    /// Serve the cluster in a shared store though its authority is another than this server's: it was replaced.
+    #[arg(long)]
+    replace_authority: bool,
     /// Leave the terminal's session (`decapod up` starts the server so).
     #[arg(long, hide = true)]
     background: bool,
@@ -59,10 +64,12 @@ impl Server {
         place.save(&self.settings)?;
         let supervisor = Supervisor::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let api = self.api(&place).await?;
+        let store = self.settings.store.open(&place).await?;
+        let api = self.api(&place, store.clone()).await?;
         let admin = Admin::new(&place, &api);
         let pair = admin.write(clock.now())?;
         supervisor.spawn_until_shutdown("admin-kubeconfig", admin.keep(pair, clock.clone()));
+        self.snapshots(&place, store, &supervisor, &clock)?;
         let started = match self.api_only {
             true => Ok(None),
             false => self.components(&place, &api, &supervisor, &clock).await,
@@ -84,16 +91,19 @@ impl Server {
         result
     }
 
-    async fn api(&self, place: &Place) -> Result<Handle, Failure> {
+    async fn api(&self, place: &Place, store: Arc<dyn Store>) -> Result<Handle, Failure> {
         let encryption = self.settings.store.encryption(place)?;
-        let store = self.settings.store.open(place).await?;
         let pki = Pki::open(&place.data().join("pki"), jiff::Timestamp::now())
             .map_err(|e| Failure::new(chain(&e)))?;
         let settings = &self.settings;
+        if settings.store.is_shared() && !self.replace_authority {
+            authority::check(&*store, pki.ca_pem(), place).await?;
+        }
         let options = decapod_apiserver::Options {
             listen: settings.listen,
             advertise: settings.address(),
             hosts: settings.tls_san.clone(),
+            identity: if settings.store.is_shared() { Some(leader::identity(place)?) } else { None },
             service_cidr: settings
                 .service_cidr
                 .to_string()
@@ -106,6 +116,7 @@ impl Server {
             admission_plugins: settings.admission_plugins(),
             admission_config: settings.admission_control_config_file.clone(),
             limits: settings.limits.limits()?,
+            tolerations: settings.lifecycle.tolerations(),
             build: build(),
             components: Some(decapod_client::metrics::text),
             encryption: Some(Arc::new(encryption)),
@@ -116,6 +127,20 @@ impl Server {
             .await
             .map_err(|e| Failure::new(chain(&e)))?;
         Ok(api)
+    }
+
+    /// Takes snapshots when it is asked or planned.
+    fn snapshots(
+        &self,
+        place: &Place,
+        store: Arc<dyn Store>,
+        supervisor: &Supervisor,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<(), Failure> {
+        let (keeper, kind) = (snapshot::Keeper::open(place)?, self.settings.store.kind());
+        let taking = keeper.clone().run(store.clone(), kind, clock.clone());
+        supervisor.spawn_until_shutdown("snapshots", taking);
+        snapshot::serve(&snapshot::socket(place), store, kind, keeper, supervisor)
     }
 
     async fn components(
@@ -146,17 +171,26 @@ impl Server {
                 ..Default::default()
             }),
             load_balancers: settings.network.load_balancers(settings)?,
+            node_lifecycle: settings.lifecycle.nodes()?,
             ..defaults
         };
-        decapod_controllers::run(
-            &controllers,
-            manager.clone(),
-            informers.clone(),
-            supervisor.clone(),
-            clock.clone(),
-        );
+        let candidate = Candidate {
+            identity: leader::identity(place)?,
+            terms: settings.lifecycle.election()?.filter(|_| settings.store.is_shared()),
+            clock: clock.clone(),
+            supervisor: supervisor.clone(),
+        };
+        let (own, mirrors, time) = (manager.clone(), informers.clone(), clock.clone());
+        candidate.lead(leader::CONTROLLERS, manager.clone(), move |term| {
+            let (own, mirrors) = (own.clone(), mirrors.clone());
+            decapod_controllers::run(&controllers, own, mirrors, term.clone(), time.clone());
+        });
         let scheduler = client("system:kube-scheduler", &[]);
-        decapod_scheduler::run(settings.scheduler()?, scheduler, &informers, supervisor, clock.clone());
+        let (own, mirrors, time) = (scheduler.clone(), informers.clone(), clock.clone());
+        let options = settings.scheduler()?;
+        candidate.lead(leader::SCHEDULER, scheduler, move |term| {
+            decapod_scheduler::run(options.clone(), own.clone(), &mirrors, term, time.clone());
+        });
         let watch =
             renewal::authority(api.pki().authority_ends(), manager.clone(), supervisor, clock.clone());
         supervisor.spawn_until_shutdown("authority-watch", watch);

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::datastore::Datastore;
 use super::image_flags::ImageFlags;
+use super::lifecycle_flags::LifecycleFlags;
 use super::limits::LimitFlags;
 use super::network_flags::NetworkFlags;
 use super::resource_flags::ResourceFlags;
@@ -269,6 +270,9 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) network: NetworkFlags,
     #[command(flatten)]
+    #[serde(default)]
+    pub(crate) lifecycle: LifecycleFlags,
+    #[command(flatten)]
     #[serde(flatten)]
     pub(crate) store: Datastore,
 }
@@ -483,6 +487,8 @@ impl Settings {
         self.images.gc()?;
         self.network.load_balancers(self)?;
         self.scheduler()?;
+        self.lifecycle.nodes()?;
+        self.lifecycle.election()?;
         let overlap =
             self.pod_cidr.contains(&self.service_cidr) || self.service_cidr.contains(&self.pod_cidr);
         if overlap {

@@ -122,6 +122,7 @@ impl Up {
         command.args(s.resources.flags());
         command.args(s.images.flags());
         command.args(s.network.flags());
+        command.args(s.lifecycle.flags());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
         Ok(command.spawn()?)
     }

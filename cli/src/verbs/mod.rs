@@ -3,6 +3,7 @@
 mod apply;
 mod delete;
 mod describe;
+mod doctor;
 mod exec;
 mod get;
 mod kinds;
@@ -13,6 +14,7 @@ mod scale;
 mod session;
 mod three_way;
 pub(crate) mod token;
+mod why;
 
 use clap::{Args, Subcommand};
 
@@ -42,6 +44,10 @@ pub(crate) enum Verb {
     Get(get::Get),
     /// Show one object or several in detail, with their events.
     Describe(describe::Describe),
+    /// Say why something is pending, restarting, not ready or does not go away, and what can be done.
+    Why(why::Why),
+    /// Look for what is wrong with the cluster, or with the way to a URL or Service.
+    Doctor(doctor::Doctor),
     /// Print the logs of a container.
     Logs(logs::Logs),
     /// Run a command in a container.
@@ -70,6 +76,8 @@ pub(crate) async fn run(connection: &Connection, verb: Verb) -> Result<i32, Fail
         Verb::Apply(apply) => apply.run(&session).await?,
         Verb::Get(get) => get.run(&session).await?,
         Verb::Describe(describe) => describe.run(&session).await?,
+        Verb::Why(why) => why.run(&session).await?,
+        Verb::Doctor(doctor) => return doctor.run(&session).await,
         Verb::Logs(logs) => logs.run(&session).await?,
         Verb::Exec(exec) => return exec.run(&session).await,
         Verb::Delete(delete) => delete.run(&session).await?,

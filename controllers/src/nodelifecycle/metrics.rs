@@ -4,10 +4,11 @@ use std::sync::LazyLock;
 
 use decapod_client::metrics::register;
 use k8s_openapi::api::core::v1::{Node, Taint};
-use kube::ResourceExt;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+
+use super::zones::zone;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Zone {
@@ -20,14 +21,6 @@ static EVICTIONS: LazyLock<Family<Zone, Counter>> = LazyLock::new(|| {
     register("node_collector_evictions", help, evictions.clone());
     evictions
 });
-
-/// The zone of a node, as Kubernetes names it: region and zone; empty where it has neither.
-fn zone(node: &Node) -> String {
-    let label = |name: &str| node.labels().get(name).map_or("", String::as_str);
-    let (region, zone) = (label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"));
-    // Kubernetes puts a NUL between them, which no scraper likes; the text format allows it all the same.
-    if region.is_empty() && zone.is_empty() { String::new() } else { format!("{region}:\0:{zone}") }
-}
 
 /// The node was given these taints: if one of them drives pods away that the node did not have, it counts.
 pub(super) fn tainted(node: &Node, taints: &[Taint]) {

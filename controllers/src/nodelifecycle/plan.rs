@@ -100,6 +100,14 @@ pub(super) fn taints(node: &Node, evicts: bool, now: Timestamp) -> Option<Vec<Ta
     (taints != known).then_some(taints)
 }
 
+/// Whether pods are driven away from the node already because it is not ready.
+pub(super) fn is_being_emptied(node: &Node) -> bool {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    taints
+        .into_iter()
+        .any(|taint| taint.effect == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()))
+}
+
 /// When a pod has to leave its node because of `NoExecute` taints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Eviction {

@@ -12,6 +12,7 @@ mod faults;
 mod jobs;
 mod limits;
 mod lost;
+mod nodes;
 mod quotas;
 mod rollouts;
 mod rootca;

@@ -75,7 +75,7 @@ impl World {
         let informers = Informers::new(client.clone(), supervisor.clone(), clock.clone());
         // The only node's heart does not beat.
         let grace = Duration::from_secs(3600);
-        let node_lifecycle = nodelifecycle::Options { grace, startup_grace: grace };
+        let node_lifecycle = nodelifecycle::Options { grace, startup_grace: grace, ..Default::default() };
         let mut options = Options { node_lifecycle, node_ipam: None, ..Options::default() };
         change(&mut options);
         decapod_controllers::run(&options, client, informers, supervisor.clone(), clock);

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use decapod_client::ObjectKey;
+use decapod_client::clock;
 use decapod_client::error::{ErrorExt, chain};
+use decapod_client::informer::Changes;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
@@ -29,8 +31,11 @@ const CHECK_UNREADY: Duration = Duration::from_millis(200);
 const WRITE: Duration = Duration::from_secs(300);
 /// Kubernetes' namespace of node leases.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
-/// How long a lease holds without being renewed.
-const LEASE_SECONDS: i32 = 40;
+/// A lease holds this many times as long as the time between two renewals, as in Kubernetes.
+const LEASE_PERIODS: u32 = 4;
+/// A renewal is given up after this long, if the lease does not hold longer: behind a broken link it would wait for
+/// minutes, and the node would still be silent when the link is mended.
+const RENEWAL: Duration = Duration::from_secs(10);
 /// Between attempts while the API server does not answer.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -72,6 +77,7 @@ impl Registrar {
         }
         self.shared.tell.node(self.reference(), "Starting", "Starting kubelet.");
         let mut written = self.shared.clock.monotonic();
+        let mut changes = self.shared.node.subscribe();
         loop {
             let due = self.shared.clock.monotonic() - written >= WRITE;
             match self.refresh(due).await {
@@ -86,6 +92,7 @@ impl Registrar {
             tokio::select! {
                 () = self.shared.clock.sleep(check) => {}
                 () = self.shared.evictions.changed() => {}
+                () = given_up(&mut changes) => {}
             }
         }
     }
@@ -181,6 +188,19 @@ impl Registrar {
     }
 }
 
+/// Resolves once the control plane takes the node for lost: whoever lives says so at once.
+async fn given_up(changes: &mut Changes<Node>) {
+    while let Some(change) = changes.next().await {
+        let conditions =
+            change.new.iter().filter_map(|node| node.status.as_ref()?.conditions.as_ref()).flatten();
+        if conditions.into_iter().any(|one| one.type_ == "Ready" && one.status == "Unknown") {
+            return;
+        }
+    }
+    // The informer ended with the process.
+    std::future::pending().await
+}
+
 /// Whether a status says that the node is ready.
 fn ready(status: &NodeStatus) -> Option<bool> {
     status.conditions.iter().flatten().find(|c| c.type_ == "Ready").map(|c| c.status == "True")
@@ -212,12 +232,17 @@ pub(crate) async fn runtime_state(shared: &Shared) -> RuntimeState {
 pub(crate) async fn heartbeat(shared: Arc<Shared>) {
     let api = Api::<Lease>::namespaced(shared.client.clone(), LEASE_NAMESPACE);
     let name = shared.options.node_name.clone();
+    let limit = RENEWAL.max(shared.options.lease_period * LEASE_PERIODS);
     loop {
-        let wait = match renew(&shared, &api, &name).await {
-            Ok(true) => shared.options.lease_period,
-            Ok(false) => CHECK_UNREADY,
-            Err(error) => {
+        let wait = match clock::timeout(&*shared.clock, limit, renew(&shared, &api, &name)).await {
+            Some(Ok(true)) => shared.options.lease_period,
+            Some(Ok(false)) => CHECK_UNREADY,
+            Some(Err(error)) => {
                 tracing::warn!(error = chain(&error), "the node's lease could not be renewed");
+                RETRY
+            }
+            None => {
+                tracing::warn!(?limit, "the API server does not answer: the node's lease is not renewed");
                 RETRY
             }
         };
@@ -228,7 +253,9 @@ pub(crate) async fn heartbeat(shared: Arc<Shared>) {
 /// Renews or creates the Lease; false while there is no Node to own it.
 async fn renew(shared: &Shared, api: &Api<Lease>, name: &str) -> Result<bool, kube::Error> {
     let now = MicroTime(shared.clock.now());
-    let patch = json!({ "spec": { "holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now } });
+    let holds = (shared.options.lease_period * LEASE_PERIODS).as_secs().max(1);
+    let patch =
+        json!({ "spec": { "holderIdentity": name, "leaseDurationSeconds": holds, "renewTime": now } });
     match api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
         Err(error) if error.is_not_found() => {}
         other => return other.map(|_| true),
@@ -252,7 +279,7 @@ async fn renew(shared: &Shared, api: &Api<Lease>, name: &str) -> Result<bool, ku
         },
         spec: Some(LeaseSpec {
             holder_identity: Some(name.to_owned()),
-            lease_duration_seconds: Some(LEASE_SECONDS),
+            lease_duration_seconds: Some(i32::try_from(holds).unwrap_or(i32::MAX)),
             renew_time: Some(now),
             ..LeaseSpec::default()
         }),

@@ -11,6 +11,7 @@ mod folders;
 mod forward;
 mod logs;
 mod metrics;
+mod reach;
 mod session;
 mod summary;
 
@@ -21,7 +22,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router, middleware};
 use decapod_client::ObjectKey;
 use decapod_cri::stream::{Host, Refusal};
@@ -145,6 +146,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/exec/{namespace}/{pod}/{container}", get(session::exec).post(session::exec))
         .route("/attach/{namespace}/{pod}/{container}", get(session::attach).post(session::attach))
         .route("/portForward/{namespace}/{pod}", get(forward::handle).post(forward::handle))
+        .route("/reach/{namespace}/{pod}", post(reach::handle))
         .layer(middleware::from_fn(negotiate))
         .layer(middleware::from_fn(auth::enforce))
         .with_state(shared)

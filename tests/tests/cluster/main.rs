@@ -17,6 +17,7 @@ mod lifecycle;
 mod metrics;
 mod network;
 mod pods;
+mod recovery;
 mod registries;
 mod resources;
 mod streams;
@@ -76,6 +77,10 @@ const TESTS: &[Test<Cluster>] = &[
     ("kubectl::every_transcript_is_replayed", kubectl::every_transcript_is_replayed),
     ("registries::pods_pull_with_secrets", registries::pods_pull_with_secrets),
     ("joining::a_second_node_joins_by_token_and_hash", joining::a_second_node_joins_by_token_and_hash),
+    (
+        "recovery::a_store_is_moved_and_one_of_two_servers_is_lost",
+        recovery::a_store_is_moved_and_one_of_two_servers_is_lost,
+    ),
     ("bad_input::manifests", bad_input::manifests),
     ("bad_input::a_missing_image", bad_input::a_missing_image),
     ("bad_input::an_unschedulable_pod", bad_input::an_unschedulable_pod),

@@ -134,6 +134,33 @@ impl Disk {
         Self::with(database, journal, failed)
     }
 
+    /// Makes a database of entries that are as old as they say, at this revision: all before is compacted.
+    pub(super) fn make(path: &Path, entries: &[Entry], revision: Revision) -> Result<(), OpenError> {
+        let failed = |source: redb::Error| OpenError::Database {
+            path: path.display().to_string(),
+            source: Box::new(source),
+        };
+        let io = |source| OpenError::Io { path: path.display().to_string(), source };
+        drop(private_file(path).map_err(io)?);
+        let database = open_patiently(path).map_err(|e| failed(e.into()))?;
+        let fill = || {
+            let transaction = database.begin_write()?;
+            {
+                let mut meta = transaction.open_table(META)?;
+                meta.insert(FORMAT, FORMAT_VERSION)?;
+                meta.insert(COMPACTED, revision)?;
+                let mut log = transaction.open_table(LOG)?;
+                for entry in entries {
+                    let entry = Arc::new(entry.clone());
+                    row_write(&mut log, &Change::Put { entry, previous: None })?;
+                }
+            }
+            transaction.commit()?;
+            Ok(())
+        };
+        fill().map_err(failed)
+    }
+
     /// Reads what the database and the journal hold.
     pub(super) fn with(
         database: Database,

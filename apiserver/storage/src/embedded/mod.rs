@@ -91,6 +91,39 @@ impl Embedded {
         Self::start(disk, state, options, path)
     }
 
+    /// Makes a store of these entries, at this revision, in the place of the one in this file: that one, if it is there,
+    /// is kept beside it as `aside`. Nobody may have it open. A crash leaves the old store or the new one, or the old
+    /// one beside: then it is begun again.
+    ///
+    /// # Errors
+    /// If files cannot be written or moved.
+    pub fn replace(
+        path: &Path,
+        aside: &Path,
+        entries: &[Entry],
+        revision: Revision,
+    ) -> Result<(), OpenError> {
+        let io = |path: &Path| {
+            let path = path.display().to_string();
+            move |source| OpenError::Io { path, source }
+        };
+        let folder = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder).map_err(io(folder))?;
+        let new = path.with_extension("new");
+        remove(&new).map_err(io(&new))?;
+        Disk::make(&new, entries, revision)?;
+        for (from, to) in
+            [(path.to_owned(), aside.to_owned()), (disk::journal_path(path), disk::journal_path(aside))]
+        {
+            match std::fs::rename(&from, &to) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(&from)(error)),
+                _ => {}
+            }
+        }
+        std::fs::rename(&new, path).map_err(io(path))?;
+        std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))
+    }
+
     fn start(disk: Disk, state: State, options: Options, file: &Path) -> Result<Self, OpenError> {
         let hub = Arc::new(Hub::new(state));
         let (inbox, requests) = mpsc::channel(INBOX);
@@ -127,6 +160,13 @@ impl Drop for Embedded {
         {
             tracing::error!("the writer thread of the store panicked");
         }
+    }
+}
+
+fn remove(file: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
