@@ -33,6 +33,9 @@ const FLAGS: &[&str] = &[
     "10.118.0.0/16",
     "--kubelet-port",
     "20250",
+    // A machine that is fully loaded may be silent for long.
+    "--node-monitor-grace-period",
+    "30s",
 ];
 /// Its name.
 pub const NAME: &str = "dcptest";

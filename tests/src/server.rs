@@ -52,7 +52,7 @@ impl Server {
         let child = Command::new(&self.binary)
             .args(["server", "--no-agent", "--name", &self.name, "--data-dir"])
             .arg(self.data())
-            .args([format!("--listen=0.0.0.0:{}", self.port), "--node-ip=127.0.0.1".to_owned()])
+            .args([format!("--listen=0.0.0.0:{}", self.port), "--node-ip=192.0.2.1".to_owned()])
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use decapod_apiserver::UserInfo;
 use decapod_apiserver::pki::MASTERS;
+use decapod_apiserver::{Options, UserInfo};
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Cluster};
 
+/// Of a documentation network: endpoints of other Services than `kubernetes` itself may not be loopback addresses.
+const ADDRESS: &str = "192.0.2.1";
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
 const SERVICES: &str = "/api/v1/namespaces/default/services";
@@ -37,8 +39,12 @@ async fn leads_to(client: &Client, wanted: &[u16]) {
 
 #[tokio::test]
 async fn two_servers_are_one_cluster() {
-    let cluster = Cluster::start_with(|options, _| options.identity = Some("Host.one_1".to_owned())).await;
-    let second = cluster.another(|options| options.identity = Some("two".to_owned())).await;
+    let named = |options: &mut Options, name: &str| {
+        options.identity = Some(name.to_owned());
+        options.advertise = ADDRESS.parse().unwrap();
+    };
+    let cluster = Cluster::start_with(|options, _| named(options, "Host.one_1")).await;
+    let second = cluster.another(|options| named(options, "two")).await;
     let one = cluster.admin();
     let two = Client(kube::Client::new(second.service_as(UserInfo::new("admin", &[MASTERS])), "default"));
     let (first_port, second_port) = (cluster.handle.address().port(), second.address().port());

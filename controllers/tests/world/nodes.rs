@@ -6,7 +6,7 @@ use std::time::Duration;
 use decapod_client::clock::{Clock, ManualClock};
 use decapod_controllers::nodelifecycle;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -119,6 +119,7 @@ async fn pods_leave_a_silent_node_as_they_tolerate_it() {
     let world = World::start().await;
     let clock = Arc::new(ManualClock::default());
     let nodes = Nodes { world: &world, clock: clock.clone() };
+    world.create::<ServiceAccount>(json!({"metadata": {"name": "default"}})).await;
     nodes.add("n1").await;
     nodes.add("n2").await;
     for (name, tolerated) in
@@ -168,6 +169,7 @@ async fn taints_that_evict_go_where_no_node_is_heard_of() {
     let world = World::start().await;
     let clock = Arc::new(ManualClock::default());
     let nodes = Nodes { world: &world, clock: clock.clone() };
+    world.create::<ServiceAccount>(json!({"metadata": {"name": "default"}})).await;
     nodes.add("n1").await;
     nodes.add("n2").await;
     nodes.pod("at-once", Some(0)).await;

@@ -60,7 +60,8 @@ fn about<'a>(policies: &'a [NetworkPolicy], pod: &Pod, direction: Direction) -> 
 
 fn is_peer(peer: &NetworkPolicyPeer, policy: &NetworkPolicy, other: &End<'_>) -> bool {
     if let Some(block) = &peer.ip_block {
-        let ip = other.pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()?.parse().ok());
+        let ip: Option<std::net::IpAddr> =
+            other.pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()?.parse().ok());
         let holds =
             |range: &str| range.parse::<IpNet>().is_ok_and(|range| ip.is_some_and(|ip| range.contains(&ip)));
         return holds(&block.cidr) && !block.except.iter().flatten().any(|range| holds(range));

@@ -14,7 +14,11 @@ const PODS: usize = 3;
 const LOG_LINES: u32 = 5;
 
 /// What is in the way of an object, the gravest first.
-pub(super) async fn explain(session: &Session, kind: &Kind, object: &Value) -> Result<Vec<Finding>, Failure> {
+pub(in crate::verbs) async fn explain(
+    session: &Session,
+    kind: &Kind,
+    object: &Value,
+) -> Result<Vec<Finding>, Failure> {
     let now = Timestamp::now();
     let mut findings = Vec::new();
     if object["metadata"]["deletionTimestamp"].is_string() {
