@@ -117,7 +117,7 @@ impl Nodes<'_> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_leave_a_silent_node_as_they_tolerate_it() {
     let world = World::start().await;
-    let clock = Arc::new(ManualClock::default());
+    let clock = Arc::new(ManualClock::new(jiff::Timestamp::now()));
     let nodes = Nodes { world: &world, clock: clock.clone() };
     world.create::<ServiceAccount>(json!({"metadata": {"name": "default"}})).await;
     nodes.add("n1").await;
@@ -167,7 +167,7 @@ async fn pods_leave_a_silent_node_as_they_tolerate_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn taints_that_evict_go_where_no_node_is_heard_of() {
     let world = World::start().await;
-    let clock = Arc::new(ManualClock::default());
+    let clock = Arc::new(ManualClock::new(jiff::Timestamp::now()));
     let nodes = Nodes { world: &world, clock: clock.clone() };
     world.create::<ServiceAccount>(json!({"metadata": {"name": "default"}})).await;
     nodes.add("n1").await;
