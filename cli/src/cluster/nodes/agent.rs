@@ -98,6 +98,7 @@ impl Invitation {
             format!("--kubelet-port={}", settings.kubelet_port),
         ]);
         command.args(settings.resources.flags()).args(settings.images.flags()).args(settings.network.flags());
+        command.args(settings.lifecycle.flags());
         command.env("DECAPOD_TOKEN", &self.token);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
         // A process is in the namespaces of the thread that started it.
