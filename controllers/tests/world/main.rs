@@ -12,7 +12,6 @@ mod faults;
 mod jobs;
 mod limits;
 mod lost;
-mod nodes;
 mod quotas;
 mod rollouts;
 mod rootca;
