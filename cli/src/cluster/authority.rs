@@ -90,7 +90,14 @@ mod tests {
 
     use super::*;
     use crate::cluster::addons;
-    use crate::cluster::settings::Which;
+    use crate::cluster::settings::{Settings, Which};
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        settings: Settings,
+    }
 
     #[tokio::test]
     async fn keys_of_another_cluster_are_refused() {
@@ -101,7 +108,8 @@ mod tests {
         let now = Timestamp::now();
         let ours = Pki::open(&dir.path().join("ours"), now).unwrap();
         check(&store, ours.ca_pem(), &place).await.unwrap();
-        let info = addons::cluster_info("https://10.0.0.1:6443", ours.ca_pem());
+        let settings = Flags::parse_from(["decapod"]).settings;
+        let info = addons::cluster_info("https://10.0.0.1:6443", ours.ca_pem(), &settings);
         store.create(CLUSTER_INFO, info.to_string().into()).await.unwrap();
         check(&store, ours.ca_pem(), &place).await.unwrap();
         let other = Pki::open(&dir.path().join("other"), now).unwrap();

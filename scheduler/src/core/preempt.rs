@@ -34,6 +34,8 @@ pub(crate) struct Candidate {
     pub(crate) victims: Vec<Arc<PodInfo>>,
     /// How many of them a disruption budget protects.
     pub(crate) violations: usize,
+    /// Worked out once: a candidate that is kept is compared with others at many decisions.
+    cost: Cost,
 }
 
 /// What is compared between candidates: the least is taken.
@@ -41,13 +43,14 @@ type Cost = (usize, i32, i64, usize, Reverse<Option<Timestamp>>);
 
 impl Candidate {
     /// Budgets first, then the priorities, then how many, then how long the most important of them run.
-    fn cost(&self) -> Cost {
-        let top = self.victims.first().map_or(i32::MIN, |victim| victim.priority);
+    fn new(node: &str, victims: Vec<Arc<PodInfo>>, violations: usize) -> Self {
+        let top = victims.first().map_or(i32::MIN, |victim| victim.priority);
         // Shifted so that none is negative: else more victims could cost less.
-        let each = self.victims.iter().map(|victim| i64::from(victim.priority) + (1 << 31));
-        let important = self.victims.iter().filter(|victim| victim.priority == top);
+        let each = victims.iter().map(|victim| i64::from(victim.priority) + (1 << 31));
+        let important = victims.iter().filter(|victim| victim.priority == top);
         let earliest = important.filter_map(|victim| started(victim)).min();
-        (self.violations, top, each.sum(), self.victims.len(), Reverse(earliest))
+        let cost = (violations, top, each.sum(), victims.len(), Reverse(earliest));
+        Self { node: node.to_owned(), victims, violations, cost }
     }
 }
 
@@ -128,12 +131,12 @@ pub(crate) fn on_node(
         return Err(Useless::because(NOT_HELPFUL));
     }
     victims.sort_by(|one, other| (importance(one), &one.uid).cmp(&(importance(other), &other.uid)));
-    Ok(Candidate { node: node.name.clone(), victims, violations })
+    Ok(Candidate::new(&node.name, victims, violations))
 }
 
 /// The candidate that costs least; the first of equals.
 pub(crate) fn cheapest(candidates: Vec<Arc<Candidate>>) -> Option<Arc<Candidate>> {
-    candidates.into_iter().min_by_key(|candidate| candidate.cost())
+    candidates.into_iter().min_by_key(|candidate| candidate.cost)
 }
 
 /// How many candidates suffice among so many nodes.

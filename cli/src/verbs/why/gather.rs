@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::kinds::Kind;
 use super::super::session::{Session, escape, with_query};
-use super::{Finding, claim, list, name, node, running, service, stuck, text, workload};
+use super::{Finding, claim, list, name, node, pending, running, service, stuck, text, workload};
 use crate::failure::Failure;
 
 /// How many of a workload's pods are explained: the others are mostly alike.
@@ -120,6 +120,12 @@ async fn last_words(session: &Session, pod: &Value, container: &str) -> String {
 }
 
 async fn pod(session: &Session, pod: &Value, now: Timestamp) -> Result<Vec<Finding>, Failure> {
+    if text(&pod["spec"], "nodeName").is_empty() {
+        let findings = pending::findings(session, pod).await?;
+        if !findings.is_empty() {
+            return Ok(findings);
+        }
+    }
     let mut around = running::Around {
         node: node_of(session, pod).await?,
         events: events(session, pod).await?,

@@ -6,6 +6,7 @@
 mod claim;
 mod gather;
 mod node;
+mod pending;
 mod running;
 mod service;
 mod stuck;
