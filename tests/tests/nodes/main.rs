@@ -7,6 +7,7 @@
 mod losing;
 mod members;
 mod reaching;
+mod recovery;
 
 use std::process::ExitCode;
 
@@ -22,6 +23,7 @@ const TESTS: &[Test<Cluster>] = &[
     ("reaching::streams_to_pods_of_every_node", reaching::streams_to_pods_of_every_node),
     ("members::a_node_is_added_and_removed", members::a_node_is_added_and_removed),
     ("losing::containers_outlive_agents_and_server", losing::containers_outlive_agents_and_server),
+    ("recovery::lost_nodes_are_replaced_and_come_back", recovery::lost_nodes_are_replaced_and_come_back),
 ];
 
 fn main() -> ExitCode {
