@@ -51,6 +51,40 @@ pub const NGINX_2: Recipe = Recipe {
     files: &[("etc/nginx/nginx.conf", NGINX_CONF), ("usr/share/nginx/version", "2\n"), PASSWD, GROUP],
 };
 
+/// Redis on port 6379, which keeps every write on disk in `/data` before it answers.
+pub const REDIS: Recipe = Recipe {
+    name: "redis:7",
+    packages: &[
+        "redis-server",
+        "redis-tools",
+        "libatomic1",
+        "libc6",
+        "libcap2",
+        "libgcrypt20",
+        "libgpg-error0",
+        "libjemalloc2",
+        "liblz4-1",
+        "liblzf1",
+        "liblzma5",
+        "libssl3",
+        "libsystemd0",
+        "libzstd1",
+        "busybox-static",
+    ],
+    command: &[
+        "/usr/bin/redis-server",
+        "--dir",
+        "/data",
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "always",
+        "--protected-mode",
+        "no",
+    ],
+    files: &[PASSWD, GROUP],
+};
+
 const PASSWD: (&str, &str) = ("etc/passwd", "root:x:0:0::/:/bin/sh\nwww-data:x:33:33::/:/bin/false\n");
 const GROUP: (&str, &str) = ("etc/group", "root:x:0:\nwww-data:x:33:\n");
 const NGINX_PACKAGES: &[&str] =

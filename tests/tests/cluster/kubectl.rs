@@ -28,7 +28,8 @@ pub(crate) const TRANSCRIPTS: &[Test<Cluster>] = transcripts![
     "helm",
     "jobs",
     "nodes",
-    "rollout"
+    "rollout",
+    "workloads"
 ];
 
 fn folder() -> PathBuf {

@@ -20,6 +20,8 @@ mod pods;
 mod recovery;
 mod registries;
 mod resources;
+mod rolling;
+mod stateful;
 mod streams;
 
 use std::process::ExitCode;
@@ -41,6 +43,8 @@ const TESTS: &[Test<Cluster>] = &[
     ("application::kubectl_follows", application::kubectl_follows),
     ("application::set_image_loses_no_request", application::set_image_loses_no_request),
     ("application::scale_and_undo", application::scale_and_undo),
+    ("rolling::an_update_under_load_loses_no_request", rolling::an_update_under_load_loses_no_request),
+    ("stateful::redis_keeps_its_data", stateful::redis_keeps_its_data),
     ("healing::a_killed_process_is_restarted", healing::a_killed_process_is_restarted),
     ("healing::a_deleted_pod_is_replaced", healing::a_deleted_pod_is_replaced),
     ("healing::a_failing_liveness_probe_restarts", healing::a_failing_liveness_probe_restarts),
@@ -101,7 +105,7 @@ const LAST: &[Test<Cluster>] = &[
 fn main() -> ExitCode {
     // Images first: what fails there fails for want of a package, not of the cluster.
     let prepared = || -> Result<(Inventory, Cluster)> {
-        for recipe in [&images::BUSYBOX, &images::NGINX, &images::NGINX_2] {
+        for recipe in [&images::BUSYBOX, &images::NGINX, &images::NGINX_2, &images::REDIS] {
             images::archive(recipe)?;
         }
         Ok((Inventory::take()?, Cluster::prepare()?))

@@ -4,6 +4,7 @@
 mod accounts;
 mod cli;
 mod collecting;
+mod daemons;
 mod endpoints;
 mod guestbook;
 mod jobs;
@@ -11,6 +12,7 @@ mod namespaces;
 mod node;
 mod services;
 mod sets;
+mod stateful;
 mod storage;
 mod workloads;
 
@@ -27,12 +29,10 @@ use serde_json::{Value, json};
 /// All tests, in the order in which they run.
 pub(crate) fn tests() -> Vec<Test<Cluster>> {
     let of_controllers =
-        [jobs::TESTS, workloads::TESTS, sets::TESTS, collecting::TESTS, namespaces::TESTS, endpoints::TESTS]
-            .concat();
-    let others =
-        [services::TESTS, cli::TESTS, guestbook::TESTS, accounts::TESTS, &node::tests(), &storage::tests()]
-            .concat();
-    [of_controllers, others, jobs::LATE.to_vec()].concat()
+        [jobs::TESTS, workloads::TESTS, sets::TESTS, stateful::TESTS, daemons::TESTS, collecting::TESTS].concat();
+    let of_namespaces = [namespaces::TESTS, endpoints::TESTS, services::TESTS].concat();
+    let others = [cli::TESTS, guestbook::TESTS, accounts::TESTS, &node::tests(), &storage::tests()].concat();
+    [of_controllers, of_namespaces, others, jobs::LATE.to_vec()].concat()
 }
 
 /// Far longer than anything takes on a slow machine.
