@@ -3,7 +3,7 @@
 $ echo '{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: db}, spec: {serviceName: db, replicas: 2, selector: {matchLabels: {app: db}},
 >   template: {metadata: {labels: {app: db}}, spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: "nginx:1"}]}}}}' | kubectl apply -f -
 statefulset.apps/db created
-$ kubectl rollout status sts/db --timeout=90s | tail -1
+$ kubectl rollout status sts/db --timeout=110s | tail -1
 partitioned roll out complete: 2 new pods have been updated...
 $ kubectl get sts db
 NAME   READY   AGE
@@ -23,7 +23,7 @@ $ kubectl annotate sts/db kubernetes.io/change-cause='version two'
 statefulset.apps/db annotated
 $ kubectl set image sts/db c=nginx:2
 statefulset.apps/db image updated
-$ kubectl rollout status sts/db --timeout=90s | tail -1
+$ kubectl rollout status sts/db --timeout=110s | tail -1
 partitioned roll out complete: 3 new pods have been updated...
 $ kubectl rollout history sts/db
 statefulset.apps/db 
@@ -51,7 +51,7 @@ statefulset.apps/db rolled back
 $ kubectl rollout undo sts/db --to-revision=77
 ? 1
 error: unable to find specified revision 77 in history
-$ kubectl rollout status sts/db --timeout=90s | tail -1
+$ kubectl rollout status sts/db --timeout=110s | tail -1
 partitioned roll out complete: 3 new pods have been updated...
 $ kubectl get controllerrevisions --sort-by=.revision
 NAME[..]CONTROLLER[..]REVISION   AGE
@@ -59,7 +59,7 @@ db-[..]   statefulset.apps/db   2          [..]
 db-[..]   statefulset.apps/db   3          [..]
 $ kubectl rollout restart sts/db
 statefulset.apps/db restarted
-$ kubectl rollout status sts/db --timeout=90s | tail -1
+$ kubectl rollout status sts/db --timeout=110s | tail -1
 partitioned roll out complete: 3 new pods have been updated...
 $ kubectl patch sts db -p '{"spec":{"serviceName":"other"}}'
 ? 1
@@ -70,21 +70,21 @@ Replicas:           3 desired | 3 total
 Update Strategy:    RollingUpdate
   Partition:        0
 Pods Status:        3 Running / 0 Waiting / 0 Succeeded / 0 Failed
-$ kubectl events --for sts/db | grep -c 'Create Pod db-2 in StatefulSet db successful'
-1
+$~ kubectl events --for sts/db | grep -o 'Create Pod db-2 in StatefulSet db successful' | sort -u
+Create Pod db-2 in StatefulSet db successful
 $ kubectl delete sts db
 statefulset.apps "db" deleted from [..] namespace
 $ echo '{apiVersion: apps/v1, kind: DaemonSet, metadata: {name: agent}, spec: {selector: {matchLabels: {app: agent}},
 >   template: {metadata: {labels: {app: agent}}, spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: "nginx:1"}]}}}}' | kubectl apply -f -
 daemonset.apps/agent created
-$ kubectl rollout status ds/agent --timeout=90s | tail -1
+$ kubectl rollout status ds/agent --timeout=110s | tail -1
 daemon set "agent" successfully rolled out
 $ kubectl get ds agent
 NAME    DESIRED   CURRENT   READY   UP-TO-DATE   AVAILABLE   NODE SELECTOR   AGE
 agent   1         1         1       1            1           <none>          [..]
 $ kubectl set image ds/agent c=nginx:2
 daemonset.apps/agent image updated
-$ kubectl rollout status ds/agent --timeout=90s | tail -1
+$ kubectl rollout status ds/agent --timeout=110s | tail -1
 daemon set "agent" successfully rolled out
 $ kubectl rollout history ds/agent
 daemonset.apps/agent 
@@ -94,11 +94,11 @@ REVISION  CHANGE-CAUSE
 
 $ kubectl rollout undo ds/agent
 daemonset.apps/agent rolled back
-$ kubectl rollout status ds/agent --timeout=90s | tail -1
+$ kubectl rollout status ds/agent --timeout=110s | tail -1
 daemon set "agent" successfully rolled out
 $ kubectl rollout restart ds/agent
 daemonset.apps/agent restarted
-$ kubectl rollout status ds/agent --timeout=90s | tail -1
+$ kubectl rollout status ds/agent --timeout=110s | tail -1
 daemon set "agent" successfully rolled out
 $ kubectl describe ds agent | grep -E '^(Name|Desired|Current|Number|Pods)'
 Name:           agent

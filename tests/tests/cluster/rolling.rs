@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::application::http_get;
 
 /// Far longer than anything takes on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Clients that ask one request after the other, and how often each of them does: 200 requests per second.
 const CLIENTS: usize = 8;

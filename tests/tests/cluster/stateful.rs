@@ -24,11 +24,15 @@ struct Redis {
 impl Redis {
     /// Waits until the server of a pod answers.
     fn of(cluster: &Cluster, namespace: &str, pod: &str) -> Result<Self> {
-        let pod = cluster.ready(namespace, pod)?;
-        let address = format!("{}:6379", pod["status"]["podIP"].as_str().context("no address")?);
-        poll::until(&format!("{address} to answer"), PATIENCE, || {
-            let redis = Self::connect(&address).and_then(|mut redis| {
-                ensure!(redis.ask("PING")? == "+PONG");
+        let address = || -> Result<String> {
+            // One that was deleted may not be there again yet.
+            let pod = cluster.get(&["pod", pod, "-n", namespace])?;
+            Ok(format!("{}:6379", pod["status"]["podIP"].as_str().context("no address")?))
+        };
+        poll::until(&format!("{pod} to answer"), PATIENCE, || {
+            let redis = address().and_then(|address| {
+                let mut redis = Self::connect(&address)?;
+                ensure!(redis.ask("PING")? == "+PONG", "it is loading");
                 Ok(redis)
             });
             Ok(redis.map_err(|error| format!("{error:#}")))

@@ -29,7 +29,8 @@ use serde_json::{Value, json};
 /// All tests, in the order in which they run.
 pub(crate) fn tests() -> Vec<Test<Cluster>> {
     let of_controllers =
-        [jobs::TESTS, workloads::TESTS, sets::TESTS, stateful::TESTS, daemons::TESTS, collecting::TESTS].concat();
+        [jobs::TESTS, workloads::TESTS, sets::TESTS, stateful::TESTS, daemons::TESTS, collecting::TESTS]
+            .concat();
     let of_namespaces = [namespaces::TESTS, endpoints::TESTS, services::TESTS].concat();
     let others = [cli::TESTS, guestbook::TESTS, accounts::TESTS, &node::tests(), &storage::tests()].concat();
     [of_controllers, of_namespaces, others, jobs::LATE.to_vec()].concat()

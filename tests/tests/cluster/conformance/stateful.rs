@@ -34,7 +34,7 @@ fn set(replicas: u32, more: Value) -> Value {
     let container = &mut template["spec"]["containers"][0];
     container["command"] = json!(["sh", "-c", "touch /ready; exec sleep 3600"]);
     container["readinessProbe"] = json!({"exec": {"command": ["test", "-e", "/ready"]}, "periodSeconds": 1,
-        "failureThreshold": 1});
+        "timeoutSeconds": 30, "failureThreshold": 1});
     let mut object = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "web"}, "spec": {
         "replicas": replicas, "serviceName": "web", "selector": {"matchLabels": {"app": "web"}}, "template": template}});
     for (key, value) in more.as_object().into_iter().flatten() {
@@ -54,16 +54,18 @@ impl Scene<'_> {
         })
     }
 
-    /// Makes a pod unready, or ready again.
-    fn health(&self, pod: &str, ready: bool) -> Result<()> {
-        let command = if ready { "touch /ready" } else { "rm /ready" };
-        self.k(&["exec", pod, "--", "sh", "-c", command])?;
-        let wanted = if ready { "True" } else { "False" };
-        let is_wanted = |pod: &Value| {
-            let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-            conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == wanted)
-        };
-        self.until(&format!("pod/{pod}"), "the probe", is_wanted).map(drop)
+    /// Makes a pod unready; afterwards the controller knows, and has so many others.
+    fn break_pod(&self, pod: &str, others: u32) -> Result<()> {
+        self.k(&["exec", pod, "--", "rm", "/ready"])?;
+        self.until("sts/web", "the controller to have seen it", |one| {
+            one["status"]["readyReplicas"].as_u64().unwrap_or(0) == u64::from(others)
+        })
+        .map(drop)
+    }
+
+    /// Lets a pod be ready again.
+    fn mend_pod(&self, pod: &str) -> Result<()> {
+        self.k(&["exec", pod, "--", "touch", "/ready"]).map(drop)
     }
 
     /// The pods' names with the first variable of each: `web-0 one, web-1 two`.
@@ -99,12 +101,12 @@ fn burst(cluster: &Cluster) -> Result<()> {
     scene(cluster, "sts-burst", |scene| {
         scene.create(&set(1, json!({"podManagementPolicy": "Parallel"})))?;
         scene.has_ready(1)?;
-        scene.health("web-0", false)?;
+        scene.break_pod("web-0", 0)?;
         scene.k(&["scale", "sts/web", "--replicas=3"])?;
         scene.until("sts/web", "two more though the first is unhealthy", |one| {
             one["status"]["readyReplicas"] == 2
         })?;
-        scene.health("web-2", false)?;
+        scene.break_pod("web-2", 1)?;
         scene.k(&["scale", "sts/web", "--replicas=0"])?;
         scene.has_ready(0)?;
         scene.until_list("pods", "no pod", <[Value]>::is_empty).map(drop)
@@ -115,7 +117,7 @@ fn order(cluster: &Cluster) -> Result<()> {
     scene(cluster, "sts-order", |scene| {
         scene.create(&set(1, json!({})))?;
         scene.has_ready(1)?;
-        scene.health("web-0", false)?;
+        scene.break_pod("web-0", 0)?;
         let halted = |replicas: u32, generation: &Value| {
             scene.until("sts/web", "the controller to have seen the change", |one| {
                 &one["status"]["observedGeneration"] == generation
@@ -131,16 +133,24 @@ fn order(cluster: &Cluster) -> Result<()> {
         };
         scene.k(&["scale", "sts/web", "--replicas=3"])?;
         halted(1, &scene.get(&["sts/web"])?["metadata"]["generation"])?;
-        scene.health("web-0", true)?;
+        scene.mend_pod("web-0")?;
         scene.until_list("pods", "three pods", |pods| {
             in_order(pods);
             pods.len() == 3
         })?;
         scene.has_ready(3)?;
-        scene.health("web-0", false)?;
+        // An unhealthy one halts those before it; of several the first may go all the same, in its turn.
+        for (pod, others) in [("web-0", 2), ("web-1", 1), ("web-2", 0)] {
+            scene.break_pod(pod, others)?;
+        }
         scene.k(&["scale", "sts/web", "--replicas=0"])?;
         halted(3, &scene.get(&["sts/web"])?["metadata"]["generation"])?;
-        scene.health("web-0", true)?;
+        scene.mend_pod("web-2")?;
+        scene.until_list("pods", "the last to go", |pods| {
+            in_order(pods);
+            pods.len() == 2
+        })?;
+        scene.mend_pod("web-1")?;
         scene.until_list("pods", "no pod", |pods| {
             in_order(pods);
             pods.is_empty()
@@ -232,10 +242,10 @@ fn rolling(cluster: &Cluster) -> Result<()> {
         scene.create(&set(3, json!({})))?;
         let first = scene.has_ready(3)?["status"]["updateRevision"].clone();
         // One that is not ready is waited for, and replaced in its turn.
-        scene.health("web-1", false)?;
+        scene.break_pod("web-1", 2)?;
         scene.k(&["set", "env", "sts/web", "VERSION=2"])?;
         scene.until("sts/web", "another revision", |one| one["status"]["updateRevision"] != first)?;
-        scene.health("web-1", true)?;
+        scene.mend_pod("web-1")?;
         poll::until("the update", PATIENCE, || {
             let versions = scene.versions()?;
             // From the last to the first.
@@ -244,7 +254,7 @@ fn rolling(cluster: &Cluster) -> Result<()> {
         })?;
         scene.has_ready(3)?;
         scene.k(&["rollout", "undo", "sts/web"])?;
-        scene.k(&["rollout", "status", "sts/web", "--timeout=90s"])?;
+        scene.k(&["rollout", "status", "sts/web", "--timeout=180s"])?;
         scene.has_versions("web-0=1 web-1=1 web-2=1")?;
         let back = scene.until("sts/web", "the end of the roll-back", |one| {
             one["status"]["updateRevision"] == one["status"]["currentRevision"]
