@@ -47,9 +47,11 @@ Pod Template:
   Tolerations:	<none>
 
 $ kubectl rollout undo sts/db
+Warning: resource statefulsets/db was previously managed[..]
 statefulset.apps/db rolled back
 $ kubectl rollout undo sts/db --to-revision=77
 ? 1
+Warning: resource statefulsets/db was previously managed[..]
 error: unable to find specified revision 77 in history
 $ kubectl rollout status sts/db --timeout=110s | tail -1
 partitioned roll out complete: 3 new pods have been updated...
@@ -64,7 +66,7 @@ partitioned roll out complete: 3 new pods have been updated...
 $ kubectl patch sts db -p '{"spec":{"serviceName":"other"}}'
 ? 1
 The StatefulSet "db" is invalid: spec: Forbidden: updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden
-$ kubectl describe sts db | grep -E '^(Name|Replicas|Update Strategy|  Partition|Pods Status)'
+$ kubectl describe sts db | grep -E '^(Name:|Replicas|Update Strategy|  Partition|Pods Status)'
 Name:               db
 Replicas:           3 desired | 3 total
 Update Strategy:    RollingUpdate
@@ -93,6 +95,7 @@ REVISION  CHANGE-CAUSE
 2         <none>
 
 $ kubectl rollout undo ds/agent
+Warning: resource daemonsets/agent was previously managed[..]
 daemonset.apps/agent rolled back
 $ kubectl rollout status ds/agent --timeout=110s | tail -1
 daemon set "agent" successfully rolled out
@@ -100,7 +103,7 @@ $ kubectl rollout restart ds/agent
 daemonset.apps/agent restarted
 $ kubectl rollout status ds/agent --timeout=110s | tail -1
 daemon set "agent" successfully rolled out
-$ kubectl describe ds agent | grep -E '^(Name|Desired|Current|Number|Pods)'
+$ kubectl describe ds agent | grep -E '^(Name:|Desired|Current|Number|Pods)'
 Name:           agent
 Desired Number of Nodes Scheduled: 1
 Current Number of Nodes Scheduled: 1

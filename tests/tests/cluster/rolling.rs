@@ -127,13 +127,23 @@ pub(crate) fn an_update_under_load_loses_no_request(cluster: &Cluster) -> Result
         let updated = update(cluster, ns, &load);
         let answers = load.end();
         // Pods that nobody told would stay for their whole grace.
-        if updated.is_err() {
+        if updated.is_err() || answers.is_err() {
             cluster.k(&["delete", "pods", "--all", "-n", ns, "--force", "--grace-period=0"])?;
         }
         let (rolled, answers) = (updated?, answers?);
+        // Nobody asks any more: those that are left may end too.
+        let left = cluster.k(&["get", "pods", "-n", ns, "-o", "jsonpath={.items[*].metadata.name}"])?;
+        for pod in left.split_whitespace() {
+            tell(cluster, ns, pod)?;
+        }
         ensure!(rolled == 2 && answers > CLIENTS * CLEAN, "{rolled} pods, {answers} answers");
         Ok(())
     })
+}
+
+/// Tells a pod that nobody asks it any more.
+fn tell(cluster: &Cluster, namespace: &str, pod: &str) -> Result<()> {
+    cluster.exec(namespace, pod, &["touch", "/told"]).map(drop)
 }
 
 /// Rolls another version out; how many pods were replaced.
@@ -149,7 +159,7 @@ fn update(cluster: &Cluster, ns: &str, load: &Load) -> Result<usize> {
         for pod in going.difference(&told.clone()) {
             let since = leaving.entry(pod.clone()).or_insert_with(|| load.counts());
             if load.avoids(pod, since) {
-                cluster.exec(ns, pod, &["touch", "/told"])?;
+                tell(cluster, ns, pod)?;
                 told.insert(pod.clone());
             }
         }
