@@ -153,7 +153,7 @@ impl Controller {
 }
 
 /// Takes the finalizer from this pod, and from no other that has its name.
-pub(super) fn release_patch(pod: &Pod) -> Patch<serde_json::Value> {
+fn release_patch(pod: &Pod) -> Patch<serde_json::Value> {
     Patch::Strategic(json!({"metadata": {
         "uid": pod.metadata.uid,
         "$deleteFromPrimitiveList/finalizers": [pod::FINALIZER],

@@ -10,10 +10,11 @@ use decapod_client::informer::{Change, Informer};
 use decapod_client::reconcile::{self, Queue};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::PatchParams;
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
+use serde_json::json;
 
-use super::{apply, finished, is_managed_elsewhere, pod};
+use super::{finished, is_managed_elsewhere, pod};
 use crate::common::claim;
 use crate::common::family::Family;
 use crate::common::{Context, Result, Says};
@@ -110,7 +111,14 @@ impl Orphans {
 
     async fn release(&self, pod: &Arc<Pod>) -> Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        match pods.patch(&pod.name_any(), &PatchParams::default(), &apply::release_patch(pod)).await {
+        // As it was looked at: a Job may adopt it at the same time, and then wants the finalizer. If something else
+        // changed, that brings the pod here again.
+        let patch = Patch::Strategic(json!({"metadata": {
+            "uid": pod.metadata.uid,
+            "resourceVersion": pod.metadata.resource_version,
+            "$deleteFromPrimitiveList/finalizers": [pod::FINALIZER],
+        }}));
+        match pods.patch(&pod.name_any(), &PatchParams::default(), &patch).await {
             Ok(_) => Ok(()),
             Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
             Err(error) => Err(error).says("let a pod go that no Job counts"),
