@@ -46,7 +46,8 @@ impl Clock for Ahead {
 fn controllers(world: &World, faults: &Arc<Faults>) -> Supervisor {
     let grace = Duration::from_secs(24 * 3600);
     let change = |options: &mut Options| {
-        options.node_lifecycle = nodelifecycle::Options { grace, startup_grace: grace };
+        options.node_lifecycle =
+            nodelifecycle::Options { grace, startup_grace: grace, ..nodelifecycle::Options::default() };
     };
     world.controllers_at(faults, change, Arc::new(Ahead(SystemClock::new())))
 }
