@@ -3,14 +3,26 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use kube::client::Body;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::retry::RetryPolicy;
+use kube::client::{Body, ConfigExt};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
-use tower::{BoxError, Service};
+use tower::retry::RetryLayer;
+use tower::{BoxError, Service, ServiceBuilder};
 
 use crate::counted::Counted;
+
+/// How long a server may take to take a connection: a SYN that is lost is sent again after 1, 3 and 7 s.
+const CONNECT: Duration = Duration::from_secs(10);
+/// After so much silence a connection is asked whether it lives, and again in such steps.
+const SILENCE: Duration = Duration::from_secs(10);
+/// A connection that nothing comes back on for so long is given up.
+const BROKEN: Duration = Duration::from_secs(30);
 
 /// Why no client could be made from a kubeconfig.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +95,31 @@ pub async fn from_kubeconfig(path: &Path) -> Result<kube::Client, Error> {
     let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(unusable)?;
     kube::Client::try_from(config)
         .map_err(|source| Error::Client { path: path.to_owned(), source: Box::new(source) })
+}
+
+/// A client for a server behind a link that may break: a connection whose other end does not answer any more is given up
+/// after 30 s, and what waits on it fails then. Otherwise a watch would hear nothing for minutes after the link is mended,
+/// and a request whose answer was lost would wait for ever.
+///
+/// # Errors
+/// When the certificates or tokens of the configuration cannot be used.
+pub fn over_link(config: &Config) -> kube::Result<kube::Client> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(Some(CONNECT));
+    tcp.set_keepalive(Some(SILENCE));
+    tcp.set_keepalive_interval(Some(SILENCE));
+    // What was sent and is not acknowledged counts, too; then nobody asks.
+    tcp.set_tcp_user_timeout(Some(BROKEN));
+    let https = config.rustls_https_connector_with_connector(tcp)?;
+    let connections = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(https);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .layer(RetryLayer::new(RetryPolicy::server_retry()))
+        .option_layer(config.auth_layer()?)
+        .map_err(BoxError::from)
+        .service(connections);
+    Ok(kube::Client::new(service, "default"))
 }
 
 /// A client whose connection can be put in the place of: with a new certificate, say. Requests that are
@@ -177,6 +214,31 @@ mod tests {
         assert_eq!(ask().await.unwrap(), "old");
         replaceable.replace(answering("new"));
         assert_eq!(ask().await.unwrap(), "new");
+    }
+
+    #[tokio::test]
+    async fn a_server_behind_a_link_is_asked_with_the_token() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                asked.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nanswered").await.unwrap();
+            String::from_utf8(asked).unwrap()
+        });
+        let mut config = Config::new(format!("http://{address}/below").parse().unwrap());
+        config.auth_info.token = Some("secret".to_owned().into());
+        let client = over_link(&config).unwrap();
+        let request = Request::get("/version").body(Vec::new()).unwrap();
+        assert_eq!(client.request_text(request).await.unwrap(), "answered");
+        let asked = server.await.unwrap();
+        assert!(asked.starts_with("GET /below/version HTTP/1.1\r\n"), "{asked}");
+        assert!(asked.contains("authorization: Bearer secret\r\n"), "{asked}");
     }
 
     #[tokio::test]

@@ -157,11 +157,11 @@ impl Cluster {
         let mut config = kube::Config::new(self.url.clone());
         config.root_cert = Some(vec![self.authority.to_vec()]);
         config.auth_info.token = Some(token.to_owned().into());
-        self.client(config)
+        self.client(&config)
     }
 
-    fn client(&self, config: kube::Config) -> Result<kube::Client, Failure> {
-        let client = kube::Client::try_from(config)?;
+    fn client(&self, config: &kube::Config) -> Result<kube::Client, Failure> {
+        let client = transport::over_link(config)?;
         let host = self.url.authority().map_or("", |authority| authority.as_str());
         Ok(transport::counted_client(client, host))
     }
@@ -171,7 +171,7 @@ impl Cluster {
         config.root_cert = Some(vec![self.authority.to_vec()]);
         config.auth_info.client_certificate_data = Some(STANDARD.encode(&credentials.certificate));
         config.auth_info.client_key_data = Some(STANDARD.encode(&credentials.key).into());
-        self.client(config)
+        self.client(&config)
     }
 }
 
