@@ -1,6 +1,9 @@
 //! What every cluster gets beside the API's own objects: cluster DNS, what agents may read, and a default class of
 //! storage.
 
+use std::time::Duration;
+
+use decapod_client::clock::Clock;
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Client;
 use serde_json::Value;
@@ -20,9 +23,19 @@ const ONLY_MADE: [&str; 1] = ["StorageClass"];
 /// The reference of the image that is made of this binary.
 pub(super) const SELF_IMAGE: &str = "decapod.internal/decapod:self";
 
-/// Creates the objects of the add-ons, or brings them to what this version wants.
-pub(super) async fn apply(client: &Client, settings: &Settings, info: &Value) -> Result<(), Failure> {
-    one(client, info).await.map_err(|f| f.within("cluster-info"))?;
+/// How often an object is tried again, and after which time: half a minute, in which a store finds another leader.
+const TRIES: usize = 150;
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Creates the objects of the add-ons, or brings them to what this version wants. A store that does not answer at the
+/// moment, or another server that does the same, is no reason to end.
+pub(super) async fn apply(
+    client: &Client,
+    settings: &Settings,
+    info: &Value,
+    clock: &dyn Clock,
+) -> Result<(), Failure> {
+    insist(client, info, clock).await.map_err(|f| f.within("cluster-info"))?;
     let text = DNS
         .replace("10.96.0.10", &settings.dns().to_string())
         .replace("cluster.local", &settings.cluster_domain);
@@ -40,7 +53,7 @@ pub(super) async fn apply(client: &Client, settings: &Settings, info: &Value) ->
         let objects: Vec<Value> = serde_saphyr::from_multiple(text)
             .map_err(|e| Failure::new(format!("the manifest of {what}: {e}")))?;
         for object in objects.iter().filter(|o| o.is_object()) {
-            one(client, object).await.map_err(|f| f.within(what))?;
+            insist(client, object, clock).await.map_err(|f| f.within(what))?;
         }
     }
     Ok(())
@@ -70,6 +83,32 @@ pub(super) fn cluster_info(server: &str, ca_pem: &str, settings: &Settings) -> V
 
 /// Creates an object, or brings it to what this version wants.
 pub(super) async fn one(client: &Client, object: &Value) -> Result<(), Failure> {
+    Ok(put(client, &collection(object)?, object).await?)
+}
+
+/// As [`one`], however often it takes.
+async fn insist(client: &Client, object: &Value, clock: &dyn Clock) -> Result<(), Failure> {
+    let collection = collection(object)?;
+    let mut left = TRIES;
+    loop {
+        match put(client, &collection, object).await {
+            Err(error) if left > 0 && passes(&error) => {
+                left -= 1;
+                tracing::debug!(collection, %error, "an object of the add-ons is tried again");
+                clock.sleep(AGAIN).await;
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Whether it may be otherwise in a moment: the store or the server is busy, or somebody else was faster.
+fn passes(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 429 | 500 | 503 | 504))
+}
+
+/// The path of the collection that an object belongs to.
+fn collection(object: &Value) -> Result<String, Failure> {
     let api_version = object["apiVersion"].as_str().unwrap_or_default();
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     let kind = object["kind"].as_str().unwrap_or_default();
@@ -78,29 +117,82 @@ pub(super) async fn one(client: &Client, object: &Value) -> Result<(), Failure> 
     let root = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
     let namespace = decapod_api::meta::namespace(object);
     let namespace = if row.namespaced() { format!("/namespaces/{namespace}") } else { String::new() };
-    let collection = format!("{root}{namespace}/{}", row.plural);
-    let send = |method: http::Method, path: String, content: &'static str| {
+    Ok(format!("{root}{namespace}/{}", row.plural))
+}
+
+async fn put(client: &Client, collection: &str, object: &Value) -> Result<(), kube::Error> {
+    let send = |method: http::Method, path: &str, content: &'static str| {
         http::Request::builder()
             .method(method)
             .uri(format!("{path}?fieldManager=decapod-addons"))
             .header("content-type", content)
             .body(object.to_string().into_bytes())
-            .map_err(|e| Failure::new(format!("{path}: {e}")))
+            .map_err(kube::Error::HttpError)
     };
     let path = format!("{collection}/{}", decapod_api::meta::name(object));
     // Looked for first: creating a Service whose address it has itself fails for the address.
-    let find =
-        http::Request::get(&path).body(Vec::new()).map_err(|e| Failure::new(format!("{path}: {e}")))?;
+    let find = http::Request::get(&path).body(Vec::new()).map_err(kube::Error::HttpError)?;
     match client.request::<Value>(find).await {
         Err(kube::Error::Api(status)) if status.code == 404 => {
             client.request::<Value>(send(http::Method::POST, collection, "application/json")?).await?;
         }
-        Err(error) => return Err(error.into()),
-        Ok(_) if ONLY_MADE.contains(&kind) => {}
+        Err(error) => return Err(error),
+        Ok(_) if object["kind"].as_str().is_some_and(|kind| ONLY_MADE.contains(&kind)) => {}
         Ok(_) => {
             // Lists are replaced whole: a strategic patch would take DNS's two ports 53 for one.
-            client.request::<Value>(send(http::Method::PATCH, path, "application/merge-patch+json")?).await?;
+            client
+                .request::<Value>(send(http::Method::PATCH, &path, "application/merge-patch+json")?)
+                .await?;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use decapod_client::clock::SystemClock;
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A client that is answered with these codes, one after the other, and what it asked for.
+    fn answered(codes: &'static [u16]) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let (mut codes, log) = (codes.iter().copied(), asked.clone());
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            log.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
+            let code = codes.next().unwrap();
+            let status =
+                json!({"kind": "Status", "status": "Failure", "code": code, "reason": "", "message": ""});
+            let response =
+                http::Response::builder().status(code).body(Body::from(status.to_string().into_bytes()));
+            async move { response }
+        });
+        (Client::new(service, "default"), asked)
+    }
+
+    #[tokio::test]
+    async fn what_passes_is_tried_again() {
+        let object =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "b"}});
+        let path = "/api/v1/namespaces/b/configmaps";
+        let clock = SystemClock::new();
+        // The store is away; then another server makes it at the same time.
+        let (client, asked) = answered(&[503, 404, 409, 200, 200]);
+        insist(&client, &object, &clock).await.unwrap();
+        let expected = [
+            format!("GET {path}/a"),
+            format!("GET {path}/a"),
+            format!("POST {path}"),
+            format!("GET {path}/a"),
+            format!("PATCH {path}/a"),
+        ];
+        assert_eq!(*asked.lock().unwrap(), expected);
+        let (client, asked) = answered(&[403]);
+        insist(&client, &object, &clock).await.unwrap_err();
+        assert_eq!(asked.lock().unwrap().len(), 1);
+    }
 }

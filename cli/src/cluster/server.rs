@@ -196,7 +196,7 @@ impl Server {
         supervisor.spawn_until_shutdown("authority-watch", watch);
         let addons_client = client("system:decapod:addons", &["system:masters"]);
         let info = addons::cluster_info(&format!("https://{host}"), api.pki().ca_pem(), settings);
-        let addons = addons::apply(&addons_client, settings, &info);
+        let addons = addons::apply(&addons_client, settings, &info, &**clock);
         if self.no_agent {
             return addons.await.map(|()| None);
         }
