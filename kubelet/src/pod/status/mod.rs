@@ -104,8 +104,10 @@ fn addresses(input: &Input<'_>, status: &mut PodStatus) {
     } else if let Some(sandbox) = input.observed.sandbox().filter(|s| s.ready) {
         sandbox.ips.clone()
     } else {
-        // While the sandbox goes away clients still see the address that it had.
-        input.old.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect()
+        // While the sandbox goes away clients still see the address that it had, even if nobody was told before.
+        let told: Vec<_> = input.old.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect();
+        let had = || input.observed.sandbox().map(|s| s.ips.clone()).unwrap_or_default();
+        if told.is_empty() { had() } else { told }
     };
     status.pod_ip = ips.first().cloned();
     status.pod_ips =

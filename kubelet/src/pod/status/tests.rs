@@ -88,13 +88,13 @@ impl Case {
     }
 
     fn run(&self) -> PodStatus {
-        let sandbox = Sandbox {
-            id: "s".into(),
-            attempt: 0,
-            created_at: at(0),
-            ready: true,
-            ips: vec!["10.244.0.2".into()],
-        };
+        self.run_in(true)
+    }
+
+    /// The status of a pod whose sandbox is ready, or no more.
+    fn run_in(&self, ready: bool) -> PodStatus {
+        let sandbox =
+            Sandbox { id: "s".into(), attempt: 0, created_at: at(0), ready, ips: vec!["10.244.0.2".into()] };
         let observed = Observed::new(vec![sandbox], self.containers.clone());
         compute(&Input {
             pod: &self.pod,
@@ -133,6 +133,15 @@ fn state<'a>(status: &'a PodStatus, name: &str) -> &'a ContainerState {
 
 fn waiting_reason(status: &PodStatus, name: &str) -> String {
     state(status, name).waiting.as_ref().unwrap().reason.clone().unwrap()
+}
+
+#[test]
+fn the_address_stays_when_the_sandbox_goes() {
+    let mut case = Case::new(spec("Always", vec![], vec![container("a")]), vec![]);
+    assert_eq!(case.run_in(false).pod_ip.as_deref(), Some("10.244.0.2"), "it came and went unseen");
+    case.old.pod_ips = Some(vec![PodIP { ip: "10.244.0.9".into() }]);
+    assert_eq!(case.run_in(false).pod_ip.as_deref(), Some("10.244.0.9"));
+    assert_eq!(case.run().pod_ip.as_deref(), Some("10.244.0.2"));
 }
 
 #[test]
