@@ -80,6 +80,13 @@ impl Server {
         }
     }
 
+    /// The end of what it logged, for who looks into a failure.
+    pub fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.log()).unwrap_or_else(|error| error.to_string());
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
     /// A client that may do everything, with connections of its own.
     ///
     /// # Errors

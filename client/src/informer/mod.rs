@@ -226,9 +226,10 @@ impl<K: Resource + Send + Sync + 'static> Informer<K> {
         self.handle.store.owned_by(uid)
     }
 
-    /// The objects of a namespace that name no controller among their owners.
-    pub fn unmanaged_in(&self, namespace: &str) -> Vec<Arc<K>> {
-        self.handle.store.unmanaged_in(namespace)
+    /// The objects that the object with this uid may claim: those that name it among their owners, and those of its
+    /// namespace that name no controller. All at one moment: one that is being adopted or released is never missed.
+    pub fn claimable(&self, uid: &str, namespace: &str) -> Vec<Arc<K>> {
+        self.handle.store.claimable(uid, namespace)
     }
 
     /// Resolves once the mirror has applied everything up to `revision`, for instance the revision that

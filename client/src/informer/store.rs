@@ -52,13 +52,16 @@ impl<K: Resource> Store<K> {
     }
 
     pub(super) fn owned_by(&self, uid: &str) -> Vec<Arc<K>> {
-        let state = self.read();
-        let keys = state.owned.get(uid).into_iter().flatten();
-        keys.filter_map(|key| state.objects.get(key).cloned()).collect()
+        self.read().owned_by(uid).collect()
     }
 
-    pub(super) fn unmanaged_in(&self, namespace: &str) -> Vec<Arc<K>> {
-        self.owned_by(&unmanaged(namespace))
+    pub(super) fn claimable(&self, uid: &str, namespace: &str) -> Vec<Arc<K>> {
+        let state = self.read();
+        let unmanaged = unmanaged(namespace);
+        let both = state.owned_by(uid).chain(state.owned_by(&unmanaged));
+        // One object may be both: owned, but by a reference that is not the controller's.
+        let all: BTreeMap<_, _> = both.map(|object| (ObjectKey::of(&*object), object)).collect();
+        all.into_values().collect()
     }
 
     /// All that happened up to `revision` has been applied. A revision that is no number is not noted.
@@ -164,6 +167,11 @@ fn is_same<K: Resource>(one: &K, other: &K) -> bool {
 }
 
 impl<K: Resource> State<K> {
+    fn owned_by(&self, owner: &str) -> impl Iterator<Item = Arc<K>> {
+        let keys = self.owned.get(owner).into_iter().flatten();
+        keys.filter_map(|key| self.objects.get(key).cloned())
+    }
+
     fn put(&mut self, key: ObjectKey, object: Arc<K>) {
         let old = self.objects.insert(key.clone(), object.clone());
         if let Some(old) = &old {
@@ -280,7 +288,7 @@ mod tests {
         owned.metadata.owner_references = Some(vec![owner]);
         store.put(owned);
         assert_eq!(store.owned_by("u1").len(), 1);
-        assert_eq!(store.unmanaged_in("ns").len(), 1, "it has an owner, but no controller");
+        assert_eq!(store.claimable("none", "ns").len(), 1, "it has an owner, but no controller");
         store.put(map("a", 2));
         assert!(store.owned_by("u1").is_empty());
     }

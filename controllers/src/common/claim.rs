@@ -1,7 +1,6 @@
 //! Which objects belong to a controller's object: those whose controller reference names it and that its
 //! selector matches. Matching orphans are adopted, owned objects that no longer match are released.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -107,12 +106,8 @@ pub(crate) fn plan<K: Resource>(
 
 /// The objects that may belong to `owner`: its own, and those without controller in its namespace.
 pub(crate) fn candidates<K: Namespaced>(informer: &Informer<K>, owner: &ObjectMeta) -> Vec<Arc<K>> {
-    let owned = informer.owned_by(owner.uid.as_deref().unwrap_or_default());
-    let orphans = informer.unmanaged_in(owner.namespace.as_deref().unwrap_or_default());
-    // One object may be both: owned, but by a reference that is not the controller's.
-    let all: BTreeMap<_, _> =
-        owned.into_iter().chain(orphans).map(|object| (ObjectKey::of(&*object), object)).collect();
-    all.into_values().collect()
+    let namespace = owner.namespace.as_deref().unwrap_or_default();
+    informer.claimable(owner.uid.as_deref().unwrap_or_default(), namespace)
 }
 
 /// Writes the adoptions and releases; returns what belongs to the owner. What is adopted gets the `finalizer`, if

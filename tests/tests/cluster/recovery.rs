@@ -230,7 +230,8 @@ async fn two_servers(first: &mut Server, flags: &[String], etcd: &mut Etcd) -> R
     let mut acknowledged = BTreeSet::new();
     for n in 0..20 {
         let (name, client) = (format!("churn-{n}"), if n % 2 == 0 { &one } else { &two });
-        config_map(client, &name).await?;
+        let written = config_map(client, &name).await;
+        written.with_context(|| format!("{name}: {}\n{}", first.last_words(), second.last_words()))?;
         acknowledged.insert(name);
         if n == 12 {
             etcd.kill(0)?;
