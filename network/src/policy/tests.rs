@@ -120,6 +120,14 @@ fn inside(address: Ipv4Addr, range: &Value) -> bool {
     range.as_str().unwrap().parse::<ipnet::Ipv4Net>().unwrap().contains(&address)
 }
 
+/// A list of each of its items alone; what is missing stays so, and means everything.
+fn each(list: &Value) -> Vec<Value> {
+    match list.as_array() {
+        Some(items) if !items.is_empty() => items.iter().map(|item| json!([item])).collect(),
+        _ => vec![Value::Null],
+    }
+}
+
 impl Cluster {
     fn pod_at(&self, address: Ipv4Addr) -> impl Iterator<Item = &Value> {
         let text = address.to_string();
@@ -158,8 +166,18 @@ impl Cluster {
             || about.iter().any(|(_, policy)| {
                 let rules = policy[rules].as_array();
                 rules.into_iter().flatten().any(|rule| {
-                    self.port_of(&rule["ports"], direction, subject, other, packet)
-                        && self.peer_of(&rule[peers], namespace, other)
+                    let (ports, peers) = (each(&rule["ports"]), each(&rule[peers]));
+                    ports.iter().flat_map(|port| peers.iter().map(move |peer| (port, peer))).any(
+                        |(port, peer)| {
+                            // An address has no names for its ports.
+                            let nameless = direction == Direction::Egress
+                                && port[0]["port"].is_string()
+                                && !peer[0]["ipBlock"].is_null();
+                            !nameless
+                                && self.port_of(port, direction, subject, other, packet)
+                                && self.peer_of(peer, namespace, other)
+                        },
+                    )
                 })
             })
     }
