@@ -63,13 +63,7 @@ fn merge_map(
         }
         target.retain(|key, _| named(key));
     }
-    for (key, value) in patch {
-        if let Some(field) = key.strip_prefix(DELETE_FROM) {
-            delete_from(target, field, value)?;
-        } else if !key.starts_with('$') {
-            merge_field(target, key, value, ty)?;
-        }
-    }
+    let mut ordered = Vec::new();
     for (key, order) in patch {
         if let Some(field) = key.strip_prefix(ELEMENT_ORDER) {
             let merge_key = ty.and_then(|t| t.fields.get(field)).and_then(|f| f.merge_key);
@@ -77,9 +71,20 @@ fn merge_map(
                 .as_array()
                 .ok_or_else(|| Error::Malformed("invalid patch format of setElementOrder list".to_owned()))?;
             check_order(patch.get(field), order, merge_key)?;
-            if let Some(Value::Array(items)) = target.get_mut(field) {
-                reorder(items, order, merge_key);
-            }
+            let live = target.get(field).and_then(Value::as_array).map(|items| identities(items, merge_key));
+            ordered.push((field, order, merge_key, live.unwrap_or_default()));
+        }
+    }
+    for (key, value) in patch {
+        if let Some(field) = key.strip_prefix(DELETE_FROM) {
+            delete_from(target, field, value)?;
+        } else if !key.starts_with('$') {
+            merge_field(target, key, value, ty)?;
+        }
+    }
+    for (field, order, merge_key, live) in ordered {
+        if let Some(Value::Array(items)) = target.get_mut(field) {
+            arrange(items, order, &live, merge_key);
         }
     }
     Ok(())
@@ -91,13 +96,9 @@ fn check_order(items: Option<&Value>, order: &[Value], merge_key: Option<&str>) 
     if order.is_empty() {
         return Ok(());
     }
-    let same = |item: &Value, wanted: &Value| match merge_key {
-        Some(key) => item.get(key) == wanted.get(key),
-        None => item == wanted,
-    };
     let mut rest = order.iter();
     for item in items.iter().filter(|item| item.get(PATCH).is_none()) {
-        if !rest.any(|wanted| same(item, wanted)) {
+        if !rest.any(|wanted| identity(item, merge_key) == identity(wanted, merge_key)) {
             return Err(Error::Malformed(format!(
                 "The order in patch list:\n{}\n doesn't match {ELEMENT_ORDER} list:\n{}\n",
                 Value::Array(items.clone()),
@@ -157,14 +158,22 @@ fn merge_field(
 }
 
 fn merge_list(items: &mut Vec<Value>, patch: &[Value], field: &Field) -> Result<(), Error> {
-    let Some(merge_key) = field.merge_key else {
-        for value in patch {
-            if !items.contains(value) {
-                items.push(value.clone());
+    let live = identities(items, field.merge_key);
+    match field.merge_key {
+        Some(merge_key) => merge_items(items, patch, field, merge_key)?,
+        None => {
+            for value in patch {
+                if !items.contains(value) {
+                    items.push(value.clone());
+                }
             }
         }
-        return Ok(());
-    };
+    }
+    arrange(items, patch, &live, field.merge_key);
+    Ok(())
+}
+
+fn merge_items(items: &mut Vec<Value>, patch: &[Value], field: &Field, merge_key: &str) -> Result<(), Error> {
     let item_type = match &field.shape {
         Shape::List(item) => item.resolve(),
         _ => None,
@@ -212,28 +221,41 @@ fn merge_list(items: &mut Vec<Value>, patch: &[Value], field: &Field) -> Result<
     Ok(())
 }
 
-/// Puts the items into the order that the client gave; items that it does not know stay where they were
-/// relative to their neighbours.
-fn reorder(items: &mut Vec<Value>, order: &[Value], merge_key: Option<&str>) {
-    let same = |item: &Value, wanted: &Value| match merge_key {
-        Some(key) => item.get(key).is_some() && item.get(key) == wanted.get(key),
-        None => item == wanted,
-    };
-    let mut rest: Vec<(usize, Value)> = std::mem::take(items).into_iter().enumerate().collect();
-    let mut known = Vec::new();
-    for wanted in order {
-        if let Some(at) = rest.iter().position(|(_, item)| same(item, wanted)) {
-            known.push(rest.remove(at));
-        }
+/// What makes an item the same in two lists: the value of its merge key, or all of it.
+fn identity<'v>(item: &'v Value, merge_key: Option<&str>) -> Option<&'v Value> {
+    match merge_key {
+        Some(key) => item.get(key),
+        None => Some(item),
     }
-    let mut rest = rest.into_iter().peekable();
-    for (position, item) in known {
-        while rest.peek().is_some_and(|(other, _)| *other < position) {
-            items.extend(rest.next().map(|(_, item)| item));
+}
+
+fn identities(items: &[Value], merge_key: Option<&str>) -> Vec<Value> {
+    items.iter().filter_map(|item| identity(item, merge_key).cloned()).collect()
+}
+
+/// Puts the items that the client named into its order. The others keep theirs, each before the next named one that
+/// came after it in the live list: so what is new comes first.
+fn arrange(items: &mut Vec<Value>, order: &[Value], live: &[Value], merge_key: Option<&str>) {
+    let place = |list: &[Value], item: &Value| {
+        let wanted = identity(item, merge_key)?;
+        list.iter().position(|other| other == wanted)
+    };
+    let order = identities(order, merge_key);
+    let (mut named, others): (Vec<_>, Vec<_>) =
+        std::mem::take(items).into_iter().partition(|item| place(&order, item).is_some());
+    named.sort_by_key(|item| place(&order, item));
+    let mut others = others.into_iter().peekable();
+    for item in named {
+        let before = |other: &Value| match (place(live, other), place(live, &item)) {
+            (Some(other), Some(named)) => other < named,
+            _ => false,
+        };
+        while let Some(other) = others.next_if(|other| before(other)) {
+            items.push(other);
         }
         items.push(item);
     }
-    items.extend(rest.map(|(_, item)| item));
+    items.extend(others);
 }
 
 #[cfg(test)]
@@ -291,7 +313,7 @@ mod tests {
         );
 
         let got = patched(json!({"metadata": {"finalizers": ["f2"], "labels": {"k": null, "n": "1"}}}));
-        assert_eq!(got["metadata"], json!({"labels": {"n": "1"}, "finalizers": ["f1", "f2"]}));
+        assert_eq!(got["metadata"], json!({"labels": {"n": "1"}, "finalizers": ["f2", "f1"]}));
 
         let got = patched(json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["f1"]}}));
         assert_eq!(got["metadata"]["finalizers"], json!([]));
@@ -305,13 +327,26 @@ mod tests {
         let got = patched(json!({"spec": {"template": {"spec": {
             "$setElementOrder/containers": [{"name": "c"}, {"name": "a"}],
             "containers": [{"name": "c", "image": "c:1"}]}}}}));
-        let names: Vec<_> = got["spec"]["template"]["spec"]["containers"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|c| c["name"].clone())
-            .collect();
-        assert_eq!(names, ["b", "c", "a"]);
+        assert_eq!(container_names(&got), ["c", "a", "b"]);
+
+        let got = patched(json!({"spec": {"template": {"spec": {
+            "$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}}}}));
+        assert_eq!(container_names(&got), ["b", "a"]);
+    }
+
+    #[test]
+    fn what_a_patch_adds_comes_before_what_it_does_not_name() {
+        let got = patched(json!({"spec": {"template": {"spec": {"containers": [{"name": "c"}]}}}}));
+        assert_eq!(container_names(&got), ["c", "a", "b"]);
+
+        let got =
+            patched(json!({"spec": {"template": {"spec": {"containers": [{"name": "b"}, {"name": "c"}]}}}}));
+        assert_eq!(container_names(&got), ["a", "b", "c"]);
+    }
+
+    fn container_names(deployment: &Value) -> Vec<&str> {
+        let containers = deployment["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+        containers.iter().map(|container| container["name"].as_str().unwrap()).collect()
     }
 
     #[test]
