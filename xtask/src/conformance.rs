@@ -18,8 +18,15 @@ const PAGE: &str = "docs/conformance.md";
 const OURS: [&str; 4] = ["apiserver/tests", "controllers/tests", "scheduler/tests", "tests/tests/cluster"];
 
 /// The areas whose entries have to have a test of ours.
-const AREAS: [&str; 6] =
-    ["[sig-cli]", "[sig-api-machinery]", "[sig-auth]", "[sig-node]", "[sig-scheduling]", "[sig-storage]"];
+const AREAS: [&str; 7] = [
+    "[sig-apps]",
+    "[sig-cli]",
+    "[sig-api-machinery]",
+    "[sig-auth]",
+    "[sig-node]",
+    "[sig-scheduling]",
+    "[sig-storage]",
+];
 /// What those entries speak of that need admission webhooks or policies, custom resources or other servers:
 /// also aggregated discovery, which is to name these kinds. Of nodes: devices, resizing in place, images as volumes,
 /// what drives all pods from a node, of which the tests' cluster has one, and logs over a protocol of their own.

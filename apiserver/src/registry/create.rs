@@ -75,7 +75,7 @@ impl Registry {
 
     /// Puts the object where the request's path says, and takes out what only the server sets.
     fn place(&self, call: &Call, object: &mut Value) -> Result<(), Error> {
-        if !meta::text(object, "resourceVersion").unwrap_or_default().is_empty() {
+        if !object::version(object).is_empty() {
             return Err(Error::BadRequest(
                 "resourceVersion should not be set on objects to be created".to_owned(),
             ));

@@ -68,6 +68,11 @@ pub(crate) fn prefix(resource: &Resource, namespace: &str) -> Option<String> {
     })
 }
 
+/// The version of the object that a write rests on; empty where it rests on none, which `0` says, too.
+pub(crate) fn version(object: &Value) -> &str {
+    decapod_api::meta::text(object, "resourceVersion").filter(|version| *version != "0").unwrap_or_default()
+}
+
 /// The object as it is kept: without `resourceVersion` (the store's revision says it), and with
 /// kind, apiVersion and metadata first, so that the revision can be put in place by a short scan.
 pub(crate) fn encode(object: &Value) -> Bytes {

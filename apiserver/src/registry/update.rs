@@ -45,14 +45,12 @@ impl Registry {
         body::check_kind(call.resource, &mut body)?;
         let object = body::normalize(call, body, duplicates)?;
         check_identity(call, &object)?;
-        if part == Part::Main && strategy::of(call.resource).create_on_update() {
-            let unconditional = meta::text(&object, "resourceVersion").unwrap_or_default().is_empty();
-            if unconditional && self.store.get(&call.key()?).await.map_err(reads::failed)?.is_none() {
-                let created = self.create(call, object, duplicates).await?;
-                return Ok(Updated { object: created, created: true });
-            }
+        let unversioned = object::version(&object).is_empty();
+        let creates = part == Part::Main && strategy::of(call.resource).create_on_update();
+        if creates && unversioned && self.store.get(&call.key()?).await.map_err(reads::failed)?.is_none() {
+            let created = self.create(call, object, duplicates).await?;
+            return Ok(Updated { object: created, created: true });
         }
-        let unversioned = meta::text(&object, "resourceVersion").unwrap_or_default().is_empty();
         if unversioned && !strategy::unconditional(call.resource) && self.current(call).await?.is_some() {
             let path = field::Path::new("metadata").child("resourceVersion");
             let error = field::Error::invalid(&path, 0, "must be specified for an update");
@@ -84,9 +82,9 @@ impl Registry {
         for _ in 0..MAX_RETRIES {
             let (mut old, entry) = self.current(call).await?.ok_or_else(|| call.not_found())?;
             let mut proposed = change(&old)?;
-            let version = meta::text(&proposed, "resourceVersion").unwrap_or_default().to_owned();
-            let conditional = !version.is_empty() && version != entry.modified.to_string();
-            check_preconditions(call, &proposed, &old, conditional)?;
+            let version = object::version(&proposed);
+            let outdated = !version.is_empty() && version != entry.modified.to_string();
+            check_preconditions(call, &proposed, &old, outdated)?;
             let tracked = self.track(call, tracking, &mut old, &mut proposed);
             match self.try_write(call, part, proposed, tracked, &old, &entry).await {
                 Err(Attempt::Lost) => continue,

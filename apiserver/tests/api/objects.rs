@@ -130,6 +130,9 @@ async fn patches() {
     assert_eq!(patched["spec"]["template"]["spec"]["containers"].as_array().unwrap().len(), 2);
     assert_eq!(patched["spec"]["template"]["spec"]["containers"][1]["image"], "z");
     assert_eq!(patched["metadata"]["generation"], 2);
+    let mut put = patched.clone();
+    put["metadata"]["resourceVersion"] = json!("0");
+    assert_eq!(admin.update(path, put).await.0, 200, "whatever version is there");
     let (_, patched) = admin
         .patch(path, "merge-patch", json!({"metadata": {"labels": {"l": "1"}}, "spec": {"replicas": 4}}))
         .await;
@@ -144,6 +147,8 @@ async fn patches() {
     assert_eq!(failed.0, 422);
     let stale = admin.patch(path, "merge-patch", json!({"metadata": {"resourceVersion": "1"}})).await;
     assert_eq!(stale.0, 409);
+    let any = admin.patch(path, "merge-patch", json!({"metadata": {"resourceVersion": "0"}})).await;
+    assert_eq!(any.0, 200, "any version will do: {any:?}");
     let applied = admin.patch(path, "nonsense", json!({})).await;
     assert_eq!(applied.0, 415);
     let immutable = admin.patch(path, "merge-patch", json!({"spec": {"selector": {"matchLabels": {"x": "y"}}, "template": {"metadata": {"labels": {"x": "y"}}}}})).await;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use decapod_api::quantity::Quantity;
-use decapod_client::error;
+use decapod_client::error::{self, ErrorExt};
 use http::Request;
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::MetricIdentifier;
@@ -123,11 +123,13 @@ impl Metrics<'_> {
         let told = |error: &dyn std::fmt::Display| {
             format!("unable to fetch metrics from custom metrics API: {error}")
         };
-        let groups: Result<Value, _> = self.get(&format!("/apis/{GROUP}"), &[]).await;
-        let group = groups.ok();
-        let version = group.as_ref().and_then(|group| group["preferredVersion"]["version"].as_str());
         let none = || told(&format!("no custom metrics API ({GROUP}) registered"));
-        let version = version.ok_or_else(none)?;
+        let group: Value = match self.request(&format!("/apis/{GROUP}"), &[]).await {
+            Ok(group) => group,
+            Err(error) if error.is_not_found() => return Err(none()),
+            Err(error) => return Err(told(&error::chain(&error))),
+        };
+        let version = group["preferredVersion"]["version"].as_str().ok_or_else(none)?;
         let path = format!("/apis/{GROUP}/{version}/namespaces/{}/{path}", self.namespace);
         let mut query = vec![("metricLabelSelector", selector_of(metric)?.to_string())];
         query.extend(pods.map(|pods| ("labelSelector", pods.to_string())));
@@ -141,11 +143,18 @@ impl Metrics<'_> {
         path: &str,
         query: &[(&str, String)],
     ) -> Result<T, String> {
+        self.request(path, query).await.map_err(|error| error::chain(&error))
+    }
+
+    async fn request<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> kube::Result<T> {
         let set = query.iter().filter(|(_, value)| !value.is_empty());
         let query: Vec<_> = set.map(|(name, value)| format!("{name}={}", escape(value))).collect();
         let request = Request::get(format!("{path}?{}", query.join("&"))).body(Vec::new());
-        let request = request.map_err(|error| error.to_string())?;
-        self.client.request(request).await.map_err(|error| error::chain(&error))
+        self.client.request(request.map_err(kube::Error::HttpError)?).await
     }
 }
 

@@ -9,23 +9,38 @@ use serde_json::{Value, json};
 use super::{PATIENCE, Scene, scene, template};
 
 pub(super) const TESTS: &[Test<Cluster>] = &[
-    ("[sig-apps] StatefulSet Burst scaling should run to completion even with unhealthy pods", burst),
     (
-        "[sig-apps] StatefulSet Scaling should happen in predictable order and halt if any stateful pod is unhealthy",
+        "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] Burst scaling should run to completion even with unhealthy pods",
+        burst,
+    ),
+    (
+        "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] Scaling should happen in predictable order and halt if any stateful pod is unhealthy",
         order,
     ),
-    ("[sig-apps] StatefulSet Should recreate evicted statefulset", evicted),
-    ("[sig-apps] StatefulSet should have a working scale subresource", scale),
-    ("[sig-apps] StatefulSet should list, patch and delete a collection of StatefulSets", collection),
     (
-        "[sig-apps] StatefulSet should perform canary updates and phased rolling updates of template modifications",
+        "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] Should recreate evicted statefulset",
+        evicted,
+    ),
+    (
+        "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] should have a working scale subresource",
+        scale,
+    ),
+    (
+        "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] should list, patch and delete a collection of StatefulSets",
+        collection,
+    ),
+    (
+        "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] should perform canary updates and phased rolling updates of template modifications",
         canary,
     ),
     (
-        "[sig-apps] StatefulSet should perform rolling updates and roll backs of template modifications",
+        "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] should perform rolling updates and roll backs of template modifications",
         rolling,
     ),
-    ("[sig-apps] StatefulSet should validate Statefulset Status endpoints", status),
+    (
+        "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] should validate Statefulset Status endpoints",
+        status,
+    ),
 ];
 
 /// Named `web`, of pods that are ready as long as they have a file.
