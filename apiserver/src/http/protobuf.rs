@@ -4,7 +4,8 @@
 //! The messages are facts of Kubernetes, embedded as text; there is no code per kind.
 //!
 //! Protobuf always carries fields that are no pointers in Go, also when they are empty. An empty
-//! text, a zero and a false that are none of those below therefore say nothing and are left out.
+//! text, a zero and a false therefore say nothing and are left out, unless the field is a pointer, or
+//! JSON carries it always, too: which those are is a part of the facts.
 
 pub(crate) mod encode;
 
@@ -38,64 +39,6 @@ const INLINED: [&str; 10] = [
     "ruleWithOperations",
     "volumeSource",
 ];
-/// Numbers that are pointers in Go, or required: their zero is meant.
-const MEANT_ZERO: [&str; 28] = [
-    "activeDeadlineSeconds",
-    "backoffLimit",
-    "completions",
-    "defaultMode",
-    "exitCode",
-    "expirationSeconds",
-    "failedJobsHistoryLimit",
-    "fsGroup",
-    "gracePeriodSeconds",
-    "leaseTransitions",
-    "maxSkew",
-    "maxSurge",
-    "maxUnavailable",
-    "minAvailable",
-    "minReplicas",
-    "mode",
-    "parallelism",
-    "partition",
-    "priority",
-    "replicas",
-    "revisionHistoryLimit",
-    "runAsGroup",
-    "runAsUser",
-    "successfulJobsHistoryLimit",
-    "terminationGracePeriodSeconds",
-    "tolerationSeconds",
-    "ttlSecondsAfterFinished",
-    "value",
-];
-/// Flags that are pointers in Go, where false is not the same as absent.
-const MEANT_FALSE: [&str; 22] = [
-    "allocateLoadBalancerNodePorts",
-    "allowPrivilegeEscalation",
-    "allowVolumeExpansion",
-    "allowed",
-    "attachRequired",
-    "automountServiceAccountToken",
-    "blockOwnerDeletion",
-    "controller",
-    "enableServiceLinks",
-    "hostUsers",
-    "immutable",
-    "optional",
-    "orphanDependents",
-    "podInfoOnMount",
-    "privileged",
-    "readOnlyRootFilesystem",
-    "ready",
-    "runAsNonRoot",
-    "serving",
-    "shareProcessNamespace",
-    "suspend",
-    "terminating",
-];
-/// Texts that are pointers in Go, where empty is not the same as absent.
-const MEANT_EMPTY: [&str; 1] = ["storageClassName"];
 
 /// Why bytes are no object.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +83,8 @@ struct Field {
     name: &'static str,
     label: Label,
     ty: Type,
+    /// Whether an empty value is meant.
+    meant: bool,
 }
 
 static MESSAGES: LazyLock<HashMap<&'static str, BTreeMap<u64, Field>>> = LazyLock::new(|| {
@@ -161,7 +106,8 @@ static MESSAGES: LazyLock<HashMap<&'static str, BTreeMap<u64, Field>>> = LazyLoc
             _ => (Label::One, ty),
         };
         if let (Ok(number), Some(fields)) = (number.parse(), messages.get_mut(current)) {
-            fields.insert(number, Field { name, label, ty: type_of(ty) });
+            let meant = ty == "!" || ty.starts_with(|c: char| c.is_ascii_uppercase());
+            fields.insert(number, Field { name, label, ty: type_of(ty), meant });
         }
     }
     messages
@@ -169,15 +115,15 @@ static MESSAGES: LazyLock<HashMap<&'static str, BTreeMap<u64, Field>>> = LazyLoc
 
 fn type_of(text: &'static str) -> Type {
     match text {
-        "s" => Type::String,
-        "i" => Type::Integer,
-        "b" => Type::Bool,
+        "s" | "S" => Type::String,
+        "i" | "I" => Type::Integer,
+        "b" | "B" => Type::Bool,
         "y" => Type::Bytes,
-        "d" => Type::Double,
+        "d" | "D" => Type::Double,
         "t" => Type::Time,
         "m" => Type::MicroTime,
         "q" => Type::Quantity,
-        "?" => Type::IntOrString,
+        "?" | "!" => Type::IntOrString,
         "r" => Type::Raw,
         "l" => Type::Strings,
         other => Type::Message(other.trim_start_matches('@')),
@@ -319,9 +265,10 @@ fn one(object: &mut Map<String, Value>, field: &Field, wire: &Wire<'_>, depth: u
     }
     let says_nothing = match &value {
         Value::Null => true,
-        Value::String(text) => text.is_empty() && !MEANT_EMPTY.contains(&field.name),
-        Value::Bool(flag) => !flag && !MEANT_FALSE.contains(&field.name),
-        Value::Number(number) => number.as_f64() == Some(0.0) && !MEANT_ZERO.contains(&field.name),
+        _ if field.meant => false,
+        Value::String(text) => text.is_empty(),
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_f64() == Some(0.0),
         _ => false,
     };
     if !says_nothing {
@@ -484,6 +431,29 @@ mod tests {
         assert_eq!(
             decode(&body("apps/v1", "Deployment", &object)).unwrap()["spec"],
             json!({"replicas": 0, "selector": {"matchLabels": {"a": "b"}}})
+        );
+    }
+
+    #[test]
+    fn what_is_empty_and_meant_is_kept() {
+        let of = |message: &str| -> Vec<&str> {
+            MESSAGES[message].values().filter(|field| field.meant).map(|field| field.name).collect()
+        };
+        let job = of("batch.v1.JobSpec");
+        for name in ["backoffLimit", "backoffLimitPerIndex", "maxFailedIndexes", "parallelism", "suspend"] {
+            assert!(job.contains(&name), "{name} in {job:?}");
+        }
+        assert_eq!(of("autoscaling.v2.HPAScalingRules"), ["selectPolicy", "stabilizationWindowSeconds"]);
+        assert_eq!(
+            of("apps.v1.DeploymentSpec"),
+            ["replicas", "revisionHistoryLimit", "progressDeadlineSeconds"]
+        );
+        assert_eq!(of("apps.v1.RollingUpdateDeployment"), ["maxUnavailable", "maxSurge"]);
+        // spec.backoffLimitPerIndex and spec.maxFailedIndexes, of zero.
+        let object = field(2, &[12 << 3, 0, 13 << 3, 0]);
+        assert_eq!(
+            decode(&body("batch/v1", "Job", &object)).unwrap()["spec"],
+            json!({"backoffLimitPerIndex": 0, "maxFailedIndexes": 0})
         );
     }
 

@@ -150,12 +150,13 @@ async fn reached(world: &World, pods: &[Pod]) -> Result<(), String> {
     let of_it = ListParams::default().labels("kubernetes.io/service-name=web");
     let slices = world.of::<EndpointSlice>().list(&of_it).await.unwrap().items;
     same("slices", &slices.len(), &1)?;
-    let there = slices[0].endpoints.iter().flatten().map(|one| one.addresses.first().cloned()).collect();
+    let there: BTreeSet<_> =
+        slices[0].endpoints.iter().flatten().map(|one| one.addresses.first().cloned()).collect();
     same("the slice", &there, &wanted)?;
     let old = world.of::<Endpoints>().get_opt("web").await.unwrap();
     let subsets = old.and_then(|old| old.subsets).unwrap_or_default();
     let there = subsets.iter().flat_map(|one| one.addresses.iter().flatten()).map(|one| Some(one.ip.clone()));
-    same("the Endpoints", &there.collect(), &wanted)
+    same("the Endpoints", &there.collect::<BTreeSet<_>>(), &wanted)
 }
 
 /// The names of all objects that begin so, less those that every namespace has.

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::decide::{self, Scheduler};
 use super::plugins::Prepared;
 use super::pod::PodInfo;
+use super::preempt::Candidate;
 use super::profile::Profile;
 use super::snapshot::Snapshot;
 
@@ -103,6 +104,8 @@ enum Step {
     Pod(usize, Wish),
     /// A pod is placed by somebody else, whatever the rules.
     Put(usize, usize, Wish),
+    /// So many pods of an app may be disrupted; any number where none is said.
+    Budget(usize, Option<i32>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -113,6 +116,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..12_usize).prop_map(Step::PodGone),
         6 => (0..12_usize, wish()).prop_map(|(number, wish)| Step::Pod(number, wish)),
         2 => (0..12_usize, 0..5_usize, wish()).prop_map(|(number, node, wish)| Step::Put(number, node, wish)),
+        1 => (0..3_usize, proptest::option::weighted(0.8, 0..2_i32))
+            .prop_map(|(app, allowed)| Step::Budget(app, allowed)),
     ]
 }
 
@@ -122,7 +127,13 @@ struct Naive {
     nodes: BTreeMap<String, Arc<Node>>,
     /// By name, with the node.
     pods: BTreeMap<String, (Arc<Pod>, String)>,
+    /// How many pods of an app may be disrupted.
+    budgets: BTreeMap<String, i32>,
 }
+
+/// What a preemption costs, in the order in which that is compared: exceeded budgets, the highest priority, the sum of
+/// all, and how many have to go.
+type Cost = (usize, i32, i64, usize);
 
 impl Naive {
     fn label(&self, node: &str, key: &str) -> Option<String> {
@@ -198,6 +209,39 @@ impl Naive {
             .into_iter()
             .flatten()
             .all(|one| self.is_even(pod, &spec, one, node, &others))
+    }
+
+    /// Who has to go from a node so that the pod fits: all that are less important go, and come back one by one if it
+    /// still fits then; those first whose going would exceed a budget, and of these the most important.
+    fn victims(&self, pod: &Pod, node: &str) -> Option<(Cost, BTreeSet<String>)> {
+        let priority = |pod: &Pod| pod.spec.as_ref().unwrap().priority.unwrap();
+        let here = self.pods.iter().filter(|(_, (other, at))| at == node && priority(other) < priority(pod));
+        let mut lesser: Vec<(&String, i32, &str)> =
+            here.map(|(name, (other, _))| (name, priority(other), other.labels()["app"].as_str())).collect();
+        let mut gone: BTreeSet<String> = lesser.iter().map(|one| one.0.clone()).collect();
+        if lesser.is_empty() || !self.fits(pod, node, &gone) {
+            return None;
+        }
+        lesser.sort_by_key(|(name, priority, _)| (-priority, *name));
+        let mut left = self.budgets.clone();
+        let mut exceeds = |app: &str| {
+            left.get_mut(app).is_some_and(|left| {
+                *left -= 1;
+                *left < 0
+            })
+        };
+        let (protected, free): (Vec<_>, Vec<_>) = lesser.iter().partition(|(_, _, app)| exceeds(app));
+        let mut violations = 0;
+        for (number, (name, _, _)) in protected.iter().chain(&free).enumerate() {
+            gone.remove(*name);
+            if !self.fits(pod, node, &gone) {
+                gone.insert((*name).clone());
+                violations += usize::from(number < protected.len());
+            }
+        }
+        let priorities = || lesser.iter().filter(|one| gone.contains(one.0)).map(|one| one.1);
+        let sum = priorities().map(|priority| i64::from(priority) + (1 << 31)).sum();
+        Some(((violations, priorities().max()?, sum, gone.len()), gone))
     }
 
     fn is_even(
@@ -282,6 +326,21 @@ impl Both {
                 self.remove(&format!("p{number}"));
                 self.decide(*number, wish);
             }
+            Step::Budget(app, allowed) => {
+                let app = format!("app{app}");
+                let budget = allowed.map(|allowed| {
+                    let budget = json!({"metadata": {"name": app, "namespace": "n"},
+                        "spec": {"selector": {"matchLabels": {"app": app}}},
+                        "status": {"disruptionsAllowed": allowed, "currentHealthy": 1, "desiredHealthy": 1,
+                            "expectedPods": 1}});
+                    Arc::new(serde_json::from_value(budget).unwrap())
+                });
+                self.snapshot.budgets_mut().set("n", &app, budget);
+                match allowed {
+                    Some(allowed) => drop(self.naive.budgets.insert(app, *allowed)),
+                    None => drop(self.naive.budgets.remove(&app)),
+                }
+            }
         }
     }
 
@@ -306,23 +365,33 @@ impl Both {
             }
             Err(failure) => {
                 assert!(expected.is_empty(), "{} for {wish:?}", failure.error);
-                let Some(candidate) = failure.preemption else { return };
-                let all: BTreeSet<String> =
-                    candidate.victims.iter().map(|victim| victim.uid.clone()).collect();
-                assert!(candidate.victims.iter().all(|victim| victim.priority < wish.priority));
-                assert!(self.naive.fits(&waiting, &candidate.node, &all), "{all:?} go for {wish:?}");
-                for one in &all {
-                    let mut fewer = all.clone();
-                    fewer.remove(one);
-                    // Where a pod is tolerated only together with another, both may have to go.
-                    let needed = !self.naive.fits(&waiting, &candidate.node, &fewer);
-                    assert!(
-                        needed || wish.near.is_some() || wish.spread.is_some(),
-                        "{one} need not go for {wish:?}"
-                    );
-                }
+                self.compare(&waiting, wish, failure.preemption.as_deref());
             }
         }
+    }
+
+    /// Whether those go who have to, from where that costs least.
+    fn compare(&self, waiting: &Pod, wish: &Wish, found: Option<&Candidate>) {
+        if wish.near.is_some() {
+            // Company that is wanted is not looked for among those that would have to go; but who goes is enough.
+            let Some(found) = found else { return };
+            let all = found.victims.iter().map(|victim| victim.uid.clone()).collect();
+            assert!(found.victims.iter().all(|victim| victim.priority < wish.priority));
+            assert!(self.naive.fits(waiting, &found.node, &all), "{all:?} go for {wish:?}");
+            return;
+        }
+        let ways: BTreeMap<_, _> = self
+            .naive
+            .nodes
+            .keys()
+            .filter_map(|node| Some((node.clone(), self.naive.victims(waiting, node)?)))
+            .collect();
+        let Some(found) = found else { return assert!(ways.is_empty(), "{ways:?} for {wish:?}") };
+        let all: BTreeSet<String> = found.victims.iter().map(|victim| victim.uid.clone()).collect();
+        let (cost, expected) = &ways[&found.node];
+        assert_eq!((&all, found.violations), (expected, cost.0), "for {wish:?}");
+        let least = ways.values().map(|(cost, _)| cost).min();
+        assert_eq!(Some(cost), least, "{ways:?} for {wish:?}");
     }
 }
 
