@@ -65,6 +65,17 @@ pub(crate) fn availability(pod: &Pod, min_ready_seconds: i32, now: Timestamp) ->
     }
 }
 
+/// How far the pod has come: whether it is bound, its phase, and whether it is ready. Of those of which some have to go
+/// the least goes first, as in Kubernetes.
+pub(crate) fn progress(pod: &Pod) -> (bool, u8, bool) {
+    let phase = match phase(pod) {
+        "Pending" => 0,
+        "Unknown" => 1,
+        _ => 2,
+    };
+    (!node_name(pod).is_empty(), phase, is_ready(pod))
+}
+
 /// The restarts of the pod's containers; of the one that restarted most.
 pub(crate) fn restarts(pod: &Pod) -> i32 {
     let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());

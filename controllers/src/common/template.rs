@@ -1,6 +1,7 @@
-//! Pod templates: which are the same, and the short name that each has.
+//! Pod templates: which are the same, the short name that each has, and the pods that are made from them.
 
-use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 /// The label that tells apart the pods of a Deployment's ReplicaSets.
 pub(crate) const HASH_LABEL: &str = "pod-template-hash";
@@ -35,9 +36,26 @@ pub(crate) fn hash(template: &PodTemplateSpec, collisions: Option<i32>) -> Strin
     digits.bytes().map(|digit| char::from(SAFE[usize::from(digit) % SAFE.len()])).collect()
 }
 
+/// A pod as the template wants it, of the object whose metadata this is; its name is made up from that one's.
+pub(crate) fn pod(of: &ObjectMeta, template: PodTemplateSpec, owner: OwnerReference) -> Pod {
+    let meta = template.metadata.unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}-", of.name.as_deref().unwrap_or_default())),
+            namespace: of.namespace.clone(),
+            labels: meta.labels,
+            annotations: meta.annotations,
+            finalizers: meta.finalizers,
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: template.spec,
+        status: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
     use super::*;
 

@@ -8,13 +8,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::JobCondition;
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::indexes::Indexes;
 use super::pod;
 use super::policy::{self, Ruling};
 use super::view::{Indexed, View};
-use crate::common::pods;
+use crate::common::{pods, template};
 
 /// Pods created or deleted in one step, as in Kubernetes: a large Job must not starve small ones.
 const BURST: usize = 500;
@@ -255,9 +255,8 @@ fn surplus(view: &View<'_>, excess: usize) -> Vec<Arc<Pod>> {
     ranked.sort_by_cached_key(|pod| {
         let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
         (
-            !pods::node_name(pod).is_empty(),
-            pods::phase(pod) != "Pending",
-            pods::is_ready(pod),
+            pods::progress(pod),
+            Reverse(pods::ready_since(pod)),
             Reverse(pods::restarts(pod)),
             Reverse(created),
             pod::uid(pod).to_owned(),
@@ -282,22 +281,8 @@ fn surplus(view: &View<'_>, excess: usize) -> Vec<Arc<Pod>> {
 
 /// The pod to make.
 pub(super) fn pod(view: &View<'_>, start: &Start, owner: OwnerReference) -> Pod {
-    let template = view.spec.template.clone();
     let job = view.job.metadata.name.as_deref().unwrap_or_default();
-    let meta = template.metadata.unwrap_or_default();
-    let mut pod = Pod {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{job}-")),
-            namespace: view.job.metadata.namespace.clone(),
-            labels: meta.labels,
-            annotations: meta.annotations,
-            finalizers: meta.finalizers,
-            owner_references: Some(vec![owner]),
-            ..ObjectMeta::default()
-        },
-        spec: template.spec,
-        status: None,
-    };
+    let mut pod = template::pod(&view.job.metadata, view.spec.template.clone(), owner);
     if !pod::is_tracked(&pod) {
         pod.metadata.finalizers.get_or_insert_default().push(pod::FINALIZER.to_owned());
     }

@@ -14,6 +14,7 @@ use super::kinds::Wanted;
 use crate::common::batch::BURST;
 use crate::common::condition;
 use crate::common::pods::{self, Availability};
+use crate::common::template;
 
 /// What its owner gives a pod that he would rather lose than others.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -58,18 +59,10 @@ fn rank(active: &[Arc<Pod>], neighbours: &[Arc<Pod>], now: Timestamp) -> Vec<Arc
     }
     let mut ranked = active.to_vec();
     ranked.sort_by_cached_key(|pod| {
-        let phase = match pods::phase(pod) {
-            "Pending" => 0,
-            "Unknown" => 1,
-            _ => 2,
-        };
-        let node = pods::node_name(pod);
         (
-            !node.is_empty(),
-            phase,
-            pods::is_ready(pod),
+            pods::progress(pod),
             deletion_cost(&pod.metadata),
-            Reverse(crowd.get(node).copied().unwrap_or(0)),
+            Reverse(crowd.get(pods::node_name(pod)).copied().unwrap_or(0)),
             magnitude(pods::ready_since(pod), now),
             Reverse(pods::restarts(pod)),
             magnitude(pod.metadata.creation_timestamp.as_ref().map(|time| time.0), now),
@@ -166,21 +159,7 @@ pub(super) fn status_equals(one: &ReplicaSetStatus, other: &ReplicaSetStatus) ->
 
 /// A pod as the template wants it, of the set whose metadata this is.
 pub(super) fn pod(set: &ObjectMeta, wanted: Wanted<'_>, owner: OwnerReference) -> Pod {
-    let template = wanted.template.cloned().unwrap_or_default();
-    let meta = template.metadata.unwrap_or_default();
-    Pod {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", set.name.as_deref().unwrap_or_default())),
-            namespace: set.namespace.clone(),
-            labels: meta.labels,
-            annotations: meta.annotations,
-            finalizers: meta.finalizers,
-            owner_references: Some(vec![owner]),
-            ..ObjectMeta::default()
-        },
-        spec: template.spec,
-        status: None,
-    }
+    template::pod(set, wanted.template.cloned().unwrap_or_default(), owner)
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ fn extend(point: &str) -> Vec<Plugin> {
             Plugin::InterPodAffinity,
             Plugin::DynamicResources,
         ],
-        "filter" => FILTERS.into_iter().chain([Plugin::DynamicResources]).collect(),
+        "filter" => FILTERS.to_vec(),
         "postFilter" => vec![Plugin::DynamicResources, Plugin::DefaultPreemption],
         "preScore" | "score" => {
             let scores = DEFAULT_WEIGHTS.into_iter().map(|(plugin, _)| plugin);

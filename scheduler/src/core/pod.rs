@@ -168,6 +168,7 @@ fn template(
             &spec.overhead,
             &spec.resources,
             &spec.volumes.as_ref().map(Vec::len),
+            &spec.resource_claims.as_ref().map(Vec::len),
         ),
         containers(Some(&spec.containers)),
         containers(spec.init_containers.as_ref()),

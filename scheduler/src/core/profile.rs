@@ -100,7 +100,7 @@ pub(crate) const DEFAULT_WEIGHTS: [(Plugin, i64); 7] = [
 ];
 
 /// The plugins that have a say in which nodes will do.
-pub(crate) const FILTERS: [Plugin; 12] = [
+pub(crate) const FILTERS: [Plugin; 13] = [
     Plugin::NodeUnschedulable,
     Plugin::NodeName,
     Plugin::TaintToleration,
@@ -113,6 +113,7 @@ pub(crate) const FILTERS: [Plugin; 12] = [
     Plugin::VolumeZone,
     Plugin::PodTopologySpread,
     Plugin::InterPodAffinity,
+    Plugin::DynamicResources,
 ];
 
 impl Profile {

@@ -102,3 +102,28 @@ async fn gates_hold_a_pod_and_company_is_waited_for() {
     assert_eq!((world.bound("gated").await, world.bound("follower").await), ("n1".into(), "n1".into()));
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_claims_devices_waits_and_who_has_an_image_is_preferred() {
+    let world = World::start().await;
+    for name in ["n1", "n2", "n3"] {
+        world.node(name, json!({})).await;
+    }
+    let claims = json!({"resourceClaims": [{"name": "gpu", "resourceClaimName": "gpu"}]});
+    world.pod("claiming", "1m", claims).await;
+    let told = world.unschedulable("claiming").await;
+    assert!(told.starts_with("0/3 nodes are available: 3 cannot allocate all claims."), "{told}");
+    // A large image on one node of three is worth more than the room that its other pods take.
+    let image =
+        json!({"status": {"images": [{"names": ["example.com/large:1"], "sizeBytes": 2_000_000_000}]}});
+    world.all::<Node>().patch_status("n2", &PatchParams::default(), &Patch::Merge(image)).await.unwrap();
+    let label = json!({"metadata": {"labels": {"later": "yes"}}});
+    world.all::<Node>().patch("n2", &PatchParams::default(), &Patch::Merge(label)).await.unwrap();
+    // Once the scheduler has seen the label it has seen the image.
+    world.pod("other", "100m", json!({"nodeSelector": {"later": "yes"}})).await;
+    assert_eq!(world.bound("other").await, "n2");
+    let container = json!([{"name": "c", "image": "example.com/large:1"}]);
+    world.pod("large", "0", json!({"containers": container})).await;
+    assert_eq!(world.bound("large").await, "n2");
+    world.end().await;
+}

@@ -120,6 +120,9 @@ pub(crate) fn local(pod: &PodInfo, place: &Place<'_>, profile: &Profile) -> Resu
     if profile.filters(Plugin::NodeResourcesFit) {
         resources::fit(pod, place, profile)?;
     }
+    if profile.filters(Plugin::DynamicResources) {
+        devices(pod)?;
+    }
     Ok(())
 }
 
@@ -184,6 +187,15 @@ fn node_ports(pod: &PodInfo, place: &Place<'_>) -> Result<(), Rejection> {
         return Err(Rejection::curable(Plugin::NodePorts, reason));
     }
     Ok(())
+}
+
+/// No node gives devices: a pod that claims some waits, rather than run without.
+fn devices(pod: &PodInfo) -> Result<(), Rejection> {
+    let claims = pod.pod.spec.as_ref().and_then(|spec| spec.resource_claims.as_ref());
+    if claims.is_none_or(Vec::is_empty) {
+        return Ok(());
+    }
+    Err(Rejection::lasting(Plugin::DynamicResources, "cannot allocate all claims"))
 }
 
 /// The best score that a plugin gives.
