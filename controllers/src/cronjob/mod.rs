@@ -6,24 +6,35 @@
 mod plan;
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use decapod_api::labels::Selector;
 use decapod_client::ObjectKey;
 use decapod_client::error::{self, ErrorExt};
 use decapod_client::event::Recorder;
+use decapod_client::metrics::register;
 use decapod_client::reconcile::{self, Queue};
 use k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{DeleteParams, PostParams, Preconditions, PropagationPolicy};
 use kube::{Api, ResourceExt};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 use crate::common::family::{Family, Owner};
 use crate::common::{Context, Result, Says, claim};
 use plan::{Due, Note};
 
 const NAME: &str = "cronjob-controller";
+
+/// By how much Jobs are late.
+static SKEW: LazyLock<Histogram> = LazyLock::new(|| {
+    let skew = Histogram::new(exponential_buckets(1.0, 2.0, 10));
+    let help =
+        "Time between when a cronjob is scheduled to be run, and when the corresponding job is created";
+    register("cronjob_controller_job_creation_skew_duration_seconds", help, skew.clone());
+    skew
+});
 
 impl Owner for CronJob {
     /// A CronJob adopts nothing.
@@ -98,6 +109,9 @@ impl Controller {
         let job = plan::job(cron, time, claim::controller_reference(cron));
         let made = match self.jobs(key).create(&PostParams::default(), &job).await {
             Ok(made) => {
+                if let Some(created) = &made.metadata.creation_timestamp {
+                    SKEW.observe(created.0.duration_since(time).as_secs_f64());
+                }
                 self.recorder.normal(cron, "SuccessfulCreate", format!("Created job {}", made.name_any()));
                 Some(made)
             }

@@ -1,14 +1,16 @@
 //! What is counted of Jobs, under Kubernetes' names.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
-use decapod_client::metrics::register;
+use decapod_client::metrics::{Times, register};
 use k8s_openapi::api::batch::v1::{Job, JobStatus};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-use super::plan::Verdict;
+use super::plan::{Steps, Verdict};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Finished {
@@ -22,6 +24,22 @@ struct Pods {
     completion_mode: String,
     result: &'static str,
 }
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Look {
+    completion_mode: String,
+    result: &'static str,
+    action: &'static str,
+}
+
+static LOOKS: LazyLock<(Family<Look, Counter>, Times<Look>)> = LazyLock::new(|| {
+    let counts: Family<Look, Counter> = Family::default();
+    let times: Times<Look> =
+        Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.004, 2.0, 15)));
+    register("job_controller_job_syncs", "The number of job syncs", counts.clone());
+    register("job_controller_job_sync_duration_seconds", "The time it took to sync a job", times.clone());
+    (counts, times)
+});
 
 static JOBS: LazyLock<Family<Finished, Counter>> = LazyLock::new(|| {
     let jobs: Family<Finished, Counter> = Family::default();
@@ -42,6 +60,24 @@ static PODS: LazyLock<Family<Pods, Counter>> = LazyLock::new(|| {
 fn mode(job: &Job) -> String {
     let mode = job.spec.as_ref().and_then(|spec| spec.completion_mode.clone());
     mode.unwrap_or_else(|| "NonIndexed".to_owned())
+}
+
+/// What is mainly done by such steps, in Kubernetes' words.
+pub(super) fn action(steps: &Steps) -> &'static str {
+    if !steps.start.is_empty() {
+        "pods_created"
+    } else if !steps.stop.is_empty() || !steps.drop.is_empty() {
+        "pods_deleted"
+    } else {
+        "reconciling"
+    }
+}
+
+/// A Job was looked at, for so long; whether all that was to be done went well.
+pub(super) fn looked(job: &Job, action: &'static str, well: bool, took: Duration) {
+    let labels = Look { completion_mode: mode(job), result: if well { "success" } else { "error" }, action };
+    LOOKS.0.get_or_create(&labels).inc();
+    LOOKS.1.get_or_create(&labels).observe(took.as_secs_f64());
 }
 
 /// A Job came to its end.
@@ -67,6 +103,24 @@ pub(super) fn counted(job: &Job, before: &JobStatus, after: &JobStatus) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn looks_are_told_by_what_they_did() {
+        let mut job = Job::default();
+        job.spec.get_or_insert_default().completion_mode = Some("Looked".to_owned());
+        let making = Steps { start: vec![crate::job::plan::Start::default()], ..Steps::default() };
+        looked(&job, action(&making), true, Duration::from_millis(5));
+        looked(&job, action(&Steps::default()), false, Duration::from_millis(5));
+        let text = decapod_client::metrics::text().unwrap();
+        for labels in
+            ["result=\"success\",action=\"pods_created\"", "result=\"error\",action=\"reconciling\""]
+        {
+            let mode = "completion_mode=\"Looked\"";
+            let count = format!("job_controller_job_syncs_total{{{mode},{labels}}} 1");
+            let time = format!("job_controller_job_sync_duration_seconds_count{{{mode},{labels}}} 1");
+            assert!(text.contains(&count) && text.contains(&time), "{count}, {time} not in:\n{text}");
+        }
+    }
 
     #[test]
     fn only_what_is_new_is_counted() {

@@ -106,15 +106,24 @@ impl Controller {
         let pods = self.family.claim(key, &job, &selector, |_| true).await?;
         let pods = self.without_released(key, pods);
         let Some(view) = View::new(&job, &pods) else { return Ok(None) };
+        let begin = self.family.context.clock.monotonic();
+        let (action, outcome) = self.advance(key, &view).await;
+        let took = self.family.context.clock.monotonic().saturating_sub(begin);
+        metrics::looked(&job, action, outcome.is_ok(), took);
+        outcome
+    }
+
+    /// Decides, and does what was decided: what that was mainly, and when to look again.
+    async fn advance(&self, key: &ObjectKey, view: &View<'_>) -> (&'static str, Result<Option<Duration>>) {
         let now = self.family.context.clock.now();
-        let verdict = plan::verdict(&view, now);
-        let steps = plan::steps(&view, verdict.as_ref(), now);
-        let again = steps.again;
-        let outcome = self.carry_out(key, &view, steps).await;
+        let verdict = plan::verdict(view, now);
+        let steps = plan::steps(view, verdict.as_ref(), now);
+        let (again, action) = (steps.again, metrics::action(&steps));
+        let outcome = self.carry_out(key, view, steps).await;
         // Pods that could not be deleted still run: the Job has not ended.
         let verdict = verdict.filter(|_| outcome.error.is_none());
-        self.track(key, &view, verdict.as_ref(), outcome.numbers, now).await?;
-        outcome.error.map_or(Ok(again), Err)
+        let tracked = self.track(key, view, verdict.as_ref(), outcome.numbers, now).await;
+        (action, tracked.and_then(|()| outcome.error.map_or(Ok(again), Err)))
     }
 
     /// Notes the ends of pods, lets them go, counts them, and ends the Job: in this order.

@@ -8,6 +8,7 @@ mod losing;
 mod members;
 mod reaching;
 mod recovery;
+mod workloads;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,8 @@ const TESTS: &[Test<Cluster>] = &[
     ("members::up_makes_three_ready_nodes", members::up_makes_three_ready_nodes),
     ("reaching::every_pod_from_every_node", reaching::every_pod_from_every_node),
     ("reaching::streams_to_pods_of_every_node", reaching::streams_to_pods_of_every_node),
+    ("workloads::pods_are_where_they_are_to_be", workloads::pods_are_where_they_are_to_be),
+    ("workloads::room_is_made_on_the_cheapest_node", workloads::room_is_made_on_the_cheapest_node),
     ("members::a_node_is_added_and_removed", members::a_node_is_added_and_removed),
     ("losing::containers_outlive_agents_and_server", losing::containers_outlive_agents_and_server),
     ("recovery::lost_nodes_are_replaced_and_come_back", recovery::lost_nodes_are_replaced_and_come_back),
