@@ -6,6 +6,7 @@
 //! [`dns`] answers for names, [`ingress`] takes HTTP from outside to Services.
 
 pub mod dns;
+mod health;
 pub mod ingress;
 mod key;
 pub mod link;

@@ -4,8 +4,11 @@
 use std::time::Duration;
 
 use decapod_client::clock::Clock;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Client;
+use kube::api::DeleteParams;
 use serde_json::Value;
 
 use super::settings::Settings;
@@ -20,6 +23,8 @@ const INGRESS: &str = include_str!("../../../deploy/ingress.yaml");
 const STORAGE: &str = include_str!("../../../deploy/storage.yaml");
 /// What belongs to its users once it is there: it is made, and never brought to what this version wants.
 const ONLY_MADE: [&str; 1] = ["StorageClass"];
+/// Deployments of earlier versions that are DaemonSets of the same names now.
+const REPLACED: [&str; 2] = ["kube-dns", "decapod-ingress"];
 /// The reference of the image that is made of this binary.
 pub(super) const SELF_IMAGE: &str = "decapod.internal/decapod:self";
 
@@ -56,7 +61,26 @@ pub(super) async fn apply(
             insist(client, object, clock).await.map_err(|f| f.within(what))?;
         }
     }
+    for name in REPLACED {
+        replaced_remove(client, name).await.map_err(|f| f.within(format!("the former Deployment {name}")))?;
+    }
     Ok(())
+}
+
+/// Takes away what an earlier version made, with its pods; what somebody else made under this name stays.
+async fn replaced_remove(client: &Client, name: &str) -> Result<(), Failure> {
+    let deployments: kube::Api<Deployment> = kube::Api::namespaced(client.clone(), "kube-system");
+    let Some(found) = deployments.get_opt(name).await? else { return Ok(()) };
+    let pod = found.spec.and_then(|spec| spec.template.spec);
+    let ours = |container: &Container| container.image.as_deref() == Some(SELF_IMAGE);
+    if !pod.is_some_and(|pod| pod.containers.iter().any(ours)) {
+        return Ok(());
+    }
+    match deployments.delete(name, &DeleteParams::background()).await {
+        // Another server does the same.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        deleted => Ok(deleted.map(drop)?),
+    }
 }
 
 /// Whether all is there that lets nodes in: the last of the roles of nodes.
@@ -172,6 +196,34 @@ mod tests {
             async move { response }
         });
         (Client::new(service, "default"), asked)
+    }
+
+    /// A client for which there is one Deployment with this image, and what it asked for.
+    fn with_deployment(image: &'static str) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let log = asked.clone();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            log.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
+            let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "kube-dns"},
+                "spec": {"selector": {}, "template": {"spec": {"containers": [{"name": "c", "image": image}]}}}});
+            let response = http::Response::new(Body::from(object.to_string().into_bytes()));
+            async move { Ok::<_, std::convert::Infallible>(response) }
+        });
+        (Client::new(service, "default"), asked)
+    }
+
+    #[tokio::test]
+    async fn a_deployment_is_replaced_only_if_it_was_ours() {
+        let path = "/apis/apps/v1/namespaces/kube-system/deployments/kube-dns";
+        let (client, asked) = with_deployment(SELF_IMAGE);
+        replaced_remove(&client, "kube-dns").await.unwrap();
+        assert_eq!(*asked.lock().unwrap(), [format!("GET {path}"), format!("DELETE {path}")]);
+        let (client, asked) = with_deployment("coredns:1");
+        replaced_remove(&client, "kube-dns").await.unwrap();
+        assert_eq!(*asked.lock().unwrap(), [format!("GET {path}")]);
+        let (client, asked) = answered(&[404]);
+        replaced_remove(&client, "kube-dns").await.unwrap();
+        assert_eq!(asked.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]

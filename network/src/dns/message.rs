@@ -66,6 +66,11 @@ impl Reply {
         self
     }
 
+    /// Whether it is the same for every client: nothing in it is turned, so that clients spread.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.message.answers.len() < 2 && self.message.additionals.len() < 2
+    }
+
     /// The answer's bytes, cut where the client can take no more.
     pub(super) fn encode(&self, bytes: &mut Vec<u8>) -> Result<(), ProtoError> {
         bytes.clear();

@@ -22,13 +22,15 @@ use tokio::net::{TcpListener, UdpSocket};
 use self::forward::Forwarder;
 use self::index::Index;
 use self::server::{Context, Shared};
+use crate::health;
 use crate::world::{Feed, World};
 
+mod batch;
 mod cache;
 mod forward;
-pub(crate) mod health;
 mod index;
 mod message;
+mod prepared;
 mod records;
 mod server;
 
@@ -200,7 +202,7 @@ impl Server {
                 Probe::Ready => ("/ready", ready.clone()),
             };
             let healthy = move || ready.load(Ordering::Acquire);
-            let served = health::serve(listener, path, healthy, supervisor.clone());
+            let served = health::serve(listener, health::probe(path, healthy), supervisor.clone());
             supervisor.spawn_until_shutdown("dns-probe", served);
         }
         for socket in self.udp {

@@ -15,13 +15,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::batch::{self, Batch, QUESTION};
 use super::forward::Forwarder;
-use super::health::accept_failed;
 use super::index::Index;
 use super::message::{Outcome, Pending, Transport, respond};
+use super::prepared::Prepared;
+use crate::health::accept_failed;
 
-/// The largest question that is read; real ones are below 300 bytes.
-const QUESTION: usize = 4096;
 /// What waits in the kernel while a worker is busy: some 5,000 questions.
 const RECEIVE_BUFFER: usize = 1 << 20;
 /// The most questions that wait for upstream servers at a time.
@@ -68,13 +68,14 @@ impl Reader {
         Self { shared, seen: 0, index }
     }
 
-    fn index(&mut self) -> &Index {
+    /// The newest index, and a number that no other one has.
+    fn index(&mut self) -> (u64, &Index) {
         let version = self.shared.version.load(Ordering::Acquire);
         if version != self.seen {
             self.index = self.shared.newest();
             self.seen = version;
         }
-        &self.index
+        (self.seen, &self.index)
     }
 }
 
@@ -137,32 +138,33 @@ pub(super) fn udp_bind(address: SocketAddr) -> io::Result<UdpSocket> {
 /// Answers what comes in by one UDP socket.
 pub(super) async fn udp_serve(socket: Arc<UdpSocket>, context: Context) {
     let mut reader = Reader::new(context.shared.clone());
-    let mut question = [0; QUESTION];
-    let mut answer = Vec::with_capacity(QUESTION);
+    let (mut batch, mut prepared) = (Batch::new(), Prepared::default());
     let mut rotation: u32 = rand::random();
     loop {
-        let (length, client) = match socket.recv_from(&mut question).await {
-            Ok(received) => received,
+        let count = match batch.receive(&socket).await {
+            Ok(count) => count,
             Err(error) => {
                 // A client that is gone is reported here; there is nobody to tell.
                 tracing::debug!(%error, "cannot receive");
                 continue;
             }
         };
-        rotation = rotation.wrapping_add(1);
-        match respond(reader.index(), &question[..length], Transport::Udp, rotation) {
-            Outcome::Reply(reply) => match reply.encode(&mut answer) {
-                Ok(()) => udp_send(&socket, &answer, client).await,
-                Err(error) => tracing::debug!(%error, "an answer cannot be written"),
-            },
-            Outcome::Resolve(pending) => {
+        for number in 0..count {
+            rotation = rotation.wrapping_add(1);
+            let (version, index) = reader.index();
+            let mut elsewhere = None;
+            batch.answer(number, |question, answer| {
+                elsewhere = prepared.answer(version, index, question, rotation, answer);
+            });
+            let client = batch.question(number).1;
+            if let (Some(pending), Some(client)) = (elsewhere, batch::address(&client)) {
                 let (socket, inner, place) = (socket.clone(), context.clone(), context.place());
                 context.supervisor.spawn_until_shutdown("dns-forward", async move {
                     udp_send(&socket, &inner.resolve(pending, place).await, client).await;
                 });
             }
-            Outcome::Ignore => {}
         }
+        batch.send(&socket).await;
     }
 }
 
@@ -202,7 +204,7 @@ async fn connection_serve(mut stream: TcpStream, context: &Context) -> io::Resul
             return Ok(());
         };
         let Some(question) = question? else { return Ok(()) };
-        let answer = match respond(reader.index(), &question, Transport::Tcp, rand::random()) {
+        let answer = match respond(reader.index().1, &question, Transport::Tcp, rand::random()) {
             Outcome::Reply(reply) => encode(&reply),
             Outcome::Resolve(pending) => context.resolve(pending, context.place()).await,
             Outcome::Ignore => return Ok(()),

@@ -39,7 +39,7 @@ use self::pool::Pool;
 use self::routes::{Backend, Routes};
 use self::tls::{Certificates, Resolver};
 use self::upstream::Upstream;
-use crate::dns::health;
+use crate::health;
 use crate::world::{Feed, World};
 
 mod forward;
@@ -192,7 +192,7 @@ impl Server {
         if let Some(listener) = self.ready {
             let ready = synced.clone();
             let healthy = move || ready.load(Ordering::Relaxed);
-            let probes = health::serve(listener, "/ready", healthy, supervisor.clone());
+            let probes = health::serve(listener, health::probe("/ready", healthy), supervisor.clone());
             supervisor.spawn_until_shutdown("ingress-ready", probes);
         }
         let follower =

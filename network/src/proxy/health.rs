@@ -2,32 +2,21 @@
 //! whose traffic stays on the node.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use decapod_client::ObjectKey;
 use decapod_client::task::Supervisor;
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::dns::health::accept_failed;
+use crate::health;
 use crate::netns::Netns;
-
-/// The most connections of a port at a time: load balancers need a few.
-const CONNECTIONS: usize = 16;
-/// How long a client may take to send its request.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// By port: whose it is, and how many endpoints are on this node.
 pub(super) type Ports = BTreeMap<u16, (ObjectKey, usize)>;
@@ -74,37 +63,9 @@ fn serve(
     let (over, tasks, ports) = (CancellationToken::new(), supervisor.clone(), ports.clone());
     let guard = over.clone().drop_guard();
     supervisor.spawn_until_shutdown("health-check-port", async move {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let place = places.clone().acquire_owned().await.expect("nobody closes it");
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = over.cancelled() => return,
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    accept_failed(&error).await;
-                    continue;
-                }
-            };
-            let ports = ports.clone();
-            let service = service_fn(move |_: Request<Incoming>| {
-                let answered = answer(ports.borrow().get(&port));
-                async { Ok::<_, Infallible>(answered) }
-            });
-            tasks.spawn_until_shutdown("health-check-connection", async move {
-                let _place = place;
-                let served = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(PATIENCE)
-                    .keep_alive(false)
-                    .serve_connection(TokioIo::new(stream), service);
-                if let Err(error) = served.await {
-                    tracing::debug!(%error, "a health check's connection failed");
-                }
-            });
-        }
+        let answers = move |_: &str| answer(ports.borrow().get(&port));
+        // Nothing is left when nobody waits any more.
+        let _served = over.run_until_cancelled(health::serve(listener, answers, tasks)).await;
     });
     guard
 }

@@ -1,7 +1,7 @@
 //! The manifest of the DNS pod agrees with the program that it runs.
 
 use decapod_network::dns::Options;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, Probe, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::de::DeserializeOwned;
@@ -22,8 +22,8 @@ fn port(container: &Container, name: &IntOrString) -> i32 {
 
 #[test]
 fn ports_and_probes_are_those_that_are_served() {
-    let deployment: Deployment = object("Deployment");
-    let pod = deployment.spec.unwrap().template.spec.unwrap();
+    let set: DaemonSet = object("DaemonSet");
+    let pod = set.spec.unwrap().template.spec.unwrap();
     let container = &pod.containers[0];
     let options = Options::default();
     let probe = |probe: &Option<Probe>| {

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use decapod_tests::images;
 use decapod_tests::server::Server;
 use decapod_tests::tools::{program, run};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::api::{Api, DeleteParams};
 use nix::sys::signal::{Signal, kill};
@@ -42,7 +42,7 @@ impl Node {
         let client = node.client().await?;
         tokio::time::timeout(PATIENCE, ready(&client)).await.context("the node does not get ready")??;
         // Cluster DNS is a pod more that nobody asks here.
-        Api::<Deployment>::namespaced(client, "kube-system")
+        Api::<DaemonSet>::namespaced(client, "kube-system")
             .delete("kube-dns", &DeleteParams::default())
             .await?;
         let mut import = Command::new(program("decapod")?);

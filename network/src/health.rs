@@ -1,7 +1,9 @@
-//! `/health` and `/ready` over plain HTTP, for the probes of the DNS pod.
+//! Small answers over plain HTTP: for the probes of the system's pods, and for load balancers that ask a node whether it
+//! has endpoints of a Service.
+//!
+//! What always holds: a port answers a bounded number of connections at a time, each of which has one answer.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,16 +17,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-/// The most connections at a time: probes need one.
+/// The most connections of a port at a time: probes need one, load balancers a few.
 const CONNECTIONS: usize = 16;
 /// How long a client may take to send its request.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Answers `path` with 200 while `healthy`, and 503 otherwise.
+/// Answers every request by its path, until the caller drops this.
 pub(crate) async fn serve(
     listener: TcpListener,
-    path: &'static str,
-    healthy: impl Fn() -> bool + Clone + Send + Sync + 'static,
+    answer: impl Fn(&str) -> Response<Full<Bytes>> + Clone + Send + Sync + 'static,
     supervisor: Supervisor,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -37,12 +38,12 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let healthy = healthy.clone();
+        let answer = answer.clone();
         let service = service_fn(move |request: Request<Incoming>| {
-            let answered = answer(request.uri().path(), path, healthy());
+            let answered = answer(request.uri().path());
             async { Ok::<_, Infallible>(answered) }
         });
-        supervisor.spawn_until_shutdown("dns-health-connection", async move {
+        supervisor.spawn_until_shutdown("health-connection", async move {
             let _place = place;
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -50,9 +51,26 @@ pub(crate) async fn serve(
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
             if let Err(error) = served.await {
-                connection_failed(peer, &error);
+                tracing::debug!(%peer, %error, "the connection of a probe failed");
             }
         });
+    }
+}
+
+/// Answers `path` with 200 while `healthy`, and 503 otherwise.
+pub(crate) fn probe(
+    path: &'static str,
+    healthy: impl Fn() -> bool + Clone + Send + Sync + 'static,
+) -> impl Fn(&str) -> Response<Full<Bytes>> + Clone + Send + Sync + 'static {
+    move |asked| {
+        let (status, text) = match (asked == path, healthy()) {
+            (false, _) => (StatusCode::NOT_FOUND, "not found\n"),
+            (true, true) => (StatusCode::OK, "OK\n"),
+            (true, false) => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        };
+        let mut response = Response::new(Full::from(text));
+        *response.status_mut() = status;
+        response
     }
 }
 
@@ -60,19 +78,4 @@ pub(crate) async fn serve(
 pub(crate) async fn accept_failed(error: &std::io::Error) {
     tracing::warn!(%error, "cannot accept a connection");
     tokio::time::sleep(Duration::from_millis(100)).await;
-}
-
-fn connection_failed(peer: SocketAddr, error: &hyper::Error) {
-    tracing::debug!(%peer, %error, "a probe's connection failed");
-}
-
-fn answer(asked: &str, path: &str, healthy: bool) -> Response<Full<Bytes>> {
-    let (status, text) = match (asked == path, healthy) {
-        (false, _) => (StatusCode::NOT_FOUND, "not found\n"),
-        (true, true) => (StatusCode::OK, "OK\n"),
-        (true, false) => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-    };
-    let mut response = Response::new(Full::from(text));
-    *response.status_mut() = status;
-    response
 }
