@@ -2,14 +2,17 @@
 //! written from the entries' descriptions, with kubectl as the client.
 
 mod accounts;
+mod addresses;
 mod cli;
 mod collecting;
 mod daemons;
 mod endpoints;
 mod guestbook;
 mod jobs;
+mod names;
 mod namespaces;
 mod node;
+mod paths;
 mod services;
 mod sets;
 mod stateful;
@@ -32,8 +35,9 @@ pub(crate) fn tests() -> Vec<Test<Cluster>> {
         [jobs::TESTS, workloads::TESTS, sets::TESTS, stateful::TESTS, daemons::TESTS, collecting::TESTS]
             .concat();
     let of_namespaces = [namespaces::TESTS, endpoints::TESTS, services::TESTS].concat();
+    let of_the_network = [names::TESTS, paths::TESTS, addresses::TESTS].concat();
     let others = [cli::TESTS, guestbook::TESTS, accounts::TESTS, &node::tests(), &storage::tests()].concat();
-    [of_controllers, of_namespaces, others, jobs::LATE.to_vec()].concat()
+    [of_controllers, of_namespaces, of_the_network, others, jobs::LATE.to_vec()].concat()
 }
 
 /// Far longer than anything takes on a slow machine.
