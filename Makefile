@@ -57,6 +57,8 @@ bench: build packages tools
 	RUSTFLAGS="$(RELEASE_FLAGS)" cargo run --quiet --release --locked --package decapod-tests --bin bench --target $(HOST)
 	RUSTFLAGS="$(RELEASE_FLAGS)" cargo run --quiet --release --locked --package decapod-runtime --example startup --target $(HOST)
 	RUSTFLAGS="$(RELEASE_FLAGS)" cargo run --quiet --release --locked --package decapod-scheduler --bin scheduler-rates --target $(HOST)
+	RUSTFLAGS="$(RELEASE_FLAGS)" cargo run --quiet --release --locked --package decapod-network --example bench_services --target $(HOST)
+	RUSTFLAGS="$(RELEASE_FLAGS)" cargo run --quiet --release --locked --package decapod-network --example bench_dns --target $(HOST)
 
 # Images made from Debian's packages, for the tour and the samples.
 images: packages

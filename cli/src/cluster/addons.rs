@@ -189,8 +189,9 @@ mod tests {
         let service = tower::service_fn(move |request: http::Request<Body>| {
             log.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
             let code = codes.next().unwrap();
+            let reason = if code == 404 { "NotFound" } else { "" };
             let status =
-                json!({"kind": "Status", "status": "Failure", "code": code, "reason": "", "message": ""});
+                json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": ""});
             let response =
                 http::Response::builder().status(code).body(Body::from(status.to_string().into_bytes()));
             async move { response }

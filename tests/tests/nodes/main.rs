@@ -8,6 +8,7 @@ mod losing;
 mod members;
 mod reaching;
 mod recovery;
+mod serving;
 mod workloads;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ const TESTS: &[Test<Cluster>] = &[
     ("reaching::streams_to_pods_of_every_node", reaching::streams_to_pods_of_every_node),
     ("workloads::pods_are_where_they_are_to_be", workloads::pods_are_where_they_are_to_be),
     ("workloads::room_is_made_on_the_cheapest_node", workloads::room_is_made_on_the_cheapest_node),
+    ("serving::services_of_every_node", serving::services_of_every_node),
+    ("serving::ingress_answers_on_every_node", serving::ingress_answers_on_every_node),
     ("members::a_node_is_added_and_removed", members::a_node_is_added_and_removed),
     ("losing::containers_outlive_agents_and_server", losing::containers_outlive_agents_and_server),
     ("recovery::lost_nodes_are_replaced_and_come_back", recovery::lost_nodes_are_replaced_and_come_back),

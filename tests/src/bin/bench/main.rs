@@ -3,13 +3,15 @@
 //! with others of the same run: machines are noisy.
 //!
 //! `bench --kubeconfig FILE --pid PID…` measures any API server instead: what its requests cost the processes
-//! named. `bench --alone` leaves out the cluster; `bench --pods` measures a node and its pods and nothing else.
+//! named. `bench --alone` leaves out the cluster; `bench --pods` measures a node and its pods and nothing else,
+//! `bench --network` what the network carries.
 
 mod alone;
 mod api;
 mod figures;
 mod floor;
 mod h2;
+mod network;
 mod node;
 mod pods;
 
@@ -34,6 +36,9 @@ fn main() -> Result<()> {
     if arguments == ["--pods"] {
         return runtime.block_on(pods::measure());
     }
+    if arguments == ["--network"] {
+        return network::measure();
+    }
     let alone = arguments == ["--alone"];
     if !alone && let Some((kubeconfig, pids)) = other(arguments.into_iter())? {
         return runtime.block_on(async {
@@ -53,13 +58,17 @@ fn main() -> Result<()> {
     let measured = measure(&cluster);
     let down = cluster.down();
     measured?;
-    down.map(drop)
+    down?;
+    network::measure()
 }
 
 /// The API server that is to be measured in place of a cluster of our own.
 fn other(mut arguments: impl Iterator<Item = String>) -> Result<Option<(PathBuf, Vec<i64>)>> {
     let Some(first) = arguments.next() else { return Ok(None) };
-    ensure!(first == "--kubeconfig", "usage: bench [--alone | --pods | --kubeconfig FILE --pid PID…]");
+    ensure!(
+        first == "--kubeconfig",
+        "usage: bench [--alone | --pods | --network | --kubeconfig FILE --pid PID…]"
+    );
     let kubeconfig = arguments.next().context("--kubeconfig wants a file")?;
     ensure!(arguments.next().as_deref() == Some("--pid"), "--pid names the processes to measure");
     let pids = arguments.map(|pid| pid.parse()).collect::<Result<Vec<_>, _>>()?;
