@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::sys::idmap::Users;
 use crate::sys::process::Identity;
 
 /// The version of this protocol.
@@ -42,6 +43,9 @@ pub(crate) struct Setup {
     pub(crate) sysctls: BTreeMap<String, String>,
     /// The control group of the shim itself.
     pub(crate) cgroup: Option<String>,
+    /// The ids of the pod's user namespace, if it has one of its own.
+    #[serde(default)]
+    pub(crate) users: Option<Users>,
 }
 
 /// What the agent asks for.
@@ -98,6 +102,9 @@ pub(crate) struct Launch {
     pub(crate) cgroup: String,
     /// What its processes may do.
     pub(crate) privileges: Privileges,
+    /// User and group, as the machine sees them, who own the streams of its processes.
+    #[serde(default)]
+    pub(crate) owner: Option<(u32, u32)>,
 }
 
 /// What a process of a container may do; set right before it is executed.

@@ -13,6 +13,7 @@ use super::session::{self, Exec};
 use super::spec::{Facts, security_context};
 use super::state::{ContainerRecord, Encoded, Paths, Phase, SandboxRecord, Stage};
 use super::user::User;
+use super::volume::Mapped;
 use super::{
     Container, Inner, blocking, capability, client, device, new_id, sandbox, seccomp, signal, user, volume,
 };
@@ -21,6 +22,7 @@ use crate::error::{Error, Kind, Result};
 use crate::image::Image;
 use crate::protocol::{Exit, Launch, Privileges, Reply, Request, Seccomp, Started, Streams, now};
 use crate::sys::cgroup::{Hierarchies, Rule};
+use crate::sys::idmap::Users;
 use crate::sys::mount::{self, Overlay};
 use crate::sys::{durable, rooted};
 
@@ -376,15 +378,36 @@ impl Plan {
             fs::create_dir_all(directory).map_err(failed("create the container's directories"))?;
         }
         let lower = self.image.lower();
-        Overlay { lower: &lower, base: &self.layers, upper: &upper, work: &work, target: rootfs }
+        let mut mapped = self.mapped(rootfs)?;
+        let layers = match &mut mapped {
+            None => self.layers.clone(),
+            Some(mapped) => {
+                // The root folder of the container is this one.
+                let root = Some(mapped.users.first);
+                std::os::unix::fs::chown(&upper, root, root).map_err(failed("give the root folder away"))?;
+                mapped.view(&self.layers).map_err(failed("show the image to the pod's user namespace"))?
+            }
+        };
+        Overlay { lower: &lower, base: &layers, upper: &upper, work: &work, target: rootfs }
             .mount()
             .map_err(failed("mount the container's root file system"))?;
         let context = security_context(&self.config);
         let user = user::resolve(rootfs, &context, &self.image.config.user)?;
-        let volumes =
-            volume::mount_all(rootfs, &self.layers, &self.empty(), &self.volumes, &self.config.mounts)?;
-        let facts = self.facts(rootfs, &user, volumes)?;
-        rooted::create_dir_all(rootfs, Path::new(facts.cwd()))
+        let owner = owner_of(&user, mapped.as_ref().map(|mapped| mapped.users))?;
+        let first = mapped.as_ref().map_or(1, |mapped| mapped.next);
+        let images = (&self.volumes, self.config.mounts.as_slice());
+        let volumes = volume::mount_all(rootfs, &layers, &self.empty(), images, first)?;
+        if mapped.is_some() {
+            // The views that are made of it hold it.
+            mount::unmount(&layers).map_err(failed("take the image's layers away"))?;
+        }
+        let mut facts = self.facts(rootfs, &user, volumes)?;
+        if let Some(mapped) = &mut mapped {
+            mapped.next = first + self.volumes.len();
+            facts.map(mapped)?;
+        }
+        let root = mapped.as_ref().map_or(0, |mapped| mapped.users.first);
+        rooted::create_dir_all(rootfs, Path::new(facts.cwd()), root)
             .map_err(|error| Error::invalid("working_dir", format!("{}: {error}", facts.cwd())))?;
         let spec = facts.spec()?;
         self.restrict_devices(&context)?;
@@ -392,7 +415,7 @@ impl Plan {
         // What is mounted is in use, and stays.
         let of_volumes = self.volumes.values().flat_map(|image| image.lower());
         let layers = lower.into_iter().chain(of_volumes).collect();
-        let record = self.record(bundle, &context, &user, layers)?;
+        let record = self.record(bundle, &context, &user, (layers, owner))?;
         durable::write_json(&bundle.join("container.json"), &record)
             .map_err(failed("save the container's record"))?;
         Ok(record)
@@ -403,7 +426,7 @@ impl Plan {
         bundle: &Path,
         context: &cri::LinuxContainerSecurityContext,
         user: &User,
-        layers: Vec<String>,
+        (layers, owner): (Vec<String>, (u32, u32)),
     ) -> Result<ContainerRecord> {
         let image = self.image.to_cri();
         Ok(ContainerRecord {
@@ -429,9 +452,17 @@ impl Plan {
                 stdin_once: self.config.stdin_once,
                 cgroup: self.cgroup(),
                 privileges: privileges(context, user)?,
+                owner: Some(owner),
             },
             config: Encoded(self.config.clone()),
         })
+    }
+
+    /// How the pod sees what is outside, if it has a user namespace of its own.
+    fn mapped<'a>(&self, rootfs: &'a Path) -> Result<Option<Mapped<'a>>> {
+        let users = sandbox::users(&self.sandbox.config.0)?;
+        let namespace = self.paths.namespace(&self.sandbox.id, "user");
+        Ok(users.map(|users| Mapped { users, namespace, rootfs, next: 1 }))
     }
 
     /// A directory without anything in it.
@@ -510,7 +541,7 @@ impl Plan {
 
     fn devices(&self) -> Result<Vec<serde_json::Value>> {
         let mut devices = Vec::new();
-        for wanted in &self.config.devices {
+        for wanted in self.config.devices.iter().filter(|wanted| device::is_made(&wanted.container_path)) {
             let described = device::describe(Path::new(&wanted.host_path), &wanted.container_path);
             let described = described
                 .map_err(|error| Error::invalid("devices", format!("{}: {error}", wanted.host_path)))?;
@@ -524,6 +555,10 @@ impl Plan {
         let options = namespace_options(&self.sandbox, &self.config);
         let shared = sandbox::options(&self.sandbox.config.0);
         let mut namespaces = vec![("mount", None)];
+        // Validated when the sandbox was made.
+        if sandbox::users(&self.sandbox.config.0).is_ok_and(|users| users.is_some()) {
+            namespaces.push(("user", pod("user")));
+        }
         if shared.network() != cri::NamespaceMode::Node {
             namespaces.push(("network", pod("net")));
             namespaces.push(("uts", pod("uts")));
@@ -582,6 +617,24 @@ fn privileges(context: &cri::LinuxContainerSecurityContext, user: &User) -> Resu
     // Executing a file would take all but the ambient ones from anyone but root.
     let permitted = if user.uid == 0 { sets.bounding } else { sets.ambient };
     Ok(Privileges { bounding: sets.bounding, permitted, ambient: sets.ambient, seccomp })
+}
+
+/// User and group as the machine sees them.
+fn owner_of(user: &User, users: Option<Users>) -> Result<(u32, u32)> {
+    let Some(users) = users else { return Ok((user.uid, user.gid)) };
+    let outside = |field, id| {
+        users.outside(id).ok_or_else(|| {
+            let most = users.count.saturating_sub(1);
+            Error::invalid(
+                field,
+                format!("{id}: the pod's user namespace ends at {most} (spec.hostUsers: false)"),
+            )
+        })
+    };
+    for group in &user.groups {
+        outside("supplemental_groups", *group)?;
+    }
+    Ok((outside("run_as_user", user.uid)?, outside("run_as_group", user.gid)?))
 }
 
 /// The namespaces that a container asks for; those of its pod where it does not.

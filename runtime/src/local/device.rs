@@ -16,6 +16,11 @@ const OWN: [&str; 4] = ["pts", "shm", "mqueue", "fd"];
 /// Deepest directories of `/dev` that are looked through, as in `/dev/bus/usb/001`.
 const MAX_DEPTH: usize = 5;
 
+/// Whether a device of that path is made anew in the container, rather than bound into it.
+pub(super) fn is_made(target: &str) -> bool {
+    target.starts_with("/dev/")
+}
+
 /// The rule that lets a container use a device.
 pub(super) fn rule(host_path: &str, permissions: &str) -> Result<Value> {
     let device = describe(Path::new(host_path), host_path)

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::state::{ContainerRecord, Phase, SandboxRecord, Stage};
 use super::{Container, Inner, Sandbox, blocking, container};
 use crate::error::{Error, Result};
+use crate::shim::NAMESPACES;
 use crate::sys::{durable, mount};
 
 impl Inner {
@@ -88,9 +89,10 @@ impl Inner {
                 continue;
             }
             let run = self.paths.sandbox_run(&name);
-            for part in ["ns/net", "ns/ipc", "ns/uts", "ns/pid", "shm"] {
-                mount::unmount(&run.join(part))?;
+            for name in NAMESPACES {
+                mount::unmount(&run.join("ns").join(name))?;
             }
+            mount::unmount(&run.join("shm"))?;
             for rootfs in names_in(&run.join("rootfs"))? {
                 mount::unmount(&run.join("rootfs").join(rootfs))?;
             }

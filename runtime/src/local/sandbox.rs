@@ -17,7 +17,8 @@ use super::{Container, Inner, Sandbox, blocking, new_id};
 use crate::cri::Attachment;
 use crate::error::{Error, Result};
 use crate::protocol::{Exit, Reply, Request, Setup, now};
-use crate::shim::READY;
+use crate::shim::{NAMESPACES, READY};
+use crate::sys::idmap::Users;
 use crate::sys::{durable, mount};
 
 /// A shim is ready within milliseconds; a machine under heavy load may need longer.
@@ -70,10 +71,7 @@ impl Inner {
         }
         let mut config = config.clone();
         config.hostname.truncate(MAX_HOSTNAME);
-        let users = options(&config).userns_options.unwrap_or_default();
-        if users.mode() == cri::NamespaceMode::Pod && !users.uids.is_empty() {
-            return Err(Error::invalid("userns_options", "user namespaces are not supported"));
-        }
+        users(&config)?;
         Ok(SandboxRecord {
             id: new_id(),
             config: Encoded(config),
@@ -92,7 +90,7 @@ impl Inner {
             let record = sandbox.record();
             (record.id.clone(), record.config.0.clone())
         };
-        let setup = self.setup_of(&config);
+        let setup = Setup { users: users(&config)?, ..self.setup_of(&config) };
         let own_network = setup.network;
         self.sandbox_directories(sandbox, &setup)?;
         self.shim_start(&id).await?;
@@ -128,6 +126,7 @@ impl Inner {
             hostname,
             sysctls: config.linux.iter().flat_map(|linux| linux.sysctls.clone()).collect(),
             cgroup: self.options.shim_cgroup.clone(),
+            users: None,
         }
     }
 
@@ -192,8 +191,8 @@ impl Inner {
         let record = sandbox.record().clone();
         let config = &record.config.0;
         let directory = self.paths.sandbox(&record.id);
-        let hostname = self.setup_of(config).hostname;
-        let host_network = !self.setup_of(config).network;
+        let Setup { hostname, network, .. } = self.setup_of(config);
+        let host_network = !network;
         let resolv = match &config.dns_config {
             Some(dns) => resolv_conf(dns),
             None => read_or_empty(Path::new("/etc/resolv.conf"))?,
@@ -358,7 +357,7 @@ impl Inner {
             Ok(other) => return Err(client::unexpected(id, other)),
             Err(error) => return Err(error),
         }
-        for name in ["net", "ipc", "uts", "pid"] {
+        for name in NAMESPACES {
             unmount(&run.join("ns").join(name))?;
         }
         unmount(&run.join("shm"))
@@ -477,6 +476,32 @@ pub(super) fn options(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {
     let linux = config.linux.as_ref();
     let context = linux.and_then(|linux| linux.security_context.as_ref());
     context.and_then(|context| context.namespace_options.clone()).unwrap_or_default()
+}
+
+/// The ids of the user namespace that a pod asks for (KEP-127), if it does.
+///
+/// # Errors
+/// Where it asks for what no kubelet asks for: several ranges, or others for groups than for users.
+pub(super) fn users(config: &cri::PodSandboxConfig) -> Result<Option<Users>> {
+    let wanted = options(config);
+    let field = "userns_options";
+    let Some(asked) = wanted.userns_options.as_ref().filter(|asked| !asked.uids.is_empty()) else {
+        return Ok(None);
+    };
+    match asked.mode() {
+        cri::NamespaceMode::Node => return Ok(None),
+        cri::NamespaceMode::Pod => {}
+        mode => return Err(Error::invalid(field, format!("mode {} is not known", mode.as_str_name()))),
+    }
+    if [wanted.network(), wanted.pid(), wanted.ipc()].contains(&cri::NamespaceMode::Node) {
+        return Err(Error::invalid(field, "a pod in a user namespace cannot have namespaces of the node"));
+    }
+    match (asked.uids.as_slice(), asked.gids.as_slice()) {
+        ([uids], [gids]) if uids == gids && uids.container_id == 0 && uids.length > 0 => {
+            Ok(Some(Users { first: uids.host_id, count: uids.length }))
+        }
+        _ => Err(Error::invalid(field, "one range from 0 on is needed, the same for users and groups")),
+    }
 }
 
 /// The control group above a pod's containers.

@@ -18,6 +18,12 @@ use crate::registry::Credentials;
 /// The version of CRI.
 const API_VERSION: &str = "v1";
 
+/// Whether this machine has user namespaces: a kernel may be built without, or told to make none.
+fn user_namespaces() -> bool {
+    let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces");
+    most.is_ok_and(|most| most.trim().parse().is_ok_and(|most: u64| most > 0))
+}
+
 #[async_trait]
 impl Runtime for Embedded {
     async fn version(&self) -> Result<cri::VersionResponse> {
@@ -44,7 +50,7 @@ impl Runtime for Embedded {
             name: (*name).to_owned(),
             features: Some(cri::RuntimeHandlerFeatures {
                 recursive_read_only_mounts: true,
-                user_namespaces: false,
+                user_namespaces: user_namespaces(),
             }),
         };
         Ok(cri::StatusResponse {

@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 use decapod_proto::cri;
 use serde_json::{Value, json};
 
+use super::device;
 use super::user::User;
+use super::volume::Mapped;
 use crate::error::{Error, Result};
 use crate::image::ImageConfig;
+use crate::sys::idmap::Users;
 
 /// Where programs are looked for, if the image does not say.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -55,11 +58,36 @@ pub(super) struct Facts<'a> {
     pub(super) oom_floor: i64,
     /// Devices of the machine, for privileged containers.
     pub(super) host_devices: Vec<Value>,
-    /// The views of images that are mounted as volumes, by their targets.
+    /// The views of images that are mounted as volumes, and of whatever else is not mounted as it is, by their targets.
     pub(super) volumes: BTreeMap<String, PathBuf>,
 }
 
 impl Facts<'_> {
+    /// Shows all that the container gets from outside with the ids of its user namespace.
+    pub(super) fn map(&mut self, mapped: &mut Mapped<'_>) -> Result<()> {
+        for (_, source) in &mut self.files {
+            *source = mapped
+                .view(source)
+                .map_err(|error| Error::internal("show a file of the pod to its user namespace", error))?;
+        }
+        let asked = |mount: &&cri::Mount| !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty();
+        for mount in self.config.mounts.iter().filter(asked) {
+            let Users { first, count } = mapped.users;
+            let own = [cri::IdMapping { host_id: first, container_id: 0, length: count }];
+            if mount.uid_mappings != own || mount.gid_mappings != own {
+                return Err(Error::invalid("mounts", "other ids are mapped than those of the pod"));
+            }
+            if mount.image.is_some() {
+                continue;
+            }
+            let view = mapped
+                .view(Path::new(&mount.host_path))
+                .map_err(|error| Error::invalid("mounts", format!("{}: {error}", mount.container_path)))?;
+            self.volumes.insert(mount.container_path.clone(), view);
+        }
+        Ok(())
+    }
+
     fn context(&self) -> cri::LinuxContainerSecurityContext {
         security_context(self.config)
     }
@@ -204,6 +232,15 @@ impl Facts<'_> {
                 mounts.push(bind(target, source, &["rbind", "rprivate", file_access]));
             }
         }
+        // libcontainer makes devices below /dev only.
+        let elsewhere = self.config.devices.iter().filter(|device| !device::is_made(&device.container_path));
+        mounts.extend(elsewhere.map(|device| {
+            bind(
+                &device.container_path,
+                Path::new(&device.host_path),
+                &["bind", "rprivate", "nosuid", "noexec"],
+            )
+        }));
         let mut wanted: Vec<&cri::Mount> = self.config.mounts.iter().collect();
         // Mounts below others come after them.
         wanted.sort_by_key(|mount| Path::new(&mount.container_path).components().count());
@@ -255,6 +292,7 @@ impl Facts<'_> {
             cri::MountPropagation::PropagationHostToContainer => "rslave",
             cri::MountPropagation::PropagationBidirectional => "rshared",
         };
+        let source = self.volumes.get(&mount.container_path).map_or(source, PathBuf::as_path);
         Ok(bind(&mount.container_path, source, &["rbind", propagation, access]))
     }
 
@@ -270,7 +308,7 @@ impl Facts<'_> {
         let privileged = self.context().privileged;
         let mut devices = vec![json!({ "allow": privileged, "access": "rwm" })];
         for device in &self.config.devices {
-            devices.push(super::device::rule(&device.host_path, &device.permissions)?);
+            devices.push(device::rule(&device.host_path, &device.permissions)?);
         }
         let mut cpu = json!({});
         set_positive(&mut cpu, "shares", limits.cpu_shares);

@@ -1,11 +1,11 @@
 //! Images as volumes (KEP-4639): a read-only view of an image's files, mounted beside the container's root file system
-//! and bound into it by the specification.
+//! and bound into it by the specification; and views of anything with the ids of a user namespace (KEP-127).
 //!
 //! **Invariant**: a view lies in the folder of root file systems under the container's id and a number, so that
 //! whatever removes the container's root, also after a crash, finds its views.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
@@ -16,18 +16,19 @@ use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::sys::idmap::{self, Users};
 use crate::sys::{mount, rooted};
 
-/// Mounts the view of each image; what is to be bound at each target.
+/// Mounts the view of each image, numbered from `first` on; what is to be bound at each target.
 pub(super) fn mount_all(
     rootfs: &Path,
     layers: &Path,
     empty: &Path,
-    images: &BTreeMap<String, Arc<Image>>,
-    mounts: &[cri::Mount],
+    (images, mounts): (&BTreeMap<String, Arc<Image>>, &[cri::Mount]),
+    first: usize,
 ) -> Result<BTreeMap<String, PathBuf>> {
-    let views = images.iter().enumerate().map(|(number, (target, image))| {
-        let at = PathBuf::from(format!("{}.{number}", rootfs.display()));
+    let views = (first..).zip(images).map(|(number, (target, image))| {
+        let at = beside(rootfs, number);
         let mounted = fs::create_dir_all(&at).and_then(|()| mount::view(&image.lower(), layers, empty, &at));
         mounted.map_err(|error| Error::internal("mount an image as a volume", error))?;
         let sub = mounts.iter().find(|mount| mount.container_path == *target);
@@ -41,6 +42,11 @@ pub(super) fn mount_all(
     views.collect()
 }
 
+/// Where the view of that number is mounted.
+pub(super) fn beside(rootfs: &Path, number: usize) -> PathBuf {
+    PathBuf::from(format!("{}.{number}", rootfs.display()))
+}
+
 /// What a path in the view is, with its links resolved as inside.
 fn resolve(view: &Path, sub: &str) -> io::Result<PathBuf> {
     if sub.is_empty() {
@@ -49,6 +55,28 @@ fn resolve(view: &Path, sub: &str) -> io::Result<PathBuf> {
     let root = rooted::open_dir(view)?;
     let found = rooted::open_in_root(root.as_fd(), Path::new(sub), OFlag::O_PATH | OFlag::O_CLOEXEC)?;
     fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()))
+}
+
+/// What a pod with a user namespace of its own sees: everything from outside through mounts with its ids.
+pub(super) struct Mapped<'a> {
+    pub(super) users: Users,
+    /// The mounted user namespace.
+    pub(super) namespace: PathBuf,
+    pub(super) rootfs: &'a Path,
+    /// The number of the next view.
+    pub(super) next: usize,
+}
+
+impl Mapped<'_> {
+    /// Shows a file or folder with the pod's ids; where it is seen.
+    pub(super) fn view(&mut self, source: &Path) -> io::Result<PathBuf> {
+        let at = beside(self.rootfs, self.next);
+        self.next += 1;
+        // Not below, where a link could lead astray: the caller names what the pod is to see.
+        idmap::mount_point(source, &at)?;
+        idmap::bind(source, &at, File::open(&self.namespace)?.as_fd())?;
+        Ok(at)
+    }
 }
 
 /// Takes the views of a container away again.
@@ -63,7 +91,10 @@ pub(super) fn unmount_all(rootfs: &Path) -> io::Result<()> {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(&prefix) {
             mount::unmount(&entry.path())?;
-            fs::remove_dir(entry.path())?;
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir(entry.path())?,
+                false => fs::remove_file(entry.path())?,
+            }
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Processes in containers, by libcontainer.
+//! Containers, by libcontainer, and what their first process shares with those that enter later.
 //!
 //! What is wrong with a command is found in the new process, in its root and as its user. It
 //! comes back through a pipe of our own that the kernel closes when the program runs: nothing
@@ -7,7 +7,8 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, fchown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,8 +43,18 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    fn other(message: impl Into<String>) -> Self {
+    pub(super) fn other(message: impl Into<String>) -> Self {
         Failure { code: START_ERROR, message: message.into() }
+    }
+
+    /// As it is written into the pipe to the shim.
+    pub(super) fn report(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a struct of a number and a string is JSON")
+    }
+
+    /// As the shim reads it.
+    pub(super) fn from_report(report: &[u8]) -> Self {
+        serde_json::from_slice(report).unwrap_or_else(|_| Failure::other(String::from_utf8_lossy(report)))
     }
 }
 
@@ -67,6 +78,9 @@ pub(super) fn container(
     root: &Path,
     stdio: Stdio,
 ) -> Result<(i32, Option<OwnedFd>), Failure> {
+    if let (Some(owner), Stdio::Pipes { stdin, stdout, stderr }) = (launch.owner, &stdio) {
+        [stdin, stdout, stderr].into_iter().try_for_each(|stream| give(stream.as_fd(), owner))?;
+    }
     let prepared = Prepared::new(&launch.container, &launch.privileges, root, stdio)?;
     let Prepared { builder, report, console } = prepared;
     let (reader, writer) = report;
@@ -78,27 +92,7 @@ pub(super) fn container(
     Ok((pid.as_raw(), console.map(|console| console.master()).transpose()?))
 }
 
-/// Runs a process in a container that runs.
-pub(super) fn exec(
-    id: &str,
-    privileges: &Privileges,
-    root: &Path,
-    process: &serde_json::Value,
-    stdio: Stdio,
-) -> Result<(i32, Option<OwnedFd>), Failure> {
-    let prepared = Prepared::new(id, privileges, root, stdio)?;
-    let Prepared { builder, report, console } = prepared;
-    let (reader, writer) = report;
-    let file = root.join(format!("{id}.process"));
-    fs::write(&file, process.to_string())?;
-    let result = builder.as_tenant().with_process(Some(&file)).with_detach(true).build();
-    drop(writer);
-    fs::remove_file(&file)?;
-    let pid = finish(result, reader)?;
-    Ok((pid.as_raw(), console.map(|console| console.master()).transpose()?))
-}
-
-/// What both ways of starting a process need.
+/// What starting a container needs.
 struct Prepared {
     builder: ContainerBuilder,
     report: (OwnedFd, OwnedFd),
@@ -108,13 +102,11 @@ struct Prepared {
 impl Prepared {
     fn new(id: &str, privileges: &Privileges, root: &Path, stdio: Stdio) -> Result<Self, Failure> {
         let report = fds::pipe()?;
-        let filters = match &privileges.seccomp {
-            Seccomp::Unconfined => Vec::new(),
-            Seccomp::RuntimeDefault => vec![seccomp::runtime_default(privileges.bounding)?],
-            Seccomp::Programs(programs) => programs.iter().map(|p| seccomp::program(p)).collect(),
+        let workload = Workload {
+            report: report.1.as_raw_fd(),
+            privileges: Arc::new(privileges.clone()),
+            filters: filters(privileges)?,
         };
-        let workload =
-            Workload { report: report.1.as_raw_fd(), privileges: Arc::new(privileges.clone()), filters };
         let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
             .with_root_path(root)
             .map_err(describe)?
@@ -134,13 +126,21 @@ impl Prepared {
     }
 }
 
+/// The filters of system calls that a container's processes get.
+pub(super) fn filters(privileges: &Privileges) -> Result<Vec<Vec<sock_filter>>, Failure> {
+    Ok(match &privileges.seccomp {
+        Seccomp::Unconfined => Vec::new(),
+        Seccomp::RuntimeDefault => vec![seccomp::runtime_default(privileges.bounding)?],
+        Seccomp::Programs(programs) => programs.iter().map(|p| seccomp::program(p)).collect(),
+    })
+}
+
 /// What the new process reported goes before what libcontainer made of it.
 fn finish<T>(result: Result<T, LibcontainerError>, reader: OwnedFd) -> Result<T, Failure> {
     let mut report = Vec::new();
     File::from(reader).read_to_end(&mut report)?;
     if !report.is_empty() {
-        return Err(serde_json::from_slice(&report)
-            .unwrap_or_else(|_| Failure::other(String::from_utf8_lossy(&report).into_owned())));
+        return Err(Failure::from_report(&report));
     }
     result.map_err(describe)
 }
@@ -200,17 +200,16 @@ struct Workload {
 
 impl Workload {
     fn fail(&self, failure: &Failure) {
-        let text = serde_json::to_vec(failure).expect("a struct of a number and a string is JSON");
         // SAFETY: the descriptor was inherited open, and this process ends soon after.
         let mut pipe = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(self.report) });
         // Where even this fails, the shim still has libcontainer's own error.
-        pipe.write_all(&text).ok();
+        pipe.write_all(&failure.report()).ok();
     }
 }
 
 impl Executor for Workload {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        find_command(spec).map(|_| ()).map_err(|failure| {
+        command_of(spec).map(|_| ()).map_err(|failure| {
             self.fail(&failure);
             ExecutorValidationError::ArgValidationError(failure.message)
         })
@@ -227,30 +226,42 @@ impl Executor for Workload {
 }
 
 fn run(workload: &Workload, spec: &Spec) -> Result<std::convert::Infallible, Failure> {
-    let (command, path) = find_command(spec)?;
+    let (command, path) = command_of(spec)?;
     let args = spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default();
-    let args: Vec<CString> = args
-        .into_iter()
-        .map(|arg| CString::new(arg).map_err(|_| Failure::other("an argument has a zero byte")))
-        .collect::<Result<_, _>>()?;
+    let args = c_strings(args)?;
     default_signals().map_err(|errno| Failure::other(errno.desc()))?;
     allow_huge_pages()?;
     privileges::apply(&workload.privileges, &workload.filters)
         .map_err(|error| Failure::other(format!("cannot set privileges: {error}")))?;
-    nix::unistd::execv(&path, &args).map_err(|errno| Failure {
+    nix::unistd::execv(&path, &args).map_err(|errno| not_executed(&command, errno))
+}
+
+/// Strings as the kernel takes them.
+pub(super) fn c_strings(strings: Vec<String>) -> Result<Vec<CString>, Failure> {
+    let strings = strings.into_iter();
+    strings
+        .map(|text| CString::new(text).map_err(|_| Failure::other("an argument has a zero byte")))
+        .collect()
+}
+
+/// Why the kernel did not execute a program that is there.
+pub(super) fn not_executed(command: &str, errno: Errno) -> Failure {
+    Failure {
         code: if errno == Errno::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE },
         message: format!("exec {command}: {}", lower(errno)),
-    })
+    }
+}
+
+fn command_of(spec: &Spec) -> Result<(String, CString), Failure> {
+    let process = spec.process().as_ref().ok_or_else(|| Failure::other("no process"))?;
+    find_command(process.args().as_deref().unwrap_or_default(), process.env().as_deref().unwrap_or_default())
 }
 
 /// The program that a command names, as the kernel would find it for this user; in the words of
 /// other runtimes.
-fn find_command(spec: &Spec) -> Result<(String, CString), Failure> {
-    let process = spec.process().as_ref().ok_or_else(|| Failure::other("no process"))?;
-    let command = process
-        .args()
-        .as_ref()
-        .and_then(|args| args.first())
+pub(super) fn find_command(args: &[String], env: &[String]) -> Result<(String, CString), Failure> {
+    let command = args
+        .first()
         .filter(|command| !command.is_empty())
         .ok_or_else(|| Failure { code: NOT_FOUND, message: "exec: no command".to_owned() })?;
     let c_string = |path: &str| CString::new(path).map_err(|_| Failure::other("the command has a zero byte"));
@@ -266,7 +277,6 @@ fn find_command(spec: &Spec) -> Result<(String, CString), Failure> {
             }
         };
     }
-    let env = process.env().as_deref().unwrap_or_default();
     let path = env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
     let mut denied = false;
     for directory in path.split(':') {
@@ -297,14 +307,24 @@ fn check(path: &str) -> Result<(), Errno> {
     access(path, AccessFlags::X_OK)
 }
 
-fn lower(errno: Errno) -> String {
+pub(super) fn lower(errno: Errno) -> String {
     let text = errno.desc();
     let mut chars = text.chars();
     chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
 }
 
+/// Gives a stream to the user who writes to it, so that it can be opened again by its name (`/dev/stdout`). Devices stay
+/// whose they are.
+pub(super) fn give(stream: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> io::Result<()> {
+    let file = File::from(stream.try_clone_to_owned()?);
+    if file.metadata()?.file_type().is_fifo() {
+        fchown(stream, Some(uid), Some(gid))?;
+    }
+    Ok(())
+}
+
 /// The shim's allocator forbids huge pages for the shim, and executed programs would inherit it.
-fn allow_huge_pages() -> io::Result<()> {
+pub(super) fn allow_huge_pages() -> io::Result<()> {
     // SAFETY: this option takes integers and changes this process only.
     match unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0) } {
         0 => Ok(()),
@@ -313,7 +333,7 @@ fn allow_huge_pages() -> io::Result<()> {
 }
 
 /// The shim blocks and ignores signals; its children would inherit that.
-fn default_signals() -> nix::Result<()> {
+pub(super) fn default_signals() -> nix::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: restores the default action; no handler of ours is involved.
     unsafe { sigaction(Signal::SIGPIPE, &default) }?;

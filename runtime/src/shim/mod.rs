@@ -8,6 +8,8 @@
 //! when it is told to.
 
 mod container;
+mod enter;
+mod holder;
 mod launch;
 mod log;
 mod privileges;
@@ -23,6 +25,7 @@ use std::process::ExitCode;
 pub(crate) use container::set_window_size;
 #[cfg(test)]
 pub(crate) use seccomp::program as seccomp_program;
+pub(crate) use setup::NAMESPACES;
 
 use crate::protocol::Setup;
 use crate::sys::durable;

@@ -61,20 +61,32 @@ fn reduce(privileges: &Privileges) -> io::Result<()> {
     let held = held(&header)?;
     let (permitted, ambient) = (privileges.permitted & held, privileges.ambient & held);
     // What is ambient must be inheritable. Nothing else is: CVE-2022-24769.
-    let halves = [0, 32].map(|shift| CapabilityHalf {
-        effective: half(permitted, shift),
-        permitted: half(permitted, shift),
-        inheritable: half(ambient, shift),
-    });
-    // SAFETY: header and both halves live through the call and have the layout of version 3.
-    if unsafe { libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    set_capabilities(&header, permitted, ambient)?;
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0)?;
     for capability in (0..64).filter(|bit| ambient >> bit & 1 == 1) {
         prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability)?;
     }
     Ok(())
+}
+
+fn set_capabilities(header: &CapabilityHeader, permitted: u64, inheritable: u64) -> io::Result<()> {
+    let halves = [0, 32].map(|shift| CapabilityHalf {
+        effective: half(permitted, shift),
+        permitted: half(permitted, shift),
+        inheritable: half(inheritable, shift),
+    });
+    // SAFETY: header and both halves live through the call and have the layout of version 3.
+    match unsafe { libc::syscall(libc::SYS_capset, &raw const *header, halves.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes effective what this process may have: becoming another user has taken it away.
+pub(super) fn raise() -> io::Result<()> {
+    let header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
+    let held = held(&header)?;
+    set_capabilities(&header, held, 0)
 }
 
 /// The capabilities that this process has.

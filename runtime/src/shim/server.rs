@@ -14,7 +14,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::container::{Container, Source};
-use super::launch::{self, Stdio};
+use super::enter::{self, Target};
+use super::launch::Stdio;
 use super::setup::{self, Protection};
 use crate::protocol::{self, Reply, Request, SOCKET, Streams};
 use crate::sys::cgroup::Hierarchies;
@@ -332,9 +333,14 @@ impl Server {
             Ok(stdio) => stdio,
             Err(error) => return self.send(id, &Reply::Failed { message: error.to_string() }, &[]),
         };
-        let result = launch::exec(container, &held.launch.privileges, &self.root, process, stdio);
-        self.protection.restore();
-        match result {
+        let target = Target {
+            pid: held.started.process.pid,
+            groups: &self.groups,
+            cgroup: &held.launch.cgroup,
+            privileges: &held.launch.privileges,
+            owner: held.launch.owner,
+        };
+        match enter::exec(&target, process, stdio) {
             Ok((pid, master)) => {
                 self.execs.insert(pid, id);
                 let process = Identity::of(pid).unwrap_or(Identity { pid, started: 0 });

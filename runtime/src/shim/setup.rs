@@ -9,6 +9,7 @@ use std::path::Path;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
+use super::holder::Holder;
 use crate::protocol::Setup;
 use crate::sys::cgroup::Hierarchies;
 use crate::sys::mount;
@@ -18,6 +19,9 @@ const SHM_BYTES: u64 = 64 << 20;
 
 /// The kernel takes a shim last but for what may not be killed at all.
 const SHIM_OOM_SCORE: &str = "-998";
+
+/// The names under which a pod's namespaces are mounted.
+pub(crate) const NAMESPACES: [&str; 5] = ["net", "ipc", "uts", "pid", "user"];
 
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
@@ -67,7 +71,13 @@ pub(super) fn sandbox(setup: &Setup, run: &Path) -> io::Result<(Option<i32>, Pro
     flags.set(CloneFlags::CLONE_NEWNET, setup.network);
     flags.set(CloneFlags::CLONE_NEWIPC, setup.ipc);
     flags.set(CloneFlags::CLONE_NEWUTS, setup.uts);
-    unshare(flags)?;
+    let users = match setup.users {
+        None => {
+            unshare(flags)?;
+            None
+        }
+        Some(users) => Some(Holder::start(users, flags)?),
+    };
     if setup.uts {
         set_hostname(&setup.hostname)?;
     }
@@ -80,15 +90,20 @@ pub(super) fn sandbox(setup: &Setup, run: &Path) -> io::Result<(Option<i32>, Pro
     if setup.ipc {
         let shm = run.join("shm");
         fs::create_dir_all(&shm)?;
-        mount::tmpfs(&shm, SHM_BYTES)?;
+        mount::tmpfs(&shm, SHM_BYTES, setup.users.map_or(0, |users| users.first))?;
     }
-    let init = if setup.pid { Some(start_init()?) } else { None };
-    name_namespaces(setup, run, init)?;
+    let init = match (setup.pid, &users) {
+        (false, _) => None,
+        (true, None) => Some(start_init(0)?),
+        (true, Some(holder)) => Some(holder.start_init()?),
+    };
+    name_namespaces(setup, run, init, users.as_ref())?;
+    users.map(Holder::end).transpose()?;
     Ok((init, oom_score))
 }
 
 /// Mounts the namespaces under names: they live on without the shim, and others can enter.
-fn name_namespaces(setup: &Setup, run: &Path, init: Option<i32>) -> io::Result<()> {
+fn name_namespaces(setup: &Setup, run: &Path, init: Option<i32>, users: Option<&Holder>) -> io::Result<()> {
     let directory = run.join("ns");
     fs::create_dir_all(&directory)?;
     let own = |name: &str| format!("/proc/self/ns/{name}");
@@ -97,6 +112,7 @@ fn name_namespaces(setup: &Setup, run: &Path, init: Option<i32>) -> io::Result<(
     names.extend(setup.ipc.then(|| ("ipc", own("ipc"))));
     names.extend(setup.uts.then(|| ("uts", own("uts"))));
     names.extend(init.map(|pid| ("pid", format!("/proc/{pid}/ns/pid"))));
+    names.extend(users.map(|holder| ("user", format!("/proc/{}/ns/user", holder.pid))));
     for (name, source) in names {
         let target = directory.join(name);
         fs::write(&target, "")?;
@@ -137,8 +153,8 @@ fn loopback_up() -> io::Result<()> {
 
 /// Starts the first process of a process namespace, which only reaps. Without it the namespace
 /// would end with whichever container came first.
-fn start_init() -> io::Result<i32> {
-    let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
+pub(super) fn start_init(flags: i32) -> io::Result<i32> {
+    let flags = flags | libc::CLONE_NEWPID | libc::SIGCHLD;
     // SAFETY: like fork: no memory is shared, and this process has one thread.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match pid {
@@ -179,7 +195,7 @@ pub(super) fn close_stdout() {
 
 /// Takes away what [`sandbox`] mounted.
 pub(super) fn release(run: &Path) {
-    for name in ["net", "ipc", "uts", "pid"] {
+    for name in NAMESPACES {
         let path = run.join("ns").join(name);
         if let Err(error) = mount::unmount(&path) {
             eprintln!("cannot release {}: {error}", path.display());

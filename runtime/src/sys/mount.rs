@@ -67,10 +67,10 @@ fn escape(path: &Path) -> String {
     path.display().to_string().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:")
 }
 
-/// Mounts a file system in memory that holds at most `size` bytes.
-pub(crate) fn tmpfs(target: &Path, size: u64) -> io::Result<()> {
+/// Mounts a file system in memory that holds at most `size` bytes and belongs to `owner`, a user and its group.
+pub(crate) fn tmpfs(target: &Path, size: u64, owner: u32) -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let options = format!("mode=1777,size={size}");
+    let options = format!("mode=1777,size={size},uid={owner},gid={owner}");
     mount(Some("shm"), target, Some("tmpfs"), flags, Some(options.as_str()))?;
     Ok(())
 }

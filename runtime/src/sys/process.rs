@@ -61,7 +61,7 @@ impl Identity {
 }
 
 /// A handle of the process that has this number now; `None` if there is none.
-fn open(pid: i32) -> io::Result<Option<OwnedFd>> {
+pub(crate) fn open(pid: i32) -> io::Result<Option<OwnedFd>> {
     // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if fd < 0 {

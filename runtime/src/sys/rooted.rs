@@ -10,8 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{Gid, Uid, fchownat};
 
 /// Links are resolved as if the root were `/`: how processes inside will see it.
 pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
@@ -47,8 +48,9 @@ pub(crate) fn read(root: &Path, path: &Path, limit: u64) -> io::Result<Vec<u8>> 
     Ok(content)
 }
 
-/// Creates a directory and those above it, following links as a process inside would.
-pub(crate) fn create_dir_all(root: &Path, path: &Path) -> io::Result<()> {
+/// Creates a directory and those above it, following links as a process inside would. What it makes belongs to `owner`,
+/// a user and its group.
+pub(crate) fn create_dir_all(root: &Path, path: &Path, owner: u32) -> io::Result<()> {
     let root = open_dir(root)?;
     let mut done = PathBuf::new();
     for part in path.components() {
@@ -56,7 +58,12 @@ pub(crate) fn create_dir_all(root: &Path, path: &Path) -> io::Result<()> {
         let parent = open_in_root(root.as_fd(), &non_empty(&done), OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         let mode = Mode::from_bits_truncate(0o755);
         match mkdirat(&parent, name, mode) {
-            Ok(()) | Err(Errno::EEXIST) => done.push(name),
+            Ok(()) => {
+                let (uid, gid) = (Uid::from_raw(owner), Gid::from_raw(owner));
+                fchownat(&parent, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                done.push(name);
+            }
+            Err(Errno::EEXIST) => done.push(name),
             Err(errno) => return Err(errno.into()),
         }
     }
@@ -89,7 +96,7 @@ mod tests {
     fn links_stay_inside() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/etc", dir.path().join("out")).unwrap();
-        create_dir_all(dir.path(), Path::new("/etc")).unwrap();
+        create_dir_all(dir.path(), Path::new("/etc"), 0).unwrap();
         std::fs::write(dir.path().join("etc/passwd"), "inside").unwrap();
         assert_eq!(read(dir.path(), Path::new("/out/passwd"), 100).unwrap(), b"inside");
         let root = open_dir(dir.path()).unwrap();
@@ -102,7 +109,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/data", dir.path().join("link")).unwrap();
         std::fs::create_dir(dir.path().join("data")).unwrap();
-        create_dir_all(dir.path(), Path::new("/link/a/b")).unwrap();
+        create_dir_all(dir.path(), Path::new("/link/a/b"), 0).unwrap();
         assert!(dir.path().join("data/a/b").is_dir());
     }
 

@@ -278,24 +278,34 @@ pub(crate) async fn the_runtimes_program_is_not_written() {
     world.end().await;
 }
 
-/// CVE-2016-9962: a process that enters the container, before it has let go of what is the runtime's, seen from inside.
-/// (One that was given `SYS_PTRACE` may look into everything that it can see, and sees that process for a moment.)
+/// CVE-2016-9962: a process that enters the container, before it has let go of what is the runtime's, seen from inside;
+/// also by one that may look into every process, and could take over one that has more privileges.
 pub(crate) async fn who_enters_is_not_entered() {
     let world = World::new("enter").await;
     let outside = Outside::new(&world);
     let pod = world.pod("enter").await;
-    let hunt = "while :; do for pid in /proc/[0-9]*; do test -e $pid/root$OUTSIDE/secret && echo root of $pid; \
+    let hunt = "own=$(busybox grep CapPrm /proc/self/status); while :; do for pid in /proc/[0-9]*; do \
+                test -e $pid/root$OUTSIDE/secret && echo root of $pid; \
                 test -e $pid/cwd/secret && echo cwd of $pid; \
+                privileges=$(busybox grep CapPrm $pid/status 2>/dev/null); \
+                case $privileges in ''|$own) ;; *) echo $pid has $privileges;; esac; \
                 for fd in $pid/fd/*; do test -e $fd/secret && echo folder $fd; \
-                case $(busybox readlink $fd) in $OUTSIDE*|*/shim*|*/decapod*) echo file $fd;; esac; done; done; done";
-    let mut config = script("hunter", hunt);
-    config.envs = vec![cri::KeyValue { key: "OUTSIDE".into(), value: outside.text().into() }];
-    let hunter = world.start(&pod, &config).await;
-    for _ in 0..30 {
-        assert_eq!(world.exec(&hunter, &["echo", "x"]).await.stdout, b"x\n");
+                case $(busybox readlink $fd) in $OUTSIDE*|*shim*|*/decapod*|*socket*|*pidfd*) echo file $fd;; esac; \
+                done; done; done";
+    for (name, added) in [("hunter", &[][..]), ("tracer", &["SYS_PTRACE", "DAC_READ_SEARCH"][..])] {
+        let mut config = script(name, hunt);
+        config.envs = vec![cri::KeyValue { key: "OUTSIDE".into(), value: outside.text().into() }];
+        context(&mut config).capabilities = Some(cri::Capability {
+            add_capabilities: added.iter().map(|name| (*name).to_owned()).collect(),
+            ..Default::default()
+        });
+        let hunter = world.start(&pod, &config).await;
+        for _ in 0..30 {
+            assert_eq!(world.exec(&hunter, &["echo", "x"]).await.stdout, b"x\n");
+        }
+        let status = world.runtime.container_status(&hunter).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&status.log_path).unwrap(), "", "{name}");
     }
-    let status = world.runtime.container_status(&hunter).await.unwrap();
-    assert_eq!(std::fs::read_to_string(&status.log_path).unwrap(), "");
     outside.is_untouched("entering");
     world.end().await;
 }

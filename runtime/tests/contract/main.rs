@@ -20,6 +20,7 @@ mod registry;
 mod security;
 mod streams;
 mod support;
+mod users;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -120,6 +121,9 @@ fn table() -> Vec<(&'static str, Ways, Test)> {
         Ours: security::profiles_of_the_node_are_enforced,
         Ours: security::privileged_containers_may,
         All: security::mounts_are_as_asked,
+        // The shim makes the namespaces; a mount shows the ids.
+        Ours: users::pods_have_users_of_their_own,
+        Ours: users::what_no_user_namespace_can_have_is_refused,
         // Each looks at our own shim.
         Direct: escapes::descriptors_do_not_leak,
         Direct: escapes::mount_points_that_are_links_stay_inside,

@@ -136,6 +136,23 @@ impl Hierarchies {
         Ok(())
     }
 
+    /// Moves a process into a container's group, wherever the container has one.
+    pub(crate) fn enter(&self, group: &str, pid: i32) -> io::Result<()> {
+        let mut entered = false;
+        for directory in self.directories(group) {
+            match fs::write(directory.join("cgroup.procs"), pid.to_string()) {
+                Ok(()) => entered = true,
+                // libcontainer makes no groups in hierarchies without a controller.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        match entered {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::NotFound, format!("no control group {group}"))),
+        }
+    }
+
     /// The processes of a group and of those below it, in any hierarchy.
     pub(crate) fn processes(&self, group: &str) -> io::Result<BTreeSet<i32>> {
         let mut pids = BTreeSet::new();
