@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{
 use crate::files::Dns;
 use crate::pod::spec::Sort;
 use crate::pod::{admit, mark, qos, spec};
+use crate::users::Users;
 
 /// Kubernetes' default for `terminationMessagePath`.
 const MESSAGE_PATH: &str = "/dev/termination-log";
@@ -58,6 +59,8 @@ pub(crate) struct PodFacts<'a> {
     /// Below which seccomp profiles of the node lie.
     pub(crate) seccomp_root: PathBuf,
     pub(crate) dns: Dns,
+    /// The pod's ids, if it has a user namespace of its own.
+    pub(crate) users: Option<Users>,
 }
 
 fn pod_labels(pod: &Pod) -> HashMap<String, String> {
@@ -115,7 +118,7 @@ fn linux_sandbox(facts: &PodFacts<'_>) -> cri::LinuxPodSandboxConfig {
     cri::LinuxPodSandboxConfig {
         cgroup_parent: facts.cgroup_parent.clone(),
         security_context: Some(cri::LinuxSandboxSecurityContext {
-            namespace_options: Some(namespaces(facts.spec)),
+            namespace_options: Some(namespaces(facts)),
             run_as_user: context.and_then(|c| c.run_as_user).map(int),
             run_as_group: context.and_then(|c| c.run_as_group).map(int),
             supplemental_groups: groups(context),
@@ -167,7 +170,8 @@ fn port_mappings(pod_spec: &PodSpec) -> Vec<cri::PortMapping> {
         .collect()
 }
 
-fn namespaces(pod_spec: &PodSpec) -> cri::NamespaceOption {
+fn namespaces(facts: &PodFacts<'_>) -> cri::NamespaceOption {
+    let pod_spec = facts.spec;
     let node = |on: Option<bool>, else_: cri::NamespaceMode| -> i32 {
         if on == Some(true) { cri::NamespaceMode::Node.into() } else { else_.into() }
     };
@@ -180,6 +184,7 @@ fn namespaces(pod_spec: &PodSpec) -> cri::NamespaceOption {
         network: node(pod_spec.host_network, cri::NamespaceMode::Pod),
         pid: node(pod_spec.host_pid, own),
         ipc: node(pod_spec.host_ipc, cri::NamespaceMode::Pod),
+        userns_options: facts.users.map(Users::namespace),
         ..Default::default()
     }
 }
@@ -241,6 +246,7 @@ pub(crate) struct ContainerFacts<'a> {
     pub(crate) command: Vec<String>,
     pub(crate) args: Vec<String>,
     pub(crate) mounts: Vec<cri::Mount>,
+    pub(crate) devices: Vec<cri::Device>,
     pub(crate) node_memory: i64,
     /// The container into whose process namespace an ephemeral container goes.
     pub(crate) target: Option<String>,
@@ -294,6 +300,7 @@ pub(crate) fn container(
             .map(|(key, value)| cri::KeyValue { key, value: value.into_bytes() })
             .collect(),
         mounts: facts.mounts,
+        devices: facts.devices,
         labels,
         annotations: annotations.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
         log_path: log_path(&spec.name, facts.attempt),
@@ -350,7 +357,7 @@ fn linux_container(pod: &PodFacts<'_>, facts: &ContainerFacts<'_>) -> cri::Linux
         if unmasked { Vec::new() } else { list.iter().map(|p| (*p).to_owned()).collect() }
     };
     let capabilities = context.and_then(|c| c.capabilities.as_ref());
-    let mut namespace_options = namespaces(pod.spec);
+    let mut namespace_options = namespaces(pod);
     if let (Sort::Ephemeral, Some(target)) = (facts.sort, &facts.target) {
         namespace_options.pid = cri::NamespaceMode::Target.into();
         namespace_options.target_id.clone_from(target);

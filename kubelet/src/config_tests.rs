@@ -23,6 +23,7 @@ fn facts(pod: &Pod) -> PodFacts<'_> {
         host_name: "p".into(),
         seccomp_root: "/data/seccomp".into(),
         dns: Dns::default(),
+        users: None,
     }
 }
 
@@ -39,6 +40,7 @@ fn configure(spec: PodSpec, image: &cri::Image) -> Result<cri::ContainerConfig, 
         command: Vec::new(),
         args: Vec::new(),
         mounts: Vec::new(),
+        devices: Vec::new(),
         node_memory: 1 << 30,
         target: None,
     };

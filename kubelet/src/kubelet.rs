@@ -117,8 +117,15 @@ impl Kubelet {
         let objects = Arc::new(Objects::new(informers, supervisor.clone(), clock.clone(), wakes.clone()));
         let tokens = Tokens::new(client.clone(), clock.clone());
         let claims = Claims::new(client.clone());
-        let volumes = Volumes::new(&options.data_dir, &volumes_dir(&options), objects, tokens, claims)
-            .map_err(|e| Error::Volumes(Box::new(e)))?;
+        let volumes = Volumes::new(
+            &options.data_dir,
+            &volumes_dir(&options),
+            &options.node_name,
+            objects,
+            tokens,
+            claims,
+        )
+        .map_err(|e| Error::Volumes(Box::new(e)))?;
         let path = options.data_dir.join(FOLDERS);
         let folders = Folders::open(&path).map_err(|source| Error::Folder { path, source })?;
         let host_ips = options.node_ips.iter().map(ToString::to_string).collect();

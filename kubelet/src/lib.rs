@@ -28,6 +28,7 @@ mod statics;
 mod tell;
 mod traffic;
 mod usage;
+mod users;
 mod volume;
 mod wake;
 mod worker;

@@ -202,7 +202,8 @@ pub(crate) fn is_critical(pod: &Pod) -> bool {
     own.is_some_and(|source| source != "api") || priority(pod) >= CRITICAL
 }
 
-fn priority(pod: &Pod) -> i32 {
+/// The number that the pod's priority class stands for.
+pub(crate) fn priority(pod: &Pod) -> i32 {
     pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0)
 }
 

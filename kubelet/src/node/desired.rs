@@ -7,7 +7,7 @@ use decapod_proto::cri;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
-    NodeSpec, NodeStatus, NodeSystemInfo,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -37,6 +37,8 @@ pub(crate) struct Input<'a> {
     pub(crate) pressures: &'a BTreeSet<Pressure>,
     pub(crate) info: &'a NodeSystemInfo,
     pub(crate) images: &'a [cri::Image],
+    /// The ways to run a pod, as the runtime tells of them.
+    pub(crate) handlers: &'a [cri::RuntimeHandler],
     pub(crate) runtime: &'a RuntimeState,
     pub(crate) now: Timestamp,
 }
@@ -93,9 +95,26 @@ pub(crate) fn status(input: &Input<'_>, old: Option<&NodeStatus>) -> NodeStatus 
             .map(|port| NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port }) }),
         images: Some(images(input.images)).filter(|i| !i.is_empty()),
         node_info: Some(input.info.clone()),
+        runtime_handlers: Some(handlers(input.handlers)).filter(|handlers| !handlers.is_empty()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
         ..NodeStatus::default()
     }
+}
+
+fn handlers(handlers: &[cri::RuntimeHandler]) -> Vec<NodeRuntimeHandler> {
+    let handlers = handlers.iter().map(|handler| {
+        let features = handler.features.unwrap_or_default();
+        NodeRuntimeHandler {
+            name: Some(handler.name.clone()),
+            features: Some(NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
+                user_namespaces: Some(features.user_namespaces),
+            }),
+        }
+    });
+    let mut handlers: Vec<NodeRuntimeHandler> = handlers.collect();
+    handlers.sort_by(|a, b| a.name.cmp(&b.name));
+    handlers
 }
 
 fn address(kind: &str, address: &str) -> NodeAddress {
@@ -220,6 +239,7 @@ pub(crate) fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
             daemon_endpoints: status.daemon_endpoints,
             images: status.images,
             node_info: status.node_info,
+            runtime_handlers: status.runtime_handlers,
             ..NodeStatus::default()
         }
     };
@@ -245,6 +265,7 @@ mod tests {
             pressures: &NONE,
             info,
             images: &[],
+            handlers: &[],
             runtime,
             now: Timestamp::UNIX_EPOCH,
         }

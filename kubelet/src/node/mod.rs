@@ -11,6 +11,7 @@ use decapod_client::ObjectKey;
 use decapod_client::clock;
 use decapod_client::error::{ErrorExt, chain};
 use decapod_client::informer::Changes;
+use decapod_proto::cri;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeStatus, NodeSystemInfo, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
@@ -108,13 +109,16 @@ impl Registrar {
     async fn status(&self, old: Option<&NodeStatus>) -> Result<NodeStatus, Error> {
         let shared = &self.shared;
         let images = shared.runtime.image_list(None).await?;
-        let runtime = runtime_state(shared).await;
+        let told = shared.runtime.status().await;
+        let handlers = told.as_ref().map(|status| status.runtime_handlers.clone()).unwrap_or_default();
+        let runtime = state_of(shared, told);
         let input = desired::Input {
             options: &shared.options,
             machine: facts::machine(&shared.options.data_dir),
             pressures: &shared.evictions.pressures(),
             info: &self.info,
             images: &images,
+            handlers: &handlers,
             runtime: &runtime,
             now: shared.clock.now(),
         };
@@ -208,10 +212,14 @@ fn ready(status: &NodeStatus) -> Option<bool> {
 
 /// Ready if the runtime says so of itself and of the network.
 pub(crate) async fn runtime_state(shared: &Shared) -> RuntimeState {
+    state_of(shared, shared.runtime.status().await)
+}
+
+fn state_of(shared: &Shared, told: Result<cri::StatusResponse, decapod_runtime::Error>) -> RuntimeState {
     if shared.evictions.stopping() {
         return RuntimeState::NotReady("node is shutting down".to_owned());
     }
-    let status = match shared.runtime.status().await {
+    let status = match told {
         Ok(status) => status.status.unwrap_or_default(),
         Err(error) => return RuntimeState::NotReady(format!("container runtime is down: {}", chain(&error))),
     };

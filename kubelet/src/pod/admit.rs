@@ -63,9 +63,18 @@ pub(crate) struct Facts<'a> {
 /// Lets the pod in or says why not; where several things are wrong, the first that Kubernetes would name.
 pub(crate) fn check(pod: &Pod, facts: &Facts<'_>) -> Result<(), Rejection> {
     let Some(spec) = pod.spec.as_ref() else { return Ok(()) };
+    // What is wrong with the pod itself is named first, then what the node is short of.
     sysctls(spec, facts.unsafe_sysctls)?;
     system(pod, spec)?;
     resources(spec, facts.node, facts.others)?;
+    check_but_resources(pod, facts)
+}
+
+/// The same as if the node had as much of everything as the pod asks for.
+pub(crate) fn check_but_resources(pod: &Pod, facts: &Facts<'_>) -> Result<(), Rejection> {
+    let Some(spec) = pod.spec.as_ref() else { return Ok(()) };
+    sysctls(spec, facts.unsafe_sysctls)?;
+    system(pod, spec)?;
     placement(pod, spec, facts.node)?;
     ports(spec, facts.others)?;
     if !is_static(pod) {
@@ -151,35 +160,66 @@ fn placement(pod: &Pod, spec: &PodSpec, node: &Node) -> Result<(), Rejection> {
 }
 
 /// The whole number in which a resource is counted: CPU in thousandths, all others in units.
-fn count(name: &str, amount: Quantity) -> i64 {
+pub(super) fn count(name: &str, amount: Quantity) -> i64 {
     if name == "cpu" { amount.millis() } else { amount.units() }
 }
 
-fn resources(spec: &PodSpec, node: &Node, others: &[Arc<Pod>]) -> Result<(), Rejection> {
-    let Some(allocatable) = node.status.as_ref().and_then(|s| s.allocatable.as_ref()) else { return Ok(()) };
-    let capacity =
-        |name: &str| allocatable.get(name).and_then(|q| Quantity::try_from(q).ok()).map(|q| count(name, q));
-    let full = |name: &str, requested: i64, used: i64, capacity: i64| {
+/// A resource of which the node has not enough left for a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shortage {
+    pub(crate) name: String,
+    pub(crate) requested: i64,
+    pub(crate) used: i64,
+    pub(crate) capacity: i64,
+}
+
+impl Shortage {
+    /// How much more is needed.
+    pub(crate) fn missing(&self) -> i64 {
+        self.requested.saturating_sub(self.capacity.saturating_sub(self.used))
+    }
+}
+
+impl From<Shortage> for Rejection {
+    fn from(short: Shortage) -> Self {
+        let Shortage { name, requested, used, capacity } = short;
         let message = format!(
             "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
         );
-        Err(Rejection { reason: format!("OutOf{name}"), message, by_node: true })
-    };
-    let pods = i64::try_from(others.len()).unwrap_or(i64::MAX);
-    if let Some(most) = capacity("pods").filter(|most| pods >= *most) {
-        return full("pods", 1, pods, most);
+        Self { reason: format!("OutOf{name}"), message, by_node: true }
     }
-    for name in names(spec) {
+}
+
+fn resources(spec: &PodSpec, node: &Node, others: &[Arc<Pod>]) -> Result<(), Rejection> {
+    match shortages(spec, node, others).into_iter().next() {
+        Some(first) => Err(first.into()),
+        None => Ok(()),
+    }
+}
+
+/// All that the node is short of for the pod, in the order in which Kubernetes looks.
+pub(crate) fn shortages(spec: &PodSpec, node: &Node, others: &[Arc<Pod>]) -> Vec<Shortage> {
+    let Some(allocatable) = node.status.as_ref().and_then(|s| s.allocatable.as_ref()) else {
+        return Vec::new();
+    };
+    let capacity =
+        |name: &str| allocatable.get(name).and_then(|q| Quantity::try_from(q).ok()).map(|q| count(name, q));
+    let pods = i64::try_from(others.len()).unwrap_or(i64::MAX);
+    let of_pods = capacity("pods").map(|capacity| Shortage {
+        name: "pods".to_owned(),
+        requested: 1,
+        used: pods,
+        capacity,
+    });
+    let of_requests = names(spec).into_iter().filter_map(|name| {
         let requested = count(&name, qos::request(spec, &name));
         // What the node does not have may be given by the cluster.
-        let Some(most) = capacity(&name).filter(|_| requested > 0) else { continue };
+        let capacity = capacity(&name).filter(|_| requested > 0)?;
         let specs = others.iter().filter_map(|p| p.spec.as_ref());
-        let used: i64 = specs.map(|s| count(&name, qos::request(s, &name))).sum();
-        if requested > most.saturating_sub(used) {
-            return full(&name, requested, used, most);
-        }
-    }
-    Ok(())
+        let used = specs.map(|s| count(&name, qos::request(s, &name))).sum();
+        Some(Shortage { name, requested, used, capacity })
+    });
+    of_pods.into_iter().chain(of_requests).filter(|short| short.missing() > 0).collect()
 }
 
 /// All resources that the pod requests, in the order in which Kubernetes looks at them.

@@ -7,6 +7,7 @@
 pub(crate) mod admit;
 pub(crate) mod observed;
 pub(crate) mod plan;
+pub(crate) mod preempt;
 pub(crate) mod qos;
 pub(crate) mod spec;
 pub(crate) mod status;

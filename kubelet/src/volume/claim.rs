@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use decapod_api::storage;
@@ -47,6 +48,8 @@ pub(crate) enum Error {
     Kind { claim: String, volume: String, kind: &'static str },
     #[error("path {0:?} does not exist")]
     Missing(PathBuf),
+    #[error("path {0:?} is no block device, but spec.volumeMode of the volume is Block")]
+    NoDevice(PathBuf),
     #[error("volume {volume:?}")]
     HostPath {
         volume: String,
@@ -87,7 +90,15 @@ impl Claim {
 pub(crate) struct Claims {
     client: kube::Client,
     /// Where each is that is ready, by pod and claim.
-    ready: Mutex<HashMap<(Uid, String), PathBuf>>,
+    ready: Mutex<HashMap<(Uid, String), Found>>,
+}
+
+/// A volume on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) path: PathBuf,
+    /// A device (`volumeMode: Block`), in place of a folder.
+    pub(super) block: bool,
 }
 
 impl Claims {
@@ -96,16 +107,11 @@ impl Claims {
     }
 
     /// Where the claim's volume is on this node, ready for the pod.
-    pub(super) async fn place(
-        &self,
-        pod: &Pod,
-        claim: &Claim,
-        node: Option<&Node>,
-    ) -> Result<PathBuf, Error> {
+    pub(super) async fn place(&self, pod: &Pod, claim: &Claim, node: Option<&Node>) -> Result<Found, Error> {
         let key = (spec::uid(pod).to_owned(), claim.name.clone());
         let known = self.lock().get(&key).cloned();
-        if let Some(path) = known {
-            return Ok(path);
+        if let Some(found) = known {
+            return Ok(found);
         }
         let whose = format!("{}/{}", spec::namespace(pod), claim.name);
         let volume = self.volume(pod, claim, &whose).await?;
@@ -115,11 +121,11 @@ impl Claims {
         {
             return Err(Error::Affinity(name));
         }
-        let path = source(&volume, &whose)?;
+        let found = source(&volume, &whose)?;
         // As in Kubernetes, a path of the host's stays as it is.
-        let local = volume.spec.as_ref().is_some_and(|spec| spec.local.is_some());
+        let local = !found.block && volume.spec.as_ref().is_some_and(|spec| spec.local.is_some());
         if let Some((group, on_root_mismatch)) = group(pod).filter(|_| local) {
-            let (root, read_only) = (path.clone(), claim.read_only);
+            let (root, read_only) = (found.path.clone(), claim.read_only);
             let given = tokio::task::spawn_blocking(move || {
                 ownership::give(&root, group, read_only, on_root_mismatch)
             })
@@ -127,8 +133,8 @@ impl Claims {
             let given = given.unwrap_or_else(|panic| Err(io::Error::other(panic)));
             given.map_err(|source| Error::Group { volume: name, source })?;
         }
-        self.lock().insert(key, path.clone());
-        Ok(path)
+        self.lock().insert(key, found.clone());
+        Ok(found)
     }
 
     /// The volume that the claim is bound to.
@@ -183,20 +189,27 @@ fn group(pod: &Pod) -> Option<(u32, bool)> {
 }
 
 /// The path of a volume that is on this node.
-fn source(volume: &PersistentVolume, claim: &str) -> Result<PathBuf, Error> {
+fn source(volume: &PersistentVolume, claim: &str) -> Result<Found, Error> {
     let name = volume.name_any();
     let unsupported = |kind| Error::Kind { claim: claim.to_owned(), volume: name.clone(), kind };
     let Some(spec) = &volume.spec else { return Err(unsupported("none")) };
-    if spec.volume_mode.as_deref() == Some("Block") {
-        return Err(unsupported("Block"));
-    }
+    let block = spec.volume_mode.as_deref() == Some("Block");
     if let Some(host_path) = &spec.host_path {
+        if block {
+            return Err(unsupported("hostPath with volumeMode Block"));
+        }
         return kinds::host_path(host_path)
+            .map(|path| Found { path, block })
             .map_err(|source| Error::HostPath { volume: name, source: Box::new(source) });
     }
     if let Some(local) = &spec.local {
-        let path = Path::new(&local.path);
-        return if path.is_dir() { Ok(path.to_owned()) } else { Err(Error::Missing(path.to_owned())) };
+        let path = PathBuf::from(&local.path);
+        return match (std::fs::metadata(&path), block) {
+            (Ok(meta), true) if meta.file_type().is_block_device() => Ok(Found { path, block }),
+            (Ok(_), true) => Err(Error::NoDevice(path)),
+            (Ok(meta), false) if meta.is_dir() => Ok(Found { path, block }),
+            _ => Err(Error::Missing(path)),
+        };
     }
     let kinds: BTreeMap<&'static str, bool> = BTreeMap::from([
         ("csi", spec.csi.is_some()),
@@ -210,6 +223,8 @@ fn source(volume: &PersistentVolume, claim: &str) -> Result<PathBuf, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -222,11 +237,14 @@ mod tests {
     fn what_is_not_there_or_not_possible_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let local = |path: &Path| volume(json!({"local": {"path": path}}));
-        assert_eq!(source(&local(dir.path()), "n/c").unwrap(), dir.path());
+        let found = Found { path: dir.path().to_owned(), block: false };
+        assert_eq!(source(&local(dir.path()), "n/c").unwrap(), found);
         let gone = source(&local(&dir.path().join("gone")), "n/c").unwrap_err().to_string();
         assert!(gone.ends_with("gone\" does not exist"), "{gone}");
-        let block = volume(json!({"local": {"path": "/x"}, "volumeMode": "Block"}));
-        assert!(matches!(source(&block, "n/c"), Err(Error::Kind { kind: "Block", .. })));
+        let block = volume(json!({"local": {"path": dir.path()}, "volumeMode": "Block"}));
+        assert!(matches!(source(&block, "n/c"), Err(Error::NoDevice(_))));
+        let host = volume(json!({"hostPath": {"path": dir.path()}, "volumeMode": "Block"}));
+        assert!(matches!(source(&host, "n/c"), Err(Error::Kind { .. })));
         let nfs = volume(json!({"nfs": {"server": "s", "path": "/"}}));
         assert_eq!(
             source(&nfs, "n/c").unwrap_err().to_string(),

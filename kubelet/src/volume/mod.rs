@@ -27,6 +27,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeMount};
 
 use crate::pod::spec;
+use crate::users::Ranges;
 use crate::{env_file, environment};
 
 pub(crate) use claim::Claims;
@@ -69,6 +70,8 @@ pub(crate) enum Error {
     Claim(#[from] claim::Error),
     #[error("no volume named {0:?}")]
     NoVolume(String),
+    #[error("volume {volume} has volumeMode {mode}, but is specified in {field}")]
+    Mode { volume: String, mode: &'static str, field: &'static str },
     #[error(transparent)]
     SubPath(#[from] subpath::Error),
     #[error("mount propagation {0} needs a privileged container")]
@@ -103,6 +106,12 @@ pub(crate) struct Prepared {
     pub(crate) renew_at: Option<Timestamp>,
 }
 
+impl Prepared {
+    fn place(&self, volume: &str) -> Result<&Place, Error> {
+        self.places.get(volume).ok_or_else(|| Error::NoVolume(volume.to_owned()))
+    }
+}
+
 /// One volume on the node.
 #[derive(Clone, Debug)]
 struct Place {
@@ -111,11 +120,13 @@ struct Place {
     read_only: bool,
     /// An image, in place of a path: the runtime mounts it.
     image: Option<String>,
+    /// A device, which is not mounted.
+    block: bool,
 }
 
 impl From<PathBuf> for Place {
     fn from(path: PathBuf) -> Self {
-        Self { path, read_only: false, image: None }
+        Self { path, read_only: false, image: None, block: false }
     }
 }
 
@@ -126,13 +137,16 @@ pub(crate) struct Volumes {
     pub(crate) objects: Arc<Objects>,
     tokens: Tokens,
     claims: Claims,
+    /// The ids that pods' files belong to.
+    pub(crate) users: Ranges,
 }
 
 impl Volumes {
-    /// Volumes below `data`; secrets below `run`, which becomes a tmpfs unless it lies on one.
+    /// Volumes below `data`; secrets below `run`, which becomes a tmpfs unless it lies on one. `node` is its name.
     pub(crate) fn new(
         data: &Path,
         run: &Path,
+        node: &str,
         objects: Arc<Objects>,
         tokens: Tokens,
         claims: Claims,
@@ -146,7 +160,8 @@ impl Volumes {
         if !mount::is_tmpfs(&memory).map_err(io_at(&memory))? {
             mount::tmpfs(&memory, None, PRIVATE, None).map_err(io_at(&memory))?;
         }
-        Ok(Self { pods, memory, objects, tokens, claims })
+        let users = Ranges::open(&pods, node).map_err(io_at(&pods))?;
+        Ok(Self { pods, memory, objects, tokens, claims, users })
     }
 
     /// The pod's folder on disk.
@@ -209,12 +224,12 @@ impl Volumes {
             return Ok(kinds::host_path(source)?.into());
         }
         if let Some(claim) = claim::Claim::of(pod, volume) {
-            let path = self.claims.place(pod, &claim, facts.node).await?;
-            return Ok(Place { read_only: claim.read_only, ..Place::from(path) });
+            let claim::Found { path, block } = self.claims.place(pod, &claim, facts.node).await?;
+            return Ok(Place { read_only: claim.read_only, block, ..Place::from(path) });
         }
         if let Some(source) = &volume.image {
             let image = Some(source.reference.clone().unwrap_or_default());
-            return Ok(Place { path: PathBuf::new(), read_only: true, image });
+            return Ok(Place { path: PathBuf::new(), read_only: true, image, block: false });
         }
         let mut collector =
             payload::Collector { objects: &self.objects, tokens: &self.tokens, pod, facts, renew_at: None };
@@ -253,8 +268,11 @@ impl Volumes {
         prepared: &Prepared,
         environment: &[(String, String)],
     ) -> Result<cri::Mount, Error> {
-        let Place { path: root, read_only, image } =
-            prepared.places.get(&mount.name).ok_or_else(|| Error::NoVolume(mount.name.clone()))?;
+        let Place { path: root, read_only, image, block } = prepared.place(&mount.name)?;
+        if *block {
+            let (volume, mode, field) = (mount.name.clone(), "Block", "volumeMounts");
+            return Err(Error::Mode { volume, mode, field });
+        }
         let expression = mount.sub_path_expr.as_ref().filter(|e| !e.is_empty());
         let expanded = expression.map(|expression| subpath::expand(expression, environment)).transpose()?;
         let sub = expanded.or_else(|| mount.sub_path.clone()).filter(|s| !s.is_empty());
@@ -292,13 +310,32 @@ impl Volumes {
         })
     }
 
+    /// The devices that a container gets as volumes.
+    pub(crate) fn devices(container: &Container, prepared: &Prepared) -> Result<Vec<cri::Device>, Error> {
+        let devices = container.volume_devices.iter().flatten().map(|device| {
+            let place = prepared.place(&device.name)?;
+            if !place.block {
+                let (volume, mode, field) = (device.name.clone(), "Filesystem", "volumeDevices");
+                return Err(Error::Mode { volume, mode, field });
+            }
+            Ok(cri::Device {
+                container_path: device.device_path.clone(),
+                host_path: place.path.to_string_lossy().into_owned(),
+                permissions: if place.read_only { "r" } else { "mrw" }.to_owned(),
+            })
+        });
+        devices.collect()
+    }
+
     /// Removes everything that the pod has on the node's disk and in its memory.
     pub(crate) fn remove(&self, uid: &str) -> io::Result<()> {
         self.objects.release(uid);
         self.tokens.release(uid);
         self.claims.release(uid);
         remove_tree(&self.memory.join(uid))?;
-        remove_tree(&self.pods.join(uid))
+        remove_tree(&self.pods.join(uid))?;
+        self.users.release(uid);
+        Ok(())
     }
 }
 

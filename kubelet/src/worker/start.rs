@@ -16,7 +16,7 @@ use crate::images::Ready;
 use crate::pod::observed::{self, Observed, State};
 use crate::pod::spec::{self, Sort};
 use crate::pod::status::Waiting;
-use crate::volume::{self, Fetched};
+use crate::volume::{self, Fetched, Volumes};
 use crate::{config, files, logs};
 
 /// Kubernetes' limit for one termination message, in bytes.
@@ -112,14 +112,20 @@ impl PodSync {
         }
         let pod_ips = self.pod_ips(pod, observed);
         let environment = self.environment(pod, container, &pod_ips).await.map_err(Some)?;
-        let mounts = self
+        let mut mounts = self
             .mounts(pod, pod_spec, container, attempt, &pod_ips, &environment)
             .map_err(|e| Some(config_fault(&e)))?;
+        let devices =
+            self.prepared.as_ref().map(|prepared| Volumes::devices(container, prepared)).transpose();
+        let devices = devices.map_err(|e| Some(config_fault(&e)))?.unwrap_or_default();
         let command = environment::expand_all(container.command.as_ref(), &environment);
         let args = environment::expand_all(container.args.as_ref(), &environment);
         let target = pod_spec.ephemeral_containers.iter().flatten().find(|e| e.name == container.name);
         let target = target.and_then(|e| e.target_container_name.as_deref());
         let facts = self.pod_facts(pod, pod_spec).map_err(|e| Some(config_fault(&e)))?;
+        if let Some(users) = facts.users {
+            users.map(&mut mounts);
+        }
         let container = config::ContainerFacts {
             container,
             sort,
@@ -130,6 +136,7 @@ impl PodSync {
             command,
             args,
             mounts,
+            devices,
             node_memory: self.shared.memory,
             target: target.and_then(|t| observed.newest(t)).map(|t| t.id.clone()),
         };

@@ -384,10 +384,23 @@ impl PodSync {
 
     /// How the runtime is to run the pod: as its RuntimeClass says.
     async fn handler(&self, pod_spec: &PodSpec) -> Result<String, String> {
+        let handler = self.named_handler(pod_spec).await?;
         if pod_spec.host_users == Some(false) {
-            let way_out = "leave spec.hostUsers out, or set it to true";
-            return Err(format!("spec.hostUsers: this node has no user namespaces for pods: {way_out}"));
+            let status = self.shared.runtime.status().await.map_err(|error| chain(&error))?;
+            let known = status.runtime_handlers.iter().find(|known| known.name == handler);
+            if !known.and_then(|known| known.features).is_some_and(|features| features.user_namespaces) {
+                let way_out = "leave spec.hostUsers out, or set it to true";
+                let what = match handler.as_str() {
+                    "" => "runtime does not support user namespaces".to_owned(),
+                    name => format!("RuntimeClass handler {name:?} does not support user namespaces"),
+                };
+                return Err(format!("can't set `spec.hostUsers: false`, {what}: {way_out}"));
+            }
         }
+        Ok(handler)
+    }
+
+    async fn named_handler(&self, pod_spec: &PodSpec) -> Result<String, String> {
         let Some(name) = pod_spec.runtime_class_name.as_deref().filter(|n| !n.is_empty()) else {
             return Ok(String::new());
         };
@@ -438,6 +451,10 @@ impl PodSync {
             host_name: files::kernel_host_name(pod, &options.cluster_domain),
             seccomp_root: options.data_dir.join("seccomp"),
             dns: files::dns(pod, &cluster, &self.shared.node_dns()),
+            users: match pod_spec.host_users {
+                Some(false) => Some(self.shared.volumes.users.of(&self.owner.uid)?),
+                _ => None,
+            },
         })
     }
 
