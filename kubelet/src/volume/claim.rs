@@ -175,7 +175,7 @@ impl Claims {
         self.lock().retain(|(uid, _), _| uid != pod);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(Uid, String), PathBuf>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(Uid, String), Found>> {
         // Nothing panics while the lock is held.
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
