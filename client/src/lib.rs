@@ -19,6 +19,7 @@ pub mod lease;
 pub mod metrics;
 pub mod reach;
 pub mod reconcile;
+pub mod servers;
 pub mod task;
 #[cfg(test)]
 mod testing;

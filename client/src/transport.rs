@@ -1,7 +1,6 @@
 //! The ways to reach an API server: the router of this very process, or HTTPS by a kubeconfig.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -122,39 +121,6 @@ pub fn over_link(config: &Config) -> kube::Result<kube::Client> {
     Ok(kube::Client::new(service, "default"))
 }
 
-/// A client whose connection can be put in the place of: with a new certificate, say. Requests that are
-/// open end on the connection that they began on.
-#[derive(Clone)]
-pub struct Replaceable(Arc<RwLock<kube::Client>>);
-
-impl std::fmt::Debug for Replaceable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Replaceable")
-    }
-}
-
-impl Replaceable {
-    /// Requests go by `client` until it is replaced.
-    pub fn new(client: kube::Client) -> Self {
-        Self(Arc::new(RwLock::new(client)))
-    }
-
-    /// New requests go by `client` from now on.
-    pub fn replace(&self, client: kube::Client) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = client;
-    }
-
-    /// A client that sends each request by what is current then.
-    pub fn client(&self) -> kube::Client {
-        let current = self.clone();
-        let service = tower::service_fn(move |request: Request<Body>| {
-            let client = current.0.read().unwrap_or_else(PoisonError::into_inner).clone();
-            async move { client.send(request).await }
-        });
-        kube::Client::new(service, "default")
-    }
-}
-
 /// Marks every request with the identity of the component that sends it.
 struct Identified<S, I> {
     service: S,
@@ -197,23 +163,6 @@ mod tests {
         let client = in_process(service, Whoami("system:kube-scheduler"));
         let request = Request::get("/version").body(Vec::new()).unwrap();
         assert_eq!(client.request_text(request).await.unwrap(), "answered");
-    }
-
-    fn answering(text: &'static str) -> kube::Client {
-        let service = tower::service_fn(move |_: Request<Body>| async move {
-            Ok::<_, BoxError>(Response::new(Body::from(text.as_bytes().to_vec())))
-        });
-        kube::Client::new(service, "default")
-    }
-
-    #[tokio::test]
-    async fn a_replaced_connection_takes_the_next_request() {
-        let replaceable = Replaceable::new(answering("old"));
-        let client = replaceable.client();
-        let ask = || client.request_text(Request::get("/version").body(Vec::new()).unwrap());
-        assert_eq!(ask().await.unwrap(), "old");
-        replaceable.replace(answering("new"));
-        assert_eq!(ask().await.unwrap(), "new");
     }
 
     #[tokio::test]

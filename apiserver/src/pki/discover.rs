@@ -34,7 +34,8 @@ pub fn pin(pem: &str) -> Option<String> {
     pin_of(&CertificateDer::from_pem_slice(pem.as_bytes()).ok()?)
 }
 
-fn pin_of(der: &[u8]) -> Option<String> {
+/// As [`pin`], of a certificate in DER.
+pub fn pin_of(der: &[u8]) -> Option<String> {
     let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
     let digest = ring::digest::digest(&ring::digest::SHA256, certificate.public_key().raw);
     let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();

@@ -14,9 +14,10 @@ mod discover;
 mod issue;
 mod renew;
 mod request;
+pub mod share;
 pub(crate) mod usage;
 
-pub use discover::{DiscoveryError, discover, pin};
+pub use discover::{DiscoveryError, discover, pin, pin_of};
 pub use issue::{CertificateRequest, Pair};
 pub(crate) use renew::Hands;
 pub use renew::Renewing;
@@ -113,8 +114,7 @@ impl Pki {
     /// # Errors
     /// If files cannot be read or written, are damaged, or only half of the authority exists.
     pub fn open(dir: &Path, now: Timestamp) -> Result<Self, Error> {
-        let file = |source| Error::File { path: dir.to_owned(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(file)?;
+        make_folder(dir)?;
         let (cert_path, key_path) = (dir.join(CA_CERT), dir.join(CA_KEY));
         if !key_path.exists() && !cert_path.exists() {
             let key = KeyPair::generate()?;
@@ -202,12 +202,23 @@ fn former_token_keys(dir: &Path) -> Result<Vec<Vec<u8>>, Error> {
     for entry in fs::read_dir(dir).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         let name = name.to_string_lossy().into_owned();
-        if name.starts_with("sa-") && name.ends_with(".key") {
+        if is_former(&name) {
             paths.push(dir.join(name));
         }
     }
     paths.sort();
     paths.iter().map(|path| Ok(KeyPair::from_pem(&read(path)?)?.public_key_raw().to_vec())).collect()
+}
+
+/// Whether a file of the PKI is a former key of tokens.
+fn is_former(name: &str) -> bool {
+    name.starts_with("sa-") && name.ends_with(".key") && !name.contains('/')
+}
+
+/// Makes the folder of a PKI, for its owner alone.
+fn make_folder(dir: &Path) -> Result<(), Error> {
+    let failed = |source| Error::File { path: dir.to_owned(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)
 }
 
 /// When the first certificate in a PEM text is to be replaced: a quarter of its time is left then. `None` if

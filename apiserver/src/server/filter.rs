@@ -12,13 +12,13 @@ use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 
-use super::{Core, Peer, admit, health, limits};
+use super::{Core, Peer, admit, health, limits, share};
 use crate::audit::{self, Exchange};
 use crate::auth::{Decision, UserInfo, forbidden, impersonation};
 use crate::http::body::{self, BoxError};
 use crate::http::{Body, RequestInfo, reply};
 use crate::metrics::{Labels, Route};
-use crate::{discovery, endpoint, nodeproxy, openapi};
+use crate::{discovery, endpoint, nodeproxy, openapi, pki};
 
 /// The router with its filters.
 #[derive(Clone)]
@@ -154,13 +154,14 @@ impl Service {
         if a.is_resource() {
             return endpoint::resource(core, info, user, request).await;
         }
-        self.path(info, request.method(), request.headers()).await
+        self.path(info, user, request.method(), request.headers()).await
     }
 
     /// What is served beside resources.
     async fn path(
         &self,
         info: &RequestInfo,
+        user: &UserInfo,
         method: &Method,
         headers: &HeaderMap,
     ) -> Result<Response<Body>, Error> {
@@ -187,6 +188,7 @@ impl Service {
                 let keys = tokens.options().jwks_uri.as_deref().unwrap_or_default();
                 Ok(discovered("application/json", &crate::version::openid(tokens.issuer(), keys)))
             }
+            pki::share::PATH => share::answer(self.0.shared.as_ref(), user),
             _ => Err(Error::UnknownPath),
         }
     }
@@ -213,7 +215,8 @@ fn discovered(content_type: &str, document: &serde_json::Value) -> Response<Body
     response
 }
 
-/// Every path beside resources that is served to authenticated users.
+/// Every path beside resources that is served to authenticated users, as far as a right to it is enough (for
+/// [`pki::share::PATH`] it is not).
 pub(crate) fn paths() -> Vec<String> {
     let mut paths = discovery::paths();
     let more = [

@@ -14,6 +14,7 @@ mod inprocess;
 pub(crate) mod limits;
 mod mirror;
 mod peers;
+mod share;
 mod streams;
 mod tls;
 
@@ -75,6 +76,8 @@ pub struct Options {
     pub token_file: Option<PathBuf>,
     /// What is enciphered in the store, by which keys; nothing without.
     pub encryption: Option<Arc<decapod_storage::encryption::Config>>,
+    /// What is handed to a server that joins (`pki::share`); nothing without, where the store is not shared.
+    pub shared: Option<pki::share::Shared>,
     /// What is recorded of requests, and where; nothing without.
     pub audit: Option<AuditOptions>,
     /// A file that configures plugins of admission (`AdmissionConfiguration`).
@@ -109,6 +112,7 @@ impl Default for Options {
             tokens: TokenOptions::default(),
             token_file: None,
             encryption: None,
+            shared: None,
             audit: None,
             admission_config: None,
             admission_plugins: AdmissionPlugins::default(),
@@ -172,6 +176,7 @@ pub(crate) struct Core {
     pub(crate) flow: Flow,
     plain: admit::Plain,
     pub(crate) audit: Option<Arc<Audit>>,
+    shared: Option<pki::share::Shared>,
     pub(crate) stopping: CancellationToken,
 }
 
@@ -303,6 +308,7 @@ fn make_core(
         limits,
         flow,
         audit,
+        shared: options.shared.clone(),
         metrics,
         registry,
         clock,

@@ -45,9 +45,10 @@ pub(crate) struct Agent {
     which: Which,
     #[command(flatten)]
     settings: Settings,
-    /// The API server, https://HOST:6443.
-    #[arg(long)]
-    server: String,
+    /// The API server, https://HOST:6443; several by commas or by saying it again. The agent goes on with another one when
+    /// its own does not answer, and learns of those that come later.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "URL")]
+    server: Vec<String>,
     /// A bootstrap token (`decapod token create`), by which this node gets its certificate at the first start;
     /// or a token by which it authenticates as system:node:NAME in the group system:nodes.
     #[arg(long, env = "DECAPOD_TOKEN", hide_env_values = true)]
@@ -87,21 +88,28 @@ impl Agent {
         let cluster = Cluster::find(&self.server, file, hash, &place).await?;
         let node = self.settings.node()?;
         let token = self.token.as_deref();
-        let client = match token.filter(|token| !join::is_bootstrap(token)) {
-            Some(token) => cluster.with_token(token)?,
+        let servers = match token.filter(|token| !join::is_bootstrap(token)) {
+            Some(token) => cluster.with_token(token, clock.clone())?,
             None => {
+                if let Some(token) = token.filter(|_| !join::has_joined(&place)) {
+                    cluster.agrees(token, &self.settings, &clock).await?;
+                }
                 let identity = (node.as_str(), self.settings.address());
                 let member = Member::join(cluster.clone(), token, identity, &place, clock.clone()).await?;
-                let client = member.client();
+                let servers = member.servers().clone();
                 supervisor.spawn_until_shutdown("node-certificate", member.keep());
-                client
+                servers
             }
         };
+        let client = servers.client();
+        supervisor.spawn_until_shutdown("servers", servers.clone().keep());
+        let services = Informers::new(client.clone(), supervisor.clone(), clock.clone());
+        supervisor.spawn_until_shutdown("servers-told", join::follow(services.of(), servers, &place));
         let (server, held) = self.node_server(&cluster)?;
         let parts = Parts {
             node: node.clone(),
             settings: self.settings.clone(),
-            services: Informers::new(client.clone(), supervisor.clone(), clock.clone()),
+            services,
             client: client.clone(),
             server: Some(server),
             supervisor: supervisor.clone(),

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::kubeconfig;
-use super::settings::Place;
+use super::settings::{Place, Settings};
 use crate::failure::{Failure, chain};
 
 /// Signs with the keys of the API server.
@@ -60,26 +60,54 @@ impl Authority for Keys {
 /// Where the cluster says publicly which authority it has.
 const CLUSTER_INFO: &str = "/registry/configmaps/kube-public/cluster-info";
 
-/// Refuses to serve the objects of a cluster with the keys of another: its tokens and certificates would be refused, and
-/// what this server issues would be believed by nobody. Where the store does not say whose it is, all is well.
-pub(super) async fn check(store: &dyn Store, ours: &str, place: &Place) -> Result<(), Failure> {
+/// Refuses to serve the objects of a cluster with the keys of another (unless the authority may be any): its tokens and
+/// certificates would be refused, and what this server issues would be believed by nobody. And with other ranges: two
+/// servers would give out addresses of which half lead nowhere. Where the store does not say whose it is, all is well.
+pub(super) async fn check(
+    store: &dyn Store,
+    ours: Option<&str>,
+    settings: &Settings,
+    place: &Place,
+) -> Result<(), Failure> {
     let entry = store.get(CLUSTER_INFO).await;
     let entry = entry.map_err(|e| Failure::new(format!("the store cannot be read: {}", chain(&e))))?;
-    let Some(theirs) = entry.and_then(|entry| authority(&entry.value)) else { return Ok(()) };
-    // The certificate is renewed now and then, the key stays.
-    if pki::pin(&theirs).is_some_and(|pin| pki::pin(ours) == Some(pin)) {
+    // What another program wrote there may be anything.
+    let Some(info) = entry.and_then(|entry| serde_json::from_slice::<Value>(&entry.value).ok()) else {
         return Ok(());
+    };
+    if let (Some(ours), Some(theirs)) = (ours, authority(&info)) {
+        // The certificate is renewed now and then, the key stays.
+        let same = pki::pin(&theirs).is_some_and(|pin| pki::pin(ours) == Some(pin));
+        if !same {
+            return Err(Failure::new("the store holds a cluster of another authority").hint(format!(
+                "the keys in {} are this server's own: remove the folder and join by `--server https://FIRST:6443 --token …` (`decapod token create --role server --print-join-command` on a server of the cluster prints it); --replace-authority starts all the same, after an authority was replaced",
+                place.data().join("pki").display()
+            )));
+        }
     }
-    Err(Failure::new("the store holds a cluster of another authority").hint(format!(
-        "copy the folder pki from the data directory of one of the cluster's servers to {} (this one has keys of its own there, which go); --replace-authority starts all the same, after an authority was replaced",
-        place.data().join("pki").display()
-    )))
+    agreed(&info, settings)
+}
+
+/// Refuses what all servers and nodes of a cluster must say alike and this one does not; `info` is `cluster-info`.
+pub(super) fn agreed(info: &Value, settings: &Settings) -> Result<(), Failure> {
+    let ours = [
+        ("pod-cidr", settings.pod_cidr.to_string()),
+        ("service-cidr", settings.service_cidr.to_string()),
+        ("cluster-domain", settings.cluster_domain.clone()),
+    ];
+    for (flag, ours) in ours {
+        // An older version did not say.
+        if let Some(theirs) = info["data"][flag].as_str().filter(|theirs| *theirs != ours) {
+            return Err(Failure::new(format!("--{flag} {ours}: the cluster has {theirs}"))
+                .hint(format!("start it with --{flag} {theirs}")));
+        }
+    }
+    Ok(())
 }
 
 /// The certificate that `cluster-info` names.
-fn authority(config_map: &[u8]) -> Option<String> {
-    let object: Value = serde_json::from_slice(config_map).ok()?;
-    let config: Value = serde_saphyr::from_str(object["data"]["kubeconfig"].as_str()?).ok()?;
+fn authority(info: &Value) -> Option<String> {
+    let config: Value = serde_saphyr::from_str(info["data"]["kubeconfig"].as_str()?).ok()?;
     kubeconfig::authority(&config)
 }
 
@@ -90,14 +118,8 @@ mod tests {
 
     use super::*;
     use crate::cluster::addons;
-    use crate::cluster::settings::{Settings, Which};
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Flags {
-        #[command(flatten)]
-        settings: Settings,
-    }
+    use crate::cluster::settings::Which;
+    use crate::cluster::settings::tests::settings;
 
     #[tokio::test]
     async fn keys_of_another_cluster_are_refused() {
@@ -107,13 +129,17 @@ mod tests {
         let store = Embedded::open(&dir.path().join("store"), embedded::Options::default()).unwrap();
         let now = Timestamp::now();
         let ours = Pki::open(&dir.path().join("ours"), now).unwrap();
-        check(&store, ours.ca_pem(), &place).await.unwrap();
-        let settings = Flags::parse_from(["decapod"]).settings;
-        let info = addons::cluster_info("https://10.0.0.1:6443", ours.ca_pem(), &settings);
+        let same = settings(&[]);
+        check(&store, Some(ours.ca_pem()), &same, &place).await.unwrap();
+        let info = addons::cluster_info("https://10.0.0.1:6443", ours.ca_pem(), &same);
         store.create(CLUSTER_INFO, info.to_string().into()).await.unwrap();
-        check(&store, ours.ca_pem(), &place).await.unwrap();
+        check(&store, Some(ours.ca_pem()), &same, &place).await.unwrap();
         let other = Pki::open(&dir.path().join("other"), now).unwrap();
-        let why = check(&store, other.ca_pem(), &place).await.unwrap_err().to_string();
-        assert!(why.contains("another authority") && why.contains("pki"), "{why}");
+        let why = check(&store, Some(other.ca_pem()), &same, &place).await.unwrap_err().to_string();
+        assert!(why.contains("another authority") && why.contains("--role server"), "{why}");
+        check(&store, None, &same, &place).await.unwrap();
+        let elsewhere = settings(&["--service-cidr", "10.7.0.0/16"]);
+        let why = check(&store, None, &elsewhere, &place).await.unwrap_err().to_string();
+        assert!(why.starts_with("--service-cidr 10.7.0.0/16: the cluster has 10.96.0.0/16"), "{why}");
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use decapod_apiserver::pki::share::ENCRYPTION;
 use decapod_storage::encryption::Config;
 use decapod_storage::etcd::{Login, Options, Tls};
 use decapod_storage::{Embedded, Etcd, Store, embedded};
@@ -141,11 +142,18 @@ impl Datastore {
         Ok(Arc::new(store))
     }
 
+    /// Where it is said by which keys what is enciphered.
+    pub(super) fn encryption_file(&self, place: &Place) -> PathBuf {
+        let own = || place.data().join("pki").join(ENCRYPTION);
+        self.encryption_provider_config.clone().unwrap_or_else(own)
+    }
+
     /// By which keys what is enciphered.
     pub(super) fn encryption(&self, place: &Place) -> Result<Config, Failure> {
+        let file = self.encryption_file(place);
         let config = match &self.encryption_provider_config {
-            Some(file) => Config::read(file),
-            None => Config::read_or_make(&place.data().join("pki/encryption.yaml")),
+            Some(_) => Config::read(&file),
+            None => Config::read_or_make(&file),
         };
         config.map_err(|e| Failure::new(format!("encryption at rest: {}", chain(&e))))
     }

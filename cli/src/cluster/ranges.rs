@@ -47,31 +47,23 @@ fn clash(settings: &Settings, networks: &[(String, Ipv4Net)]) -> Result<(), Fail
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
     use crate::cluster::settings::Which;
-
-    #[derive(Parser)]
-    struct Flags {
-        #[command(flatten)]
-        settings: Settings,
-    }
+    use crate::cluster::settings::tests::settings;
 
     #[test]
     fn a_range_that_the_machine_is_in_is_refused_by_both_names() {
-        let settings = Flags::parse_from(["x", "--pod-cidr", "10.1.0.0/16"]).settings;
+        let own = settings(&["--pod-cidr", "10.1.0.0/16"]);
         let network = |text: &str| ("eth0".to_owned(), text.parse().unwrap());
-        clash(&settings, &[network("192.168.1.7/24")]).unwrap();
-        let error = clash(&settings, &[network("10.1.7.3/24")]).unwrap_err().to_string();
+        clash(&own, &[network("192.168.1.7/24")]).unwrap();
+        let error = clash(&own, &[network("10.1.7.3/24")]).unwrap_err().to_string();
         assert!(
             error.starts_with("--pod-cidr 10.1.0.0/16 overlaps with 10.1.7.0/24 of this machine's eth0"),
             "{error}"
         );
-        let foreign =
-            ["x", "--pod-cidr", "10.1.0.0/16", "--container-runtime-endpoint", "unix:///run/x.sock"];
-        clash(&Flags::parse_from(foreign).settings, &[network("10.1.7.3/24")]).unwrap();
-        let error = clash(&settings, &[network("10.96.0.1/12")]).unwrap_err().to_string();
+        let foreign = ["--pod-cidr", "10.1.0.0/16", "--container-runtime-endpoint", "unix:///run/x.sock"];
+        clash(&settings(&foreign), &[network("10.1.7.3/24")]).unwrap();
+        let error = clash(&own, &[network("10.96.0.1/12")]).unwrap_err().to_string();
         assert!(error.contains("--service-cidr 10.96.0.0/16 overlaps with 10.96.0.0/12"), "{error}");
     }
 

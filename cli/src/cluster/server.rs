@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use clap::Args;
+use decapod_apiserver::pki::share::Shared;
 use decapod_apiserver::pki::{CertificateRequest, Pki, Renewing};
 use decapod_apiserver::{Handle, UserInfo};
 use decapod_client::clock::{Clock, SystemClock};
@@ -19,6 +20,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use super::authority::Keys;
+use super::join::Further;
 use super::lock::Lock;
 use super::renewal::{self, Admin};
 use super::settings::{Place, Settings, Which};
@@ -31,6 +33,8 @@ pub(crate) struct Server {
     which: Which,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    further: Further,
     /// Do not run this machine's node.
     #[arg(long)]
     no_agent: bool,
@@ -64,6 +68,7 @@ impl Server {
         place.save(&self.settings)?;
         let supervisor = Supervisor::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        self.further.join(&place, &self.settings, &clock).await?;
         let store = self.settings.store.open(&place).await?;
         let api = self.api(&place, store.clone()).await?;
         let admin = Admin::new(&place, &api);
@@ -96,14 +101,19 @@ impl Server {
         let pki = Pki::open(&place.data().join("pki"), jiff::Timestamp::now())
             .map_err(|e| Failure::new(chain(&e)))?;
         let settings = &self.settings;
-        if settings.store.is_shared() && !self.replace_authority {
-            authority::check(&*store, pki.ca_pem(), place).await?;
+        let shared = settings.store.is_shared();
+        if shared {
+            let authority = (!self.replace_authority).then_some(pki.ca_pem());
+            authority::check(&*store, authority, settings, place).await?;
         }
+        let keys =
+            Shared { folder: place.data().join("pki"), encryption: settings.store.encryption_file(place) };
         let options = decapod_apiserver::Options {
             listen: settings.listen,
             advertise: settings.address(),
             hosts: settings.tls_san.clone(),
-            identity: if settings.store.is_shared() { Some(leader::identity(place)?) } else { None },
+            identity: if shared { Some(leader::identity(place)?) } else { None },
+            shared: shared.then_some(keys),
             service_cidr: settings
                 .service_cidr
                 .to_string()

@@ -529,7 +529,7 @@ fn default_route_address() -> Option<IpAddr> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use clap::Parser;
 
@@ -539,7 +539,8 @@ mod tests {
         settings: Settings,
     }
 
-    fn settings(flags: &[&str]) -> Settings {
+    /// Settings from flags, as a user gives them.
+    pub(in crate::cluster) fn settings(flags: &[&str]) -> Settings {
         Flags::parse_from([&["x"], flags].concat()).settings
     }
 

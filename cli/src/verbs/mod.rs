@@ -71,13 +71,18 @@ pub(crate) async fn run(connection: &Connection, verb: Verb) -> Result<i32, Fail
         connection.context.as_deref(),
         connection.namespace.as_deref(),
     )
-    .await?;
+    .await;
+    let session = match (session, &verb) {
+        // Without a cluster there is the machine to look at.
+        (Err(failure), Verb::Doctor(doctor)) => return doctor.run(Err(failure)).await,
+        (session, _) => session?,
+    };
     match verb {
         Verb::Apply(apply) => apply.run(&session).await?,
         Verb::Get(get) => get.run(&session).await?,
         Verb::Describe(describe) => describe.run(&session).await?,
         Verb::Why(why) => why.run(&session).await?,
-        Verb::Doctor(doctor) => return doctor.run(&session).await,
+        Verb::Doctor(doctor) => return doctor.run(Ok(session)).await,
         Verb::Logs(logs) => logs.run(&session).await?,
         Verb::Exec(exec) => return exec.run(&session).await,
         Verb::Delete(delete) => delete.run(&session).await?,

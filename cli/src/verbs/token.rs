@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
+use decapod_apiserver::pki::share::SERVERS;
 use serde_json::{Value, json};
 
 use super::session::{Session, with_query};
@@ -14,7 +15,6 @@ const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-in
 const TYPE: &str = "bootstrap.kubernetes.io/token";
 const NAME_PREFIX: &str = "bootstrap-token-";
 const USAGE_PREFIX: &str = "usage-bootstrap-";
-/// The group to which the cluster's own bindings give what a joining node needs.
 const NODES: &str = "system:bootstrappers:decapod:default-node-token";
 /// The lengths of a token's halves.
 const ID: usize = 6;
@@ -49,9 +49,29 @@ pub(crate) struct Create {
     #[arg(long, value_delimiter = ',', default_value = "signing,authentication",
           value_parser = ["signing", "authentication"])]
     usages: Vec<String>,
-    /// The groups of who authenticates by it, below system:bootstrappers.
-    #[arg(long, value_delimiter = ',', default_value = NODES)]
+    /// What joins by it: a node, or a further server, which gets the keys of the cluster (its authority's, too).
+    #[arg(long, value_enum, default_value_t = Role::Node)]
+    role: Role,
+    /// The groups of who authenticates by it, below system:bootstrappers (default: that of its role).
+    #[arg(long, value_delimiter = ',')]
     groups: Vec<String>,
+}
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Role {
+    Node,
+    Server,
+}
+
+impl Role {
+    /// The group to which the cluster's own bindings give what who joins needs.
+    fn group(self) -> &'static str {
+        match self {
+            Self::Node => NODES,
+            Self::Server => SERVERS,
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -95,7 +115,14 @@ impl Create {
             let (server, hash) = cluster(&info)
                 .ok_or_else(|| Failure::new("kube-public/cluster-info does not say where the cluster is"))?;
             let agreed = agreed(&info);
-            println!("decapod agent --server {server} --token {token} --ca-cert-hash {hash}{agreed}");
+            let joins = format!("--server {server} --token {token} --ca-cert-hash {hash}{agreed}");
+            match self.role {
+                Role::Node => println!("decapod agent {joins}"),
+                Role::Server => {
+                    println!("decapod server {joins} --datastore etcd=URL,URL");
+                    eprintln!("with the same --datastore and --etcd-… flags as the other servers");
+                }
+            }
         } else {
             println!("{token}");
         }
@@ -103,11 +130,17 @@ impl Create {
     }
 }
 
+impl Create {
+    fn groups(&self) -> String {
+        if self.groups.is_empty() { self.role.group().to_owned() } else { self.groups.join(",") }
+    }
+}
+
 /// The Secret that is a bootstrap token.
 fn object(id: &str, secret: &str, create: &Create) -> Result<Value, Failure> {
     let lifetime = crate::duration::parse(&create.ttl)?;
     let mut data = json!({"token-id": id, "token-secret": secret,
-        "auth-extra-groups": create.groups.join(",")});
+        "auth-extra-groups": create.groups()});
     if !lifetime.is_zero() {
         let end = jiff::Timestamp::now().checked_add(lifetime);
         let end = end.map_err(|_| Failure::new(format!("--ttl {} is too long", create.ttl)))?;
@@ -132,7 +165,8 @@ pub(crate) fn for_a_node(description: &str) -> Result<(String, Value), Failure> 
         print_join_command: false,
         description: description.to_owned(),
         usages: vec!["authentication".to_owned()],
-        groups: vec![NODES.to_owned()],
+        role: Role::Node,
+        groups: Vec::new(),
     };
     let object = object(&id, &secret, &create)?;
     Ok((format!("{id}.{secret}"), object))

@@ -5,6 +5,8 @@
 //! authority is known by its certificate, or found by the hash of its key.
 
 mod duplicate;
+mod follow;
+mod further;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,8 +17,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use decapod_apiserver::pki::{self, Application};
 use decapod_client::clock::Clock;
-use decapod_client::transport::{self, Replaceable};
+use decapod_client::servers::{Connect, Servers};
+use decapod_client::transport;
 use futures::StreamExt as _;
+use http::Uri;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
@@ -28,12 +32,18 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::authority;
 use super::renewal::ANNOUNCED;
-use super::settings::{Place, write_whole};
+use super::settings::{Place, Settings, write_whole};
 use crate::failure::{Failure, chain};
+
+pub(super) use follow::follow;
+pub(super) use further::Further;
 
 const CLIENT: (&str, &str) = ("kubernetes.io/kube-apiserver-client-kubelet", "client auth");
 const SERVING: (&str, &str) = ("kubernetes.io/kubelet-serving", "server auth");
+/// Where the cluster says what all its nodes must agree on.
+const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
 /// How often a request is looked at beside being watched, and a certificate's age.
 const LOOK: Duration = Duration::from_secs(1);
 const AGE: Duration = Duration::from_secs(60 * 60);
@@ -110,34 +120,40 @@ impl ResolvesServerCert for Held {
     }
 }
 
-/// Where the cluster is, and which authority it is trusted by.
+/// Where the cluster's servers are, and which authority it is trusted by.
 #[derive(Clone)]
 pub(super) struct Cluster {
-    pub(super) url: http::Uri,
+    named: Vec<Uri>,
+    /// Those that the cluster named when it was last seen.
+    told: Vec<Uri>,
     pub(super) authority: CertificateDer<'static>,
+}
+
+/// As whom a cluster is spoken to.
+#[derive(Clone)]
+enum As {
+    Bearer(String),
+    Owner(Credentials),
 }
 
 impl Cluster {
     /// By the file with the authority's certificate, or by the hash of its key; a node that has joined
     /// knows it already.
     pub(super) async fn find(
-        server: &str,
+        servers: &[String],
         file: Option<&Path>,
         hash: Option<&str>,
         place: &Place,
     ) -> Result<Self, Failure> {
-        let url: http::Uri = server
-            .parse()
-            .map_err(|e| Failure::new(format!("--server {server}: {e}")).hint("write https://HOST:6443"))?;
+        let named = servers.iter().map(|server| server_url(server)).collect::<Result<Vec<Uri>, _>>()?;
+        let told = follow::told_before(&follow::file(place))?;
         let known = place.data().join("pki/cluster-ca.crt");
-        // Who has joined starts without the server, too.
+        // Who has joined starts without the servers, too.
         let pem = match (file, hash) {
             (Some(file), _) => read(file)?,
             (None, Some(hash)) if pinned(&known, hash) => read(&known)?,
             (None, Some(hash)) => {
-                let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-                let found = pki::discover(host, url.port_u16().unwrap_or(443), hash).await;
-                let pem = found.map_err(|e| Failure::new(chain(&e)))?;
+                let pem = discover(named.iter().chain(&told), hash).await?;
                 std::fs::create_dir_all(place.data().join("pki"))?;
                 write_whole(&known, pem.as_bytes(), 0o644)?;
                 pem
@@ -149,30 +165,87 @@ impl Cluster {
         };
         let authority = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|e| Failure::new(format!("the cluster's authority is no certificate: {e}")))?;
-        Ok(Self { url, authority })
+        Ok(Self { named, told, authority })
     }
 
-    /// A client with a token.
-    pub(super) fn with_token(&self, token: &str) -> Result<kube::Client, Failure> {
-        let mut config = kube::Config::new(self.url.clone());
-        config.root_cert = Some(vec![self.authority.to_vec()]);
-        config.auth_info.token = Some(token.to_owned().into());
-        self.client(&config)
+    /// The hash of the authority's key.
+    fn pin(&self) -> Result<String, Failure> {
+        pki::pin_of(&self.authority).ok_or_else(|| Failure::new("the cluster's authority is no certificate"))
     }
 
-    fn client(&self, config: &kube::Config) -> Result<kube::Client, Failure> {
-        let client = transport::over_link(config)?;
-        let host = self.url.authority().map_or("", |authority| authority.as_str());
-        Ok(transport::counted_client(client, host))
+    /// The servers, spoken to with a token.
+    pub(super) fn with_token(&self, token: &str, clock: Arc<dyn Clock>) -> Result<Servers, Failure> {
+        self.servers(As::Bearer(token.to_owned()), clock)
     }
 
-    fn with(&self, credentials: &Credentials) -> Result<kube::Client, Failure> {
-        let mut config = kube::Config::new(self.url.clone());
-        config.root_cert = Some(vec![self.authority.to_vec()]);
-        config.auth_info.client_certificate_data = Some(STANDARD.encode(&credentials.certificate));
-        config.auth_info.client_key_data = Some(STANDARD.encode(&credentials.key).into());
-        self.client(&config)
+    /// Refuses settings that are not the cluster's. What the cluster does not tell, or not to this token, joining shows.
+    pub(super) async fn agrees(
+        &self,
+        token: &str,
+        settings: &Settings,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<(), Failure> {
+        let client = self.with_token(token, clock.clone())?.client();
+        let asked = http::Request::get(CLUSTER_INFO).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        match client.request::<serde_json::Value>(asked).await {
+            Ok(info) => authority::agreed(&info, settings),
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "the cluster does not tell what it is made of");
+                Ok(())
+            }
+        }
     }
+
+    fn servers(&self, who: As, clock: Arc<dyn Clock>) -> Result<Servers, Failure> {
+        let servers = Servers::new(self.named.clone(), self.told.clone(), self.connect(who), clock)?;
+        servers.ok_or_else(|| Failure::new("no server is named").hint("write --server https://HOST:6443"))
+    }
+
+    /// Makes clients of its servers.
+    fn connect(&self, who: As) -> Connect {
+        let authority = self.authority.to_vec();
+        Arc::new(move |url| {
+            let mut config = kube::Config::new(url.clone());
+            config.root_cert = Some(vec![authority.clone()]);
+            match &who {
+                As::Bearer(token) => config.auth_info.token = Some(token.clone().into()),
+                As::Owner(own) => {
+                    config.auth_info.client_certificate_data = Some(STANDARD.encode(&own.certificate));
+                    config.auth_info.client_key_data = Some(STANDARD.encode(&own.key).into());
+                }
+            }
+            let client = transport::over_link(&config)?;
+            let host = url.authority().map_or("", |authority| authority.as_str());
+            Ok(transport::counted_client(client, host))
+        })
+    }
+}
+
+fn server_url(server: &str) -> Result<Uri, Failure> {
+    let bad = |why: &str| Failure::new(format!("--server {server}: {why}")).hint("write https://HOST:6443");
+    let url: Uri = server.parse().map_err(|e| bad(&format!("{e}")))?;
+    // A token goes to nobody who was not recognized.
+    if url.scheme_str() == Some("https") && url.host().is_some() {
+        Ok(url)
+    } else {
+        Err(bad("expected https://"))
+    }
+}
+
+/// The authority's certificate from the first server that answers. One that shows another authority ends the search:
+/// somebody is not who was meant.
+async fn discover(servers: impl Iterator<Item = &Uri>, hash: &str) -> Result<String, Failure> {
+    let mut last = None;
+    for url in servers {
+        let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+        match pki::discover(host, url.port_u16().unwrap_or(443), hash).await {
+            Ok(pem) => return Ok(pem),
+            Err(error @ pki::DiscoveryError::Unreachable(..)) => last = Some(error),
+            Err(error) => return Err(Failure::new(chain(&error))),
+        }
+    }
+    let why = last.map_or_else(|| "no server is named".to_owned(), |error| chain(&error));
+    Err(Failure::new(why).hint("--server names the cluster's API servers, one or several"))
 }
 
 /// Whether a file has the authority whose key has this hash, and for long: one that ends is looked for anew.
@@ -187,13 +260,35 @@ fn read(file: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(file).map_err(|e| Failure::new(format!("{} cannot be read: {e}", file.display())))
 }
 
+/// Where a node's own certificate is kept.
+fn certificate(place: &Place) -> PathBuf {
+    place.data().join("pki/node-client.pem")
+}
+
+/// Whether a node of this place has come in already.
+pub(super) fn has_joined(place: &Place) -> bool {
+    certificate(place).exists()
+}
+
+/// What is wrong with a node's certificate that cannot be used.
+fn lacking(file: &Path) -> String {
+    // What cannot be read is as good as not there.
+    let ended = std::fs::read_to_string(file).ok().and_then(|pem| pki::expiry(&pem));
+    match ended {
+        Some(at) => {
+            format!("this node's certificate ({}) ended on {}", file.display(), at.strftime("%Y-%m-%d"))
+        }
+        None => "this node has no certificate".to_owned(),
+    }
+}
+
 /// A node that has come in.
 pub(super) struct Member {
     cluster: Cluster,
     file: PathBuf,
     node: String,
     credentials: Credentials,
-    connection: Replaceable,
+    servers: Servers,
     clock: Arc<dyn Clock>,
 }
 
@@ -206,35 +301,39 @@ impl Member {
         place: &Place,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Failure> {
-        let file = place.data().join("pki/node-client.pem");
+        let file = certificate(place);
         let credentials = match (Credentials::read(&file, clock.now()), token) {
             (Some(credentials), _) => credentials,
             (None, None) => {
-                return Err(Failure::new("this node has no certificate (any more), and no token to get one")
+                return Err(Failure::new(format!("{}, and there is no token to get one", lacking(&file)))
                     .hint("`decapod token create` on the server makes one; --token takes it"));
             }
             (None, Some(token)) => {
-                let client = cluster.with_token(token)?;
+                let client = cluster.with_token(token, clock.clone())?.client();
                 let asked = first(&client, node, &*clock);
                 let credentials = decapod_client::clock::timeout(&*clock, PATIENCE, asked).await;
                 let credentials = credentials.unwrap_or_else(|| {
                     Err(Failure::new("nobody has approved this node's certificate in 10 minutes")
                         .hint("`kubectl get csr` shows it, `kubectl certificate approve` approves it"))
                 })?;
-                let own = cluster.with(&credentials)?;
-                duplicate::refuse(&own, node, address, &*clock).await?;
+                let own = cluster.servers(As::Owner(credentials.clone()), clock.clone())?;
+                duplicate::refuse(&own.client(), node, address, &*clock).await?;
                 credentials.write(&file)?;
                 tracing::info!(node, "the node has got its certificate");
                 credentials
             }
         };
-        let connection = Replaceable::new(cluster.with(&credentials)?);
-        Ok(Self { cluster, file, node: node.to_owned(), credentials, connection, clock })
+        let servers = cluster.servers(As::Owner(credentials.clone()), clock.clone())?;
+        Ok(Self { cluster, file, node: node.to_owned(), credentials, servers, clock })
     }
 
-    /// A client that is the node's for as long as the certificate is renewed.
-    pub(super) fn client(&self) -> kube::Client {
-        self.connection.client()
+    /// The servers, spoken to as the node for as long as the certificate is renewed.
+    pub(super) fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    fn client(&self) -> kube::Client {
+        self.servers.client()
     }
 
     /// Renews the node's certificate.
@@ -252,7 +351,7 @@ impl Member {
     async fn renew(&mut self) -> Result<(), Failure> {
         let next = obtain(&self.client(), CLIENT, &self.node, &[], &*self.clock).await?;
         next.write(&self.file)?;
-        self.connection.replace(self.cluster.with(&next)?);
+        self.servers.reconnect(self.cluster.connect(As::Owner(next.clone())))?;
         self.credentials = next;
         tracing::info!("the node's certificate is renewed");
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use decapod_apiserver::pki::share;
 use decapod_apiserver::{Handle, Options, Server, UserInfo};
 use decapod_client::clock::{ManualClock, SystemClock};
 use decapod_client::informer::Informers;
@@ -38,7 +39,10 @@ impl World {
         let pki = Arc::new(pki::Pki::open(&dir.path().join("pki"), Timestamp::now()).unwrap());
         let store =
             Arc::new(Embedded::open(&dir.path().join("store"), embedded::Options::default()).unwrap());
-        let options = Options { listen: ([127, 0, 0, 1], 0).into(), ..Options::default() };
+        let encryption = dir.path().join("pki").join(share::ENCRYPTION);
+        std::fs::write(&encryption, "{kind: EncryptionConfiguration}").unwrap();
+        let shared = Some(share::Shared { folder: dir.path().join("pki"), encryption });
+        let options = Options { listen: ([127, 0, 0, 1], 0).into(), shared, ..Options::default() };
         let clock = Arc::new(decapod_apiserver::SystemClock);
         let api = Server::start(options, store, pki, clock).await.unwrap();
         let client = |user: &str, groups: &[&str]| {
@@ -51,14 +55,7 @@ impl World {
             crate::cluster::addons::one(&admin, object).await.unwrap();
         }
         settled(&admin).await;
-        let secret: Secret = serde_json::from_value(json!({
-            "metadata": {"name": "bootstrap-token-abcdef"}, "type": "bootstrap.kubernetes.io/token",
-            "stringData": {"token-id": "abcdef", "token-secret": "0123456789abcdef",
-                "usage-bootstrap-authentication": "true",
-                "auth-extra-groups": "system:bootstrappers:decapod:default-node-token"}}))
-        .unwrap();
-        let secrets: Api<Secret> = Api::namespaced(admin.clone(), "kube-system");
-        secrets.create(&PostParams::default(), &secret).await.unwrap();
+        token(&admin, "abcdef", "system:bootstrappers:decapod:default-node-token").await;
         let supervisor = Supervisor::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let manager = client("system:kube-controller-manager", &[]);
@@ -80,7 +77,7 @@ impl World {
     /// The cluster as a node finds it that knows the hash of its authority.
     async fn found(&self) -> Cluster {
         let hash = pki::pin(self.api.pki().ca_pem()).unwrap();
-        Cluster::find(&self.url(), None, Some(&hash), &self.place).await.unwrap()
+        Cluster::find(&[self.url()], None, Some(&hash), &self.place).await.unwrap()
     }
 
     async fn join(&self, clock: Arc<dyn Clock>) -> Result<Member, Failure> {
@@ -100,6 +97,17 @@ impl World {
         self.supervisor.shutdown(Duration::from_secs(5)).await;
         self.api.shutdown().await;
     }
+}
+
+/// Makes a token with an id of its own.
+async fn token(admin: &kube::Client, id: &str, group: &str) {
+    let secret: Secret = serde_json::from_value(json!({
+        "metadata": {"name": format!("bootstrap-token-{id}")}, "type": "bootstrap.kubernetes.io/token",
+        "stringData": {"token-id": id, "token-secret": "0123456789abcdef",
+            "usage-bootstrap-authentication": "true", "auth-extra-groups": group}}))
+    .unwrap();
+    let secrets: Api<Secret> = Api::namespaced(admin.clone(), "kube-system");
+    secrets.create(&PostParams::default(), &secret).await.unwrap();
 }
 
 /// Bindings count once the authorizer has seen them, in the order in which they were made: the last is waited
@@ -135,7 +143,8 @@ fn code<T: std::fmt::Debug>(result: kube::Result<T>) -> u16 {
 #[tokio::test]
 async fn a_token_buys_a_nodes_certificate_and_nothing_else() {
     let world = World::start().await;
-    let bearer = world.found().await.with_token(TOKEN).unwrap();
+    let clock = Arc::new(SystemClock::new());
+    let bearer = world.found().await.with_token(TOKEN, clock.clone()).unwrap().client();
     let all = ListParams::default();
     assert_eq!(code(Api::<Node>::all(bearer.clone()).list(&all).await), 403);
     assert_eq!(code(Api::<Node>::all(bearer.clone()).create(&PostParams::default(), &node()).await), 403);
@@ -149,8 +158,7 @@ async fn a_token_buys_a_nodes_certificate_and_nothing_else() {
     assert_eq!(code(Api::<Secret>::namespaced(member.client(), "kube-system").list(&all).await), 403);
 
     // Who has joined needs no token, and knows the cluster.
-    let again = Cluster::find(&world.url(), None, None, &world.place).await.unwrap();
-    let clock = Arc::new(SystemClock::new());
+    let again = Cluster::find(&[world.url()], None, None, &world.place).await.unwrap();
     let again = Member::join(again, None, ("n1", HERE), &world.place, clock).await.unwrap();
     assert_eq!(again.credentials.certificate, member.credentials.certificate);
     world.end().await;
@@ -160,9 +168,9 @@ async fn a_token_buys_a_nodes_certificate_and_nothing_else() {
 async fn a_server_of_another_cluster_gets_no_token() {
     let world = World::start().await;
     let other = format!("sha256:{}", "0".repeat(64));
-    let error = Cluster::find(&world.url(), None, Some(&other), &world.place).await.err().unwrap();
+    let error = Cluster::find(&[world.url()], None, Some(&other), &world.place).await.err().unwrap();
     assert!(error.to_string().contains("belongs to another cluster"), "{error}");
-    assert!(Cluster::find(&world.url(), None, None, &world.place).await.is_err());
+    assert!(Cluster::find(&[world.url()], None, None, &world.place).await.is_err());
     world.end().await;
 }
 
@@ -306,6 +314,107 @@ async fn a_token_that_nobody_knows_is_said() {
     let error = joined.err().unwrap().to_string();
     assert!(error.contains("does not know the token") && error.contains("token create"), "{error}");
     world.end().await;
+}
+
+/// What `decapod server` is told of the cluster that it joins.
+#[derive(clap::Parser)]
+struct Flags {
+    #[command(flatten)]
+    further: Further,
+    #[command(flatten)]
+    settings: crate::cluster::settings::Settings,
+}
+
+impl World {
+    /// Joins as a further server with these flags beside those that say where the cluster is.
+    async fn further(&self, flags: &[&str], place: &Place) -> Result<(), Failure> {
+        use clap::Parser;
+        let clock = Arc::new(ManualClock::new(Timestamp::now()));
+        let flags = Flags::parse_from([&["x", "--server", &self.url()], flags].concat());
+        let shared: Arc<dyn Clock> = clock.clone();
+        let joining = flags.further.join(place, &flags.settings, &shared);
+        tokio::pin!(joining);
+        loop {
+            tokio::select! {
+                result = &mut joining => return result,
+                // A refusal counts once the cluster has settled.
+                () = clock.sleepers(2) => clock.advance(SOON),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_further_server_gets_the_keys_by_a_token_for_servers() {
+    let world = World::start().await;
+    token(&world.admin, "server", share::SERVERS).await;
+    let dir = tempfile::tempdir().unwrap();
+    let place = Which { name: "second".to_owned(), data_dir: dir.path().to_owned() }.place().unwrap();
+    let pin = pki::pin(world.api.pki().ca_pem()).unwrap();
+    let other = format!("sha256:{}", "0".repeat(64));
+    let (store, hash) = ("--datastore=etcd=https://10.0.0.1:2379", format!("--ca-cert-hash={pin}"));
+    let good = "--token=server.0123456789abcdef";
+    for (flags, words) in [
+        (vec![good, &hash], ["they share an etcd", "--datastore etcd="]),
+        (vec![store, &hash], ["no token to get them", "--role server"]),
+        (vec![store, &hash, "--token=abc"], ["--token is no bootstrap token", "--role server"]),
+        (vec![store, good], ["authority is not known", "--ca-cert-hash"]),
+        (vec![store, good, "--ca-cert-hash", &other], ["belongs to another cluster", &other]),
+        (vec![store, &hash, "--token=server.aaaaaaaaaaaaaaaa"], ["does not know the token", "token create"]),
+        (vec![store, &hash, "--token=abcdef.0123456789abcdef"], ["not one for servers", "--role server"]),
+    ] {
+        let error = world.further(&flags, &place).await.unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{flags:?}: {error}");
+        assert!(!share::has_keys(&place.data().join("pki")), "{flags:?}");
+    }
+    world.further(&[store, &hash, good], &place).await.unwrap();
+    let theirs = pki::Pki::open(&place.data().join("pki"), Timestamp::now()).unwrap();
+    assert_eq!(theirs.ca_pem(), world.api.pki().ca_pem());
+    // Who has joined needs no token; who has other keys is told so.
+    world.further(&[store, &hash], &place).await.unwrap();
+    let error = world.further(&[store, "--ca-cert-hash", &other], &place).await.unwrap_err().to_string();
+    assert!(error.contains("holds the keys of another cluster") && error.contains(&other), "{error}");
+    // An administrator may do everything in the cluster, and has not its keys.
+    let request = http::Request::get(share::PATH).body(Vec::new()).unwrap();
+    assert_eq!(code(world.admin.request_text(request).await), 403);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_node_with_other_ranges_is_refused() {
+    use crate::cluster::settings::tests::settings;
+    let world = World::start().await;
+    let same = settings(&[]);
+    let info = crate::cluster::addons::cluster_info(&world.url(), world.api.pki().ca_pem(), &same);
+    crate::cluster::addons::one(&world.admin, &info).await.unwrap();
+    let found = world.found().await;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    found.agrees(TOKEN, &same, &clock).await.unwrap();
+    let other = settings(&["--pod-cidr", "10.7.0.0/16"]);
+    let error = found.agrees(TOKEN, &other, &clock).await.unwrap_err().to_string();
+    assert!(error.starts_with("--pod-cidr 10.7.0.0/16: the cluster has 10.244.0.0/16"), "{error}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_ended_is_said_with_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Which { name: "x".to_owned(), data_dir: dir.path().join("node") }.place().unwrap();
+    let then: Timestamp = "2024-06-01T00:00:00Z".parse().unwrap();
+    let pki = pki::Pki::open(&dir.path().join("pki"), then).unwrap();
+    let authority = CertificateDer::from_pem_slice(pki.ca_pem().as_bytes()).unwrap();
+    let named = vec!["https://127.0.0.1:1".parse().unwrap()];
+    let cluster = Cluster { named, told: Vec::new(), authority };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let join = || Member::join(cluster.clone(), None, ("n1", HERE), &place, clock.clone());
+    let error = join().await.err().unwrap().to_string();
+    assert!(error.starts_with("this node has no certificate, and there is no token"), "{error}");
+    let pair =
+        pki.issue(&pki::CertificateRequest::client("system:node:n1", &["system:nodes"]), then).unwrap();
+    let ended = Credentials { certificate: pair.certificate_pem, key: pair.key_pem };
+    ended.write(&certificate(&place)).unwrap();
+    let error = join().await.err().unwrap().to_string();
+    assert!(error.contains("node-client.pem) ended on 2025-") && error.contains("--token"), "{error}");
 }
 
 #[test]

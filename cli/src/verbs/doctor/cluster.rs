@@ -14,10 +14,6 @@ const SKEW_SECONDS: i64 = 5;
 const RESTARTS: i64 = 5;
 /// What is to go should be gone by then.
 const STUCK_SECONDS: i64 = 300;
-/// Kernel settings that a node needs, and what for.
-const SETTINGS: [(&str, &str); 1] =
-    [("/proc/sys/net/ipv4/ip_forward", "pods are reached by forwarding: `sysctl -w net.ipv4.ip_forward=1`")];
-
 /// What is wrong, the gravest first.
 pub(super) async fn examine(session: &Session) -> Result<Vec<Finding>, Failure> {
     let now = Timestamp::now();
@@ -27,7 +23,6 @@ pub(super) async fn examine(session: &Session) -> Result<Vec<Finding>, Failure> 
     findings.extend(of_pods(session, now).await?);
     findings.extend(of_services(session).await?);
     findings.extend(of_authority(session, now).await?);
-    findings.extend(of_this_machine());
     Ok(findings)
 }
 
@@ -179,19 +174,6 @@ async fn of_authority(session: &Session, now: Timestamp) -> Result<Vec<Finding>,
     }
     let warning = ends.and_then(|ends| crate::cluster::authority_warning(ends, now));
     Ok(warning.map(Finding::new).into_iter().collect())
-}
-
-/// What a node needs of the kernel; on a machine that is none it does not matter.
-fn of_this_machine() -> Vec<Finding> {
-    if !std::path::Path::new("/run/decapod").exists() {
-        return Vec::new();
-    }
-    let wrong = SETTINGS
-        .iter()
-        .filter(|(file, _)| std::fs::read_to_string(file).is_ok_and(|text| text.trim() == "0"));
-    wrong
-        .map(|(file, way_out)| Finding::new(format!("{file} is 0 on this machine")).way_out(*way_out))
-        .collect()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! this machine, step by step, with what drops it.
 
 mod cluster;
+mod machine;
 mod path;
 mod policy;
 
@@ -29,10 +30,10 @@ pub(crate) struct Doctor {
 
 impl Doctor {
     /// Looks; the exit code says whether something is wrong.
-    pub(super) async fn run(&self, session: &Session) -> Result<i32, Failure> {
+    pub(super) async fn run(&self, session: Result<Session, Failure>) -> Result<i32, Failure> {
         let findings = match &self.target {
-            Some(target) => path::examine(session, self, target).await?,
-            None => cluster::examine(session).await?,
+            Some(target) => path::examine(&session?, self, target).await?,
+            None => whole(session).await,
         };
         for finding in &findings {
             print!("{}", finding.text());
@@ -42,6 +43,18 @@ impl Doctor {
         }
         Ok(i32::from(!findings.is_empty()))
     }
+}
+
+/// What is wrong with the cluster and with this machine. A cluster that does not answer is what is wrong, too.
+async fn whole(session: Result<Session, Failure>) -> Vec<Finding> {
+    let cluster = match session {
+        Ok(session) => cluster::examine(&session).await,
+        Err(failure) => Err(failure),
+    };
+    let answers = cluster.is_ok();
+    let mut findings = cluster.unwrap_or_else(|failure| vec![Finding::new(failure.to_string())]);
+    findings.extend(machine::examine(answers));
+    findings
 }
 
 /// A finding about something.

@@ -35,7 +35,7 @@ pub(super) struct Finding {
     /// What is known of it, a line each.
     details: Vec<String>,
     /// What a person can do.
-    way_out: Option<String>,
+    pub(super) way_out: Option<String>,
 }
 
 impl Finding {

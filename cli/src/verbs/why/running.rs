@@ -126,17 +126,21 @@ fn lost_node(pod: &Value, around: &Around, now: Timestamp) -> Option<Finding> {
     )
 }
 
+/// The way out where a volume cannot be mounted.
+const MOUNTS: &str = "what its volumes name (a Secret, a ConfigMap, a claim) must exist in the pod's namespace: it is tried again by itself";
+
+fn unmounted(around: &Around) -> bool {
+    around.events.iter().any(|event| event["reason"] == "FailedMount")
+}
+
 /// Nothing of it was started yet.
 fn not_begun(pod: &Value, around: &Around) -> Finding {
     let mut finding = Finding::new("its node has not started it yet");
     for warning in warnings(&around.events) {
         finding = finding.detail(warning);
     }
-    let mounts = around.events.iter().any(|event| event["reason"] == "FailedMount");
-    match mounts {
-        true => {
-            finding.way_out("a volume cannot be mounted: what it names must exist in the pod's namespace")
-        }
+    match unmounted(around) {
+        true => finding.way_out(MOUNTS),
         false => finding.detail(condition(pod, "PodReadyToStartContainers").map(said).unwrap_or_default()),
     }
 }
@@ -201,7 +205,8 @@ fn waiting(pod: &Value, status: &Value, around: &Around) -> Option<Finding> {
                 return None;
             }
             let begun = Finding::new(format!("container {called} has not started yet"));
-            troubles.into_iter().fold(begun, Finding::detail)
+            let finding = troubles.into_iter().fold(begun, Finding::detail);
+            if unmounted(around) { finding.way_out(MOUNTS) } else { finding }
         }
         reason => Finding::new(format!("container {called} cannot be started ({reason})")).detail(message),
     })

@@ -55,7 +55,7 @@ pub(super) fn findings(plural: &str, object: &Value, events: &[Value]) -> Vec<Fi
             }
             "FailedCreate" => {
                 Finding::new("its pods cannot be made").detail(text(condition, "message")).way_out(
-                    "a quota, a limit or a policy of the namespace refuses them: the message says which",
+                    "a quota, a limit or a policy of the namespace refuses them, or their service account is missing: the message says which",
                 )
             }
             "BackoffLimitExceeded" => {
