@@ -232,10 +232,6 @@ fn restart_policy(at: &At<'_>, role: Role, errors: &mut Errors) {
     } else if !rules.is_empty() {
         errors.required(&policy, "must specify restartPolicy when restart rules are used");
     }
-    if role == Role::Init && policy.text() == "Always" && !rules.is_empty() {
-        let why = "restartPolicyRules are not allowed for init containers with restart policy Always";
-        errors.forbidden(&rules, why);
-    }
 }
 
 /// Those that run on their own terms beside the others.

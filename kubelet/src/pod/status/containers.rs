@@ -84,13 +84,18 @@ fn one(
         // The attempt before may have been removed from the runtime; the API server still has it.
         let newer = old.is_some_and(|o| o.restart_count < status.restart_count);
         status.last_state = old
-            .and_then(|o| if newer { o.state.clone() } else { o.last_state.clone() })
+            .and_then(|o| if newer && !waits(o) { o.state.clone() } else { o.last_state.clone() })
             .filter(|s| s.terminated.is_some());
     }
     wait(input, container, sort, &mut status);
     readiness(input, container, sort, &mut status);
     status.volume_mounts = mounts(container);
     status
+}
+
+/// Whether a container is to start: how it ended is its last state then.
+fn waits(status: &ContainerStatus) -> bool {
+    status.state.as_ref().is_some_and(|state| state.waiting.is_some())
 }
 
 /// What the runtime has.
@@ -137,6 +142,12 @@ fn unseen(
     if kept && (input.terminal || sort == Sort::Init) {
         return old.clone();
     }
+    status.container_id.clone_from(&old.container_id);
+    status.image_id.clone_from(&old.image_id);
+    if waits(old) && !input.terminal {
+        status.last_state.clone_from(&old.last_state);
+        return status;
+    }
     let lost = ContainerState {
         terminated: Some(ContainerStateTerminated {
             exit_code: LOST_EXIT_CODE,
@@ -148,8 +159,6 @@ fn unseen(
         ..ContainerState::default()
     };
     let ended = if kept { old.state.clone().unwrap_or(lost) } else { lost };
-    status.container_id.clone_from(&old.container_id);
-    status.image_id.clone_from(&old.image_id);
     if input.terminal {
         status.state = Some(ended);
     } else {

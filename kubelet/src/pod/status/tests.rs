@@ -196,6 +196,32 @@ fn a_crash_loop_shows_why_it_waits_and_how_it_ended() {
 }
 
 #[test]
+fn how_a_container_ended_is_known_until_its_successor_ends() {
+    let mut case =
+        Case::new(spec("Always", vec![], vec![container("a")]), vec![seen("a", 0, State::Exited, 5)]);
+    let last = |status: &PodStatus| {
+        let last = status.container_statuses.as_ref().unwrap()[0].last_state.clone();
+        last.and_then(|last| Some(last.terminated?.exit_code))
+    };
+    case.old = case.run();
+    assert_eq!(last(&case.old), None);
+    // All are removed to begin anew: looked at twice, then it runs again.
+    case.containers.clear();
+    for _ in 0..2 {
+        case.old = case.run();
+        assert_eq!(
+            (waiting_reason(&case.old, "a").as_str(), last(&case.old)),
+            ("ContainerCreating", Some(5))
+        );
+    }
+    case.containers = vec![seen("a", 1, State::Running, 0)];
+    case.old = case.run();
+    assert_eq!(last(&case.old), Some(5));
+    case.old = case.run();
+    assert_eq!(last(&case.old), Some(5));
+}
+
+#[test]
 fn image_errors_keep_the_pod_pending() {
     let mut case = Case::new(spec("Always", vec![], vec![container("a")]), vec![]);
     case.waiting.insert("a".into(), Waiting { reason: "ImagePullBackOff", message: "no".into() });
