@@ -133,7 +133,7 @@ pub fn join(options: &Options, node: &Netns, address: Ipv4Addr, near: &[Ipv4Addr
         connection.link_delete(&port)?;
         let controller = connection.link_expect(&options.bridge)?.index;
         let peer_mac = mac(address);
-        connection.veth_create(Veth { name: &port, peer: NODE_LINK, peer_mac, mtu: MTU, controller }, &file)
+        connection.port_create(Veth { name: &port, peer: NODE_LINK, peer_mac, mtu: MTU, controller }, &file)
     };
     options.netns.run(outside)?.map_err(kernel("cannot lay the node's wire"))?;
     let set_up = || -> Result<(), netlink::Error> {

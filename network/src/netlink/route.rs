@@ -156,9 +156,19 @@ impl Connection {
         })
     }
 
-    /// Makes a pair of links, the peer in the namespace `pod`. Only the end that stays is up: the kernel
+    /// Makes a pair of links: a port of a bridge, and its peer in the namespace `pod`. Only the port is up: the kernel
     /// refuses a peer that is up before it has a peer.
-    pub(crate) fn veth_create(&mut self, veth: Veth<'_>, pod: impl AsFd) -> Result<(), Error> {
+    ///
+    /// The port may send a frame back to where it came from: with `bridge-nf-call-iptables` the kernel bridges packets
+    /// that were translated, also those to a Service whose endpoint is the one that asks, or behind the same port.
+    pub(crate) fn port_create(&mut self, veth: Veth<'_>, pod: impl AsFd) -> Result<(), Error> {
+        let name = veth.name;
+        self.veth_create(veth, pod)?;
+        let port = self.link_expect(name)?;
+        self.port_hairpin(port.index)
+    }
+
+    fn veth_create(&mut self, veth: Veth<'_>, pod: impl AsFd) -> Result<(), Error> {
         let pod = pod.as_fd().as_raw_fd().cast_unsigned();
         self.0.request("create veth", libc::RTM_NEWLINK, CREATE | EXCLUSIVE, |m| {
             link_header(m, 0, true);
@@ -180,8 +190,7 @@ impl Connection {
         })
     }
 
-    /// Lets a port of a bridge send a frame back to where it came from.
-    pub(crate) fn port_hairpin(&mut self, index: u32) -> Result<(), Error> {
+    fn port_hairpin(&mut self, index: u32) -> Result<(), Error> {
         self.0.request("set hairpin", libc::RTM_SETLINK, 0, |m| {
             let mut header = [0u8; LINK_HEADER];
             header[0] = libc::AF_BRIDGE as u8;

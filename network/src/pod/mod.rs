@@ -262,11 +262,7 @@ impl Inner {
         self.in_node(|connection| {
             connection.link_delete(&name)?;
             let bridge = connection.link_expect(&self.options.bridge)?;
-            connection.veth_create(veth(bridge.index), &pod)?;
-            // With bridge-nf-call-iptables the kernel bridges translated packets, also back to the
-            // pod that they came from.
-            let port = connection.link_expect(&name)?;
-            connection.port_hairpin(port.index)
+            connection.port_create(veth(bridge.index), &pod)
         })?;
         let gateway = gateway(self.options.pod_cidr);
         netns.run(|| pod_set_up(address, gateway))??;
