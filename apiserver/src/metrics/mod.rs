@@ -4,6 +4,7 @@
 
 pub(crate) mod admission;
 mod labels;
+pub(crate) mod pods;
 mod store;
 pub(crate) mod watches;
 
@@ -36,6 +37,9 @@ const LATENCY: [f64; 23] = [
 const SHORT: [f64; 15] = [
     0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384,
 ];
+
+/// The classic text format, as Prometheus names it.
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
 
 /// A family of histograms that all have the same buckets.
 pub(crate) type Times<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -317,11 +321,7 @@ impl Metrics {
             encode(&mut metrics, &self.registry)
         });
         match written {
-            Ok(()) => reply::with_type(
-                StatusCode::OK,
-                "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",
-                exposition::classic(&metrics),
-            ),
+            Ok(()) => reply::with_type(StatusCode::OK, TEXT, exposition::classic(&metrics)),
             Err(_) => reply::text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"),
         }
     }

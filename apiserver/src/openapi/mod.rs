@@ -17,7 +17,7 @@ mod words;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
-use decapod_api::resource::{RESOURCES, api_version};
+use decapod_api::resource::{RESOURCES, Resource, api_version};
 use http::header::{CACHE_CONTROL, EXPIRES, HeaderMap, LOCATION};
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Map, Value, json};
@@ -148,13 +148,18 @@ fn all() -> BTreeMap<String, Made> {
 /// The paths that documents of version 3 are about.
 fn roots() -> BTreeSet<String> {
     let mut roots: BTreeSet<String> = ["api", "apis", "version"].into_iter().map(str::to_owned).collect();
-    for row in RESOURCES {
+    for row in rows() {
         roots.insert(root(row.group, row.version));
         if !row.group.is_empty() {
             roots.insert(format!("apis/{}", row.group));
         }
     }
     roots
+}
+
+/// The rows of all kinds that are served: built-in ones, and those of figures.
+fn rows() -> impl Iterator<Item = &'static Resource> {
+    RESOURCES.iter().chain(crate::usage::rows())
 }
 
 fn root(group: &str, version: &str) -> String {

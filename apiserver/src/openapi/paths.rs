@@ -1,6 +1,6 @@
 //! The operations of kinds, and of what is served beside them.
 
-use decapod_api::resource::{Gvk, RESOURCES, Resource, Subresource};
+use decapod_api::resource::{Gvk, Resource, Subresource};
 use serde_json::{Map, Value, json};
 
 use super::schema::{list_type, type_of};
@@ -479,5 +479,5 @@ fn resources(path: String, names: &Names, format: Format) -> (String, Value) {
 
 /// The rows of a document: those of its group and version.
 pub(super) fn rows(root: &str) -> impl Iterator<Item = &'static Resource> {
-    RESOURCES.iter().filter(move |row| super::root(row.group, row.version) == root)
+    super::rows().filter(move |row| super::root(row.group, row.version) == root)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use decapod_api::facts::{self, Field, ListType, Shape, Type};
-use decapod_api::resource::{Gvk, RESOURCES, Resource};
+use decapod_api::resource::{Gvk, Resource};
 use serde_json::{Map, Value, json};
 
 use super::Format;
@@ -269,7 +269,7 @@ pub(super) fn list_type(resource: &Resource) -> String {
 
 /// The OpenAPI name of a kind that is no row of its own as well.
 pub(super) fn type_of(gvk: Gvk) -> Option<&'static str> {
-    let row = RESOURCES.iter().find(|row| row.gvk() == gvk).map(|row| row.type_name);
+    let row = super::rows().find(|row| row.gvk() == gvk).map(|row| row.type_name);
     row.or(match (gvk.group, gvk.kind) {
         ("autoscaling", "Scale") => Some("io.k8s.api.autoscaling.v1.Scale"),
         ("policy", "Eviction") => Some("io.k8s.api.policy.v1.Eviction"),
@@ -331,7 +331,7 @@ fn kinds_of(name: &str, group_versions: &[(&str, &str)]) -> Vec<Value> {
             Vec::new()
         };
     }
-    for row in RESOURCES {
+    for row in super::rows() {
         match name.strip_prefix(row.type_name) {
             Some("") => return vec![gvk(row.group, row.version, row.kind)],
             Some("List") => return vec![gvk(row.group, row.version, &row.list_kind())],

@@ -197,3 +197,14 @@ fn protobuf_says_what_json_does() {
         assert_eq!(names(schemas), in_json(place), "{root}");
     }
 }
+
+#[test]
+fn figures_are_described_like_other_kinds() {
+    let document = document("apis/metrics.k8s.io/v1beta1");
+    let list = &document["paths"]["/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods"]["get"];
+    assert_eq!(list["x-kubernetes-group-version-kind"]["kind"], "PodMetrics");
+    let kind = &document["components"]["schemas"]["io.k8s.metrics.pkg.apis.metrics.v1beta1.NodeMetrics"];
+    assert_eq!(kind["x-kubernetes-group-version-kind"][0]["group"], "metrics.k8s.io");
+    assert!(!kind["description"].as_str().unwrap().is_empty());
+    assert_eq!(kind["required"], json!(["timestamp", "usage", "window"]));
+}

@@ -182,6 +182,7 @@ impl Service {
             "" => Ok(reply::json(StatusCode::OK, &serde_json::json!({"paths": paths()}))),
             "/version" => Ok(reply::json(StatusCode::OK, &crate::version::info(&self.0.build))),
             "/metrics" => Ok(self.0.metrics.answer(&*self.0.registry.store).await),
+            "/metrics/resources" => crate::metrics::pods::answer(&self.0.registry).await,
             "/openid/v1/jwks" => Ok(discovered("application/jwk-set+json", &self.0.tokens.keys().jwks())),
             "/.well-known/openid-configuration" => {
                 let tokens = &self.0.tokens;
@@ -224,6 +225,7 @@ pub(crate) fn paths() -> Vec<String> {
         "/healthz",
         "/livez",
         "/metrics",
+        "/metrics/resources",
         "/openapi/v2",
         "/openapi/v3",
         "/openid/v1/jwks",

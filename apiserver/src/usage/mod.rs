@@ -13,10 +13,10 @@ mod scrape;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use decapod_api::resource::Resource;
+use decapod_api::resource::{Resource, Storage};
 use decapod_api::status::Error;
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
@@ -49,13 +49,25 @@ pub(crate) struct Kind {
     /// As in paths; the resource of the core group that it is about has the same name.
     pub(crate) plural: &'static str,
     pub(crate) kind: &'static str,
+    /// Its OpenAPI name.
+    type_name: &'static str,
     pub(crate) namespaced: bool,
 }
 
 /// Both kinds.
 pub(crate) static KINDS: [Kind; 2] = [
-    Kind { plural: "nodes", kind: "NodeMetrics", namespaced: false },
-    Kind { plural: "pods", kind: "PodMetrics", namespaced: true },
+    Kind {
+        plural: "nodes",
+        kind: "NodeMetrics",
+        type_name: "io.k8s.metrics.pkg.apis.metrics.v1beta1.NodeMetrics",
+        namespaced: false,
+    },
+    Kind {
+        plural: "pods",
+        kind: "PodMetrics",
+        type_name: "io.k8s.metrics.pkg.apis.metrics.v1beta1.PodMetrics",
+        namespaced: true,
+    },
 ];
 
 impl Kind {
@@ -64,9 +76,31 @@ impl Kind {
         core(self.plural)
     }
 
+    fn row(&self) -> Resource {
+        Resource {
+            group: GROUP,
+            version: VERSION,
+            kind: self.kind,
+            singular: "",
+            short_names: &[],
+            categories: &[],
+            verbs: &VERBS,
+            subresources: &[],
+            storage: Storage::Virtual,
+            type_name: self.type_name,
+            ..*self.subject()
+        }
+    }
+
     fn qualified(&self) -> String {
         format!("{}.{GROUP}", self.plural)
     }
+}
+
+/// The kinds as rows, for the documents that describe them: what they are about, under another name, and not stored.
+pub(crate) fn rows() -> impl Iterator<Item = &'static Resource> {
+    static ROWS: LazyLock<Vec<Resource>> = LazyLock::new(|| KINDS.iter().map(Kind::row).collect());
+    ROWS.iter()
 }
 
 /// The entries of the API in the documents of discovery.

@@ -5,8 +5,8 @@ use anyhow::{Result, ensure};
 use decapod_tests::cluster::Cluster;
 
 /// What the API server's `/metrics` has once a cluster ran: all that Kubernetes calls stable and that means something
-/// here, what it calls beta, and the rest that dashboards are made of. Not there: those of CronJobs and Jobs, admission
-/// webhooks and policies, and the requests of pods one by one (`kube_pod_resource_request`).
+/// here, what it calls beta, and the rest that dashboards are made of. Not there: those of admission webhooks and policies,
+/// and those that are seen once a Job or CronJob ran; what pods ask for one by one is at `/metrics/resources`.
 const CONTROL_PLANE: &[&str] = &[
     "apiserver_admission_controller_admission_duration_seconds histogram",
     "apiserver_admission_step_admission_duration_seconds histogram",
