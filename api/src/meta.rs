@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::field::{Error, Path};
 use crate::names;
+use crate::resource::Resource;
 
 /// The most bytes of all annotations together.
 pub const ANNOTATIONS_MAX: usize = 256 * 1024;
@@ -57,28 +58,41 @@ pub fn of_mut(object: &mut Value) -> Option<&mut Map<String, Value>> {
 }
 
 /// Which form the names of a kind have.
-pub type NameCheck = fn(&str) -> Vec<String>;
+type NameCheck = fn(&str) -> Vec<String>;
 
 /// The form of names of a kind, by its group and plural.
-pub fn name_check(group: &str, plural: &str) -> NameCheck {
+fn name_check(group: &str, plural: &str) -> NameCheck {
     match (group, plural) {
         ("", "namespaces") => names::dns_label,
         // KEP-5311: a service's name may begin with a digit.
         ("", "services") | ("apps", "statefulsets") => names::dns_label,
-        ("rbac.authorization.k8s.io", _) => names::path_segment,
+        ("rbac.authorization.k8s.io" | "certificates.k8s.io", _) | ("policy", "poddisruptionbudgets") => {
+            names::path_segment
+        }
         ("networking.k8s.io", "ipaddresses") => names::canonical_ip,
         ("", "events") | ("events.k8s.io", _) => names::path_segment,
         _ => names::dns_subdomain,
     }
 }
 
-/// All that is wrong with an object's metadata: names, labels, annotations, finalizers, owners.
-pub fn validate(object: &Value, namespaced: bool, check: NameCheck) -> Vec<Error> {
+/// The finalizers that are Kubernetes' own; all others bear a domain.
+const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
+/// Groups in which a finalizer may bear no domain, too.
+const ANY_FINALIZER: [&str; 2] = ["admissionregistration.k8s.io", "coordination.k8s.io"];
+
+/// Why this is no finalizer that Kubernetes knows or that bears a domain.
+pub fn unknown_finalizer(finalizer: &str) -> Option<&'static str> {
+    let known = finalizer.contains('/') || STANDARD_FINALIZERS.contains(&finalizer);
+    (!known).then_some("name is neither a standard finalizer name nor is it fully qualified")
+}
+
+/// All that is wrong with the metadata of an object of this kind: names, labels, annotations, finalizers, owners.
+pub fn validate(object: &Value, resource: &Resource) -> Vec<Error> {
     let mut errors = Vec::new();
     let root = Path::new("metadata");
-    validate_name(object, &root, check, &mut errors);
+    validate_name(object, &root, name_check(resource.group, resource.plural), &mut errors);
     let namespace_path = root.child("namespace");
-    match (namespaced, namespace(object)) {
+    match (resource.namespaced(), namespace(object)) {
         (true, "") => errors.push(Error::required(&namespace_path, "")),
         (true, namespace) => {
             for why in names::dns_label(namespace) {
@@ -91,10 +105,14 @@ pub fn validate(object: &Value, namespaced: bool, check: NameCheck) -> Vec<Error
     let metadata = object.get("metadata").unwrap_or(&Value::Null);
     validate_labels(metadata.get("labels"), &root.child("labels"), &mut errors);
     validate_annotations(metadata.get("annotations"), &root.child("annotations"), &mut errors);
-    for finalizer in finalizers(object) {
+    for (i, finalizer) in finalizers(object).into_iter().enumerate() {
         let path = root.child("finalizers");
         for why in names::qualified(finalizer) {
             errors.push(Error::invalid(&path, finalizer, why));
+        }
+        let unknown = unknown_finalizer(finalizer).filter(|_| !ANY_FINALIZER.contains(&resource.group));
+        if let Some(why) = unknown {
+            errors.push(Error::invalid(&path.index(i), finalizer, why));
         }
     }
     validate_owners(metadata.get("ownerReferences"), &root.child("ownerReferences"), &mut errors);
@@ -175,7 +193,8 @@ mod tests {
     use serde_json::json;
 
     fn wrong(metadata: Value) -> Vec<String> {
-        let errors = validate(&json!({ "metadata": metadata }), true, names::dns_subdomain);
+        let row = crate::resource::by_kind("", "v1", "ConfigMap").unwrap();
+        let errors = validate(&json!({ "metadata": metadata }), row);
         errors.iter().map(|e| e.path.to_string()).collect()
     }
 
@@ -183,13 +202,14 @@ mod tests {
     fn all_errors_at_once() {
         assert_eq!(wrong(json!({"name": "a", "namespace": "b", "labels": {"x": "y"}})), Vec::<String>::new());
         assert_eq!(
-            wrong(json!({"name": "A", "labels": {"-": "!"}, "finalizers": ["/"], "ownerReferences": [{}]}))
+            wrong(json!({"name": "A", "labels": {"-": "!"}, "finalizers": ["/", "mine", "orphan"], "ownerReferences": [{}]}))
                 .into_iter()
                 .collect::<std::collections::BTreeSet<_>>()
                 .into_iter()
                 .collect::<Vec<_>>(),
             [
                 "metadata.finalizers",
+                "metadata.finalizers[1]",
                 "metadata.labels",
                 "metadata.name",
                 "metadata.namespace",

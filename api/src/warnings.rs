@@ -99,6 +99,11 @@ pub fn of_write(resource: &Resource, new: &Value, old: Option<&Value>) -> Vec<St
         }
         _ => template(resource, new, old, &mut found),
     }
+    if (resource.group, resource.plural) == ("apps", "statefulsets")
+        && new["spec"]["revisionHistoryLimit"].as_i64().is_some_and(|limit| limit < 0)
+    {
+        found.push("spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended".to_owned());
+    }
     found
 }
 

@@ -61,11 +61,22 @@ pub(crate) trait Kind: k8s_openapi::Resource + Serialize + DeserializeOwned + 's
 
 fn normalize<T: Kind>(mut object: Value) -> Result<Normalized, DecodeError> {
     let ty = ty::<T>();
+    with_spec(&mut object, ty);
     let unknown = decode::check(&mut object, ty)?;
     let mut typed: T = serde_json::from_value(object).map_err(|e| DecodeError::from_serde(ty, &e))?;
     typed.default_fields();
     let object = serde_json::to_value(&typed).map_err(|e| DecodeError::from_serde(ty, &e))?;
     Ok(Normalized { object, unknown })
+}
+
+/// A spec that is not there is an empty one: it is defaulted and validated like any other.
+fn with_spec(object: &mut Value, ty: &'static Type) {
+    let has_spec = ty.fields.get("spec").is_some_and(|field| field.shape.resolve().is_some());
+    if let Some(object) = object.as_object_mut().filter(|_| has_spec)
+        && object.get("spec").is_none_or(Value::is_null)
+    {
+        object.insert("spec".to_owned(), Value::Object(serde_json::Map::new()));
+    }
 }
 
 fn ty<T: Kind>() -> &'static Type {
@@ -112,6 +123,20 @@ mod tests {
             .iter()
             .map(ToString::to_string)
             .collect()
+    }
+
+    #[test]
+    fn what_is_said_in_two_fields_is_kept_equal_and_no_spec_is_an_empty_one() {
+        let node = |spec: Value| {
+            let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}, "spec": spec});
+            normalized("", "v1", "nodes", node)["spec"].clone()
+        };
+        let both = json!({"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"]});
+        assert_eq!(node(json!({"podCIDR": "10.1.0.0/24"})), both);
+        assert_eq!(node(json!({"podCIDRs": ["10.1.0.0/24"]})), both);
+        assert_eq!(node(json!({"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.2.0.0/24"]})), both);
+        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}});
+        assert_eq!(errors("", "v1", "services", service), ["spec.ports: Required value"]);
     }
 
     #[test]

@@ -42,8 +42,18 @@ super::plain!(
 );
 
 impl Kind for Node {
-    /// What a node does not reserve, it can allocate.
+    /// What a node does not reserve, it can allocate; its first network has a field of its own.
     fn default_fields(&mut self) {
+        if let Some(spec) = &mut self.spec {
+            let networks = spec.pod_cidrs.take().unwrap_or_default();
+            let one = spec.pod_cidr.take().filter(|one| !one.is_empty());
+            let networks = match one {
+                Some(one) if networks.first() != Some(&one) => vec![one],
+                _ => networks,
+            };
+            spec.pod_cidr = networks.first().cloned();
+            spec.pod_cidrs = Some(networks).filter(|networks| !networks.is_empty());
+        }
         if let Some(status) = &mut self.status
             && let Some(capacity) = &status.capacity
         {

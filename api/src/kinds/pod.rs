@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerResizePolicy, EphemeralContainer, Pod, PodSecurityContext, PodSpec, PodTemplate,
-    PodTemplateSpec, Probe, ResourceRequirements, Volume,
+    Container, EphemeralContainer, Pod, PodSecurityContext, PodSpec, PodTemplate, PodTemplateSpec, Probe,
+    ResourceRequirements, Volume,
 };
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Kind, or, or_text};
+use super::pod_resources::is_pod_level;
+use super::{Kind, effective_requests, or, or_text};
 use crate::quantity::Quantity;
 
 impl Kind for Pod {
@@ -29,11 +30,8 @@ impl Kind for Pod {
                     port.host_port = Some(port.container_port);
                 }
                 default_requests(&mut container.resources);
-                let resources = container.resources.as_ref();
-                if resources.is_some_and(|r| r.requests.is_some() || r.limits.is_some()) {
-                    default_resize_policy(container);
-                }
             }
+            default_pod_requests(spec);
         }
     }
 }
@@ -71,10 +69,6 @@ fn default_spec(spec: &mut PodSpec) {
     }
     for volume in spec.volumes.iter_mut().flatten() {
         default_volume(volume);
-    }
-    for constraint in spec.topology_spread_constraints.iter_mut().flatten() {
-        or_text(&mut constraint.node_affinity_policy, "Honor");
-        or_text(&mut constraint.node_taints_policy, "Ignore");
     }
 }
 
@@ -155,20 +149,19 @@ fn default_requests(resources: &mut Option<ResourceRequirements>) {
     }
 }
 
-fn default_resize_policy(container: &mut Container) {
-    let resources = container.resources.clone().unwrap_or_default();
-    let named = |name: &str| {
-        let has = |map: &Option<BTreeMap<_, _>>| map.as_ref().is_some_and(|m| m.contains_key(name));
-        has(&resources.requests) || has(&resources.limits)
+/// A pod that limits all its containers together requests for them what they request, or else its limit (KEP-2837).
+fn default_pod_requests(spec: &mut PodSpec) {
+    let Some(limits) = spec.resources.as_ref().and_then(|r| r.limits.clone()).filter(|l| !l.is_empty())
+    else {
+        return;
     };
-    let policies = container.resize_policy.get_or_insert_default();
-    for name in ["cpu", "memory"] {
-        if named(name) && !policies.iter().any(|p| p.resource_name == name) {
-            policies.push(ContainerResizePolicy {
-                resource_name: name.to_owned(),
-                restart_policy: "NotRequired".to_owned(),
-            });
-        }
+    let of_containers = PodSpec { resources: None, overhead: None, ..spec.clone() };
+    let asked = effective_requests(&of_containers).into_iter();
+    let asked = asked.filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory"));
+    let whole = limits.into_iter().filter(|(name, _)| is_pod_level(name));
+    let requests = spec.resources.get_or_insert_default().requests.get_or_insert_default();
+    for (name, amount) in asked.map(|(name, amount)| (name, amount.into())).chain(whole) {
+        requests.entry(name).or_insert(amount);
     }
 }
 
@@ -299,6 +292,22 @@ mod tests {
         assert_eq!(got["spec"]["volumes"][1]["secret"]["defaultMode"], 420);
         assert_eq!(got["spec"]["restartPolicy"], "Always");
         assert_eq!(got["spec"]["enableServiceLinks"], true);
+    }
+
+    #[test]
+    fn a_limit_of_the_whole_pod_asks_for_what_its_containers_ask() {
+        let got = pod(
+            json!({"containers": [{"name": "c", "image": "x:1", "resources": {"requests": {"cpu": "100m"}}}],
+            "resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}),
+        );
+        assert_eq!(got["spec"]["resources"]["requests"], json!({"cpu": "100m", "memory": "1Gi"}));
+        let got = pod(
+            json!({"containers": [{"name": "c", "image": "x:1", "resources": {"requests": {"cpu": "1"}}}]}),
+        );
+        assert_eq!(
+            (&got["spec"]["resources"], &got["spec"]["containers"][0]["resizePolicy"]),
+            (&Value::Null, &Value::Null)
+        );
     }
 
     #[test]

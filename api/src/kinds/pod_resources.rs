@@ -13,7 +13,7 @@ pub type Amounts = BTreeMap<String, Quantity>;
 /// Resources whose amount a pod may state for all its containers together (KEP-2837).
 const POD_LEVEL: [&str; 2] = ["cpu", "memory"];
 
-fn is_pod_level(name: &str) -> bool {
+pub(super) fn is_pod_level(name: &str) -> bool {
     POD_LEVEL.contains(&name) || name.starts_with("hugepages-")
 }
 

@@ -64,10 +64,12 @@ impl Kind for StatefulSet {
         or(&mut spec.revision_history_limit, 10);
         or_text(&mut spec.pod_management_policy, "OrderedReady");
         let strategy = spec.update_strategy.get_or_insert_with(StatefulSetUpdateStrategy::default);
+        // Who names the strategy and says nothing of it gets nothing said.
+        if strategy.type_.as_deref().unwrap_or_default().is_empty() {
+            strategy.rolling_update.get_or_insert_with(RollingUpdateStatefulSetStrategy::default);
+        }
         or_text(&mut strategy.type_, "RollingUpdate");
-        if strategy.type_.as_deref() == Some("RollingUpdate") {
-            let rolling =
-                strategy.rolling_update.get_or_insert_with(RollingUpdateStatefulSetStrategy::default);
+        if let Some(rolling) = &mut strategy.rolling_update {
             or(&mut rolling.partition, 0);
         }
         let retention = spec

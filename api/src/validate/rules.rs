@@ -57,6 +57,8 @@ enum Rule {
     RequiredPort,
     /// Its text has a form.
     Text(fn(&str) -> Vec<String>),
+    /// Its text has a form, which the empty text has not.
+    Always(fn(&str) -> Vec<String>),
     /// Its value has a form.
     Value(fn(&Value) -> Vec<String>),
 }
@@ -77,6 +79,11 @@ fn optional_port(value: &Value) -> Vec<String> {
 
 fn absolute(text: &str) -> Vec<String> {
     if text.starts_with('/') { Vec::new() } else { vec!["must be an absolute path".to_owned()] }
+}
+
+/// The name of a storage driver, in which case does not matter.
+fn driver(text: &str) -> Vec<String> {
+    names::dns_subdomain(&text.to_lowercase())
 }
 
 fn header(text: &str) -> Vec<String> {
@@ -117,12 +124,17 @@ fn parse_rule(word: &'static str) -> Rule {
         "envvar" => Rule::Text(names::env_var),
         "portname" => Rule::Text(names::port_name),
         "segment" => Rule::Text(names::path_segment),
+        "driver" => Rule::Text(driver),
         "absolute" => Rule::Text(absolute),
         "descending" => Rule::Text(form::descending),
         "local" => Rule::Text(form::local),
         "nobacksteps" => Rule::Text(form::no_backsteps),
         "header" => Rule::Text(header),
         "ip" => Rule::Text(form::ip),
+        "ip!" => Rule::Always(form::ip),
+        "label!" => Rule::Always(names::dns_label),
+        "qualified!" => Rule::Always(names::qualified),
+        "subdomain!" => Rule::Always(names::dns_subdomain),
         "cidr" => Rule::Text(form::cidr),
         "count" => Rule::Value(form::count),
         "requiredport" => Rule::RequiredPort,
@@ -177,6 +189,13 @@ pub(super) fn apply(at: &At<'_>, ty: &Type, errors: &mut Errors) {
         for rule in rules {
             check(&field, rule, errors);
         }
+        // An empty text that is still there after normalizing is one that was asked for.
+        if field.value == "" && !rules.iter().any(|rule| matches!(rule, Rule::Required(_))) {
+            rules
+                .iter()
+                .filter(|rule| matches!(rule, Rule::In(_)))
+                .for_each(|rule| single(&field, rule, errors));
+        }
     }
 }
 
@@ -186,6 +205,7 @@ fn check(at: &At<'_>, rule: &Rule, errors: &mut Errors) {
         Rule::Immutable => errors.immutable(at),
         Rule::RequiredPort if at.int().unwrap_or(0) == 0 => errors.required(at, ""),
         Rule::RequiredPort => errors.invalid_all(at, port_number(at.value)),
+        Rule::Always(check) if at.value == "" => errors.invalid_all(at, check("")),
         _ if at.is_empty() => {}
         Rule::Unique(key) => unique(at, key, errors),
         Rule::Max(max) if at.len() > *max => errors.too_many(at, *max),
@@ -215,7 +235,7 @@ fn single(at: &At<'_>, rule: &Rule, errors: &mut Errors) {
                 errors.invalid(at, form::NOT_POSITIVE);
             }
         }
-        Rule::Text(check) => errors.invalid_all(at, check(at.text())),
+        Rule::Text(check) | Rule::Always(check) => errors.invalid_all(at, check(at.text())),
         Rule::Value(check) => errors.invalid_all(at, check(at.value)),
         _ => {}
     }

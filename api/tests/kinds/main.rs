@@ -56,7 +56,7 @@ fn errors(object: &Value, old: Option<&Value>, scope: Scope) -> Vec<String> {
     let row = row(object);
     let mut errors: Vec<Error> = Vec::new();
     if scope != Scope::Status {
-        errors = meta::validate(object, row.namespaced(), meta::name_check(row.group, row.plural));
+        errors = meta::validate(object, row);
     }
     errors.extend((row.ops.validate)(object, old, scope));
     errors.iter().map(ToString::to_string).collect()

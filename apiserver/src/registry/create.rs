@@ -113,8 +113,7 @@ impl Registry {
         admitted?;
         // After the mutating plugins: what it derives rests on what they complete.
         strategy.prepare_create(&named, &mut object);
-        let check = meta::name_check(resource.group, resource.plural);
-        let mut errors = meta::validate(&object, resource.namespaced(), check);
+        let mut errors = meta::validate(&object, resource);
         errors.extend(convert::validate(resource, &object, None, Scope::Main));
         errors.extend(admission::malformed(&named, &object, None));
         if !errors.is_empty() {

@@ -137,8 +137,7 @@ impl Registry {
         }
         generation::carry(resource, &mut new, old);
         admission::mutate(self, call, Operation::Update, &mut new, Some(old)).await?;
-        let check = meta::name_check(resource.group, resource.plural);
-        let mut errors = meta::validate(&new, resource.namespaced(), check);
+        let mut errors = meta::validate(&new, resource);
         errors.extend(convert::validate(resource, &new, Some(old), scope(call, part)));
         errors.extend(admission::malformed(call, &new, Some(old)));
         errors.extend(finalizers_only_go(&new, old));

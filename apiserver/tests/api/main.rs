@@ -10,6 +10,7 @@ mod audit;
 mod authorization;
 mod autoscalers;
 mod certificates;
+mod completed;
 mod conformance;
 mod deletion;
 mod harness;

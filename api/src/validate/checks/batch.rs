@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::{At, Errors};
+use super::super::{At, Errors, form};
 use crate::cron;
 
 /// The most pods of an indexed job at once.
@@ -80,6 +80,9 @@ fn indexed(at: &At<'_>, errors: &mut Errors) {
             errors.required(&rule, why);
         }
         let (count, total) = (rule.get("succeededCount"), completions.int().unwrap_or(0));
+        if count.int().is_some_and(|n| n < 0) {
+            errors.invalid(&count, form::NEGATIVE);
+        }
         if count.int().is_some_and(|n| n > total) {
             let why = format!("must be less than or equal to {total} (the number of specified completions)");
             errors.invalid(&count, why);

@@ -4,8 +4,9 @@ use base64::Engine as _;
 use serde_json::Value;
 
 use super::super::{At, Errors, Scope, form};
-use crate::names;
+use super::pod_resources;
 use crate::quantity::Quantity;
+use crate::{meta, names};
 
 /// The most bytes of all values of a ConfigMap or Secret.
 const MAX_SIZE: usize = 1024 * 1024;
@@ -115,9 +116,8 @@ pub(super) fn namespace(at: &At<'_>, scope: Scope, errors: &mut Errors) {
     }
     for finalizer in at.at(&["spec", "finalizers"]).items() {
         errors.invalid_all(&finalizer, names::qualified(finalizer.text()));
-        let standard = ["kubernetes", "orphan", "foregroundDeletion"].contains(&finalizer.text());
-        if !finalizer.text().contains('/') && !standard {
-            errors.invalid(&finalizer, "name is neither a standard finalizer name nor is it fully qualified");
+        if let Some(why) = meta::unknown_finalizer(finalizer.text()) {
+            errors.invalid(&finalizer, why);
         }
     }
 }
@@ -156,6 +156,11 @@ pub(super) fn limit_range(at: &At<'_>, errors: &mut Errors) {
             LIMIT_FIELDS.iter().flat_map(|f| item.get(f).entries()).map(|(name, _)| name).collect();
         resources.sort_unstable();
         resources.dedup();
+        if matches!(ty.text(), "Container" | "Pod") {
+            for (resource, amount) in LIMIT_FIELDS.map(|f| item.get(f)).iter().flat_map(At::entries) {
+                errors.invalid_all_of(&amount, resource, pod_resources::name(resource));
+            }
+        }
         resources.into_iter().for_each(|resource| limit(&item, resource, errors));
     }
 }
@@ -286,11 +291,30 @@ fn scopes(at: &At<'_>, errors: &mut Errors) {
             errors.invalid(&scopes, "conflicting scopes");
         }
     }
-    let pods_only = named.contains(&"BestEffort");
-    if pods_only && at.get("hard").entries().any(|(name, _)| !matches!(name, "pods" | "count/pods")) {
-        errors.invalid(&scopes, "unsupported scope applied to resource");
+    const UNSUPPORTED: &str = "unsupported scope applied to resource";
+    let counted: Vec<&str> = at.get("hard").entries().map(|(name, _)| name).collect();
+    let cannot = |scope: &str| counted.iter().any(|resource| !counts(scope, resource));
+    if named.iter().any(|scope| cannot(scope)) {
+        errors.invalid(&scopes, UNSUPPORTED);
     }
-    at.at(&["scopeSelector", "matchExpressions"]).items().for_each(|r| scope_requirement(&r, errors));
+    let requirements = at.at(&["scopeSelector", "matchExpressions"]);
+    if requirements.items().any(|one| cannot(one.get("scopeName").text())) {
+        errors.invalid(&requirements, UNSUPPORTED);
+    }
+    requirements.items().for_each(|r| scope_requirement(&r, errors));
+}
+
+/// Whether a quota of this scope can count this resource; what Kubernetes does not know, any scope may count.
+fn counts(scope: &str, resource: &str) -> bool {
+    const COMPUTE: [&str; 6] =
+        ["cpu", "limits.cpu", "limits.memory", "memory", "requests.cpu", "requests.memory"];
+    let standard = QUOTA.contains(&resource) || COUNTED.contains(&resource);
+    match scope {
+        _ if !standard || !SCOPES.contains(&scope) => true,
+        "BestEffort" => resource == "pods",
+        "VolumeAttributesClass" => matches!(resource, "persistentvolumeclaims" | "requests.storage"),
+        _ => resource == "pods" || COMPUTE.contains(&resource),
+    }
 }
 
 fn scope_requirement(at: &At<'_>, errors: &mut Errors) {

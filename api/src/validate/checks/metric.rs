@@ -69,6 +69,10 @@ fn source(at: &At<'_>, errors: &mut Errors) {
     if *wanted == "object" && at.get(wanted).is_set() {
         api_version(&at.at(&["object", "describedObject", "apiVersion"]), true, errors);
     }
+    let resource = at.at(&["containerResource", "name"]);
+    if !resource.is_empty() {
+        errors.invalid_all(&resource, super::pod_resources::name(resource.text()));
+    }
     let target = at.get(wanted).get("target");
     if !target.is_set() {
         return;

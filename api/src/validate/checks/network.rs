@@ -138,7 +138,15 @@ pub(super) fn backend(at: &At<'_>, errors: &mut Errors) {
                 _ => {}
             }
         }
-        (false, true) => {}
+        (false, true) => {
+            let group = resource.get("apiGroup");
+            if group.is_set() {
+                errors.invalid_all(&group, names::dns_subdomain(group.text()));
+            }
+            for field in [resource.get("kind"), resource.get("name")] {
+                errors.invalid_all(&field, names::path_segment(field.text()));
+            }
+        }
     }
 }
 

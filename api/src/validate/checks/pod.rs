@@ -36,7 +36,6 @@ pub(super) fn spec(at: &At<'_>, errors: &mut Errors) {
     dns(at, errors);
     operating_system(at, errors);
     sysctls(&at.at(&["securityContext", "sysctls"]), errors);
-    pull_secrets(&at.get("imagePullSecrets"), errors);
     spread_repeats(&at.get("topologySpreadConstraints"), errors);
     claims(&at.get("resourceClaims"), errors);
     hostname_override(at, errors);
@@ -223,12 +222,6 @@ fn sysctls(at: &At<'_>, errors: &mut Errors) {
             errors.duplicate(&name);
         }
         seen.push(key);
-    }
-}
-
-fn pull_secrets(at: &At<'_>, errors: &mut Errors) {
-    for secret in at.items().filter(|s| s.get("name").is_empty()) {
-        errors.required(&secret.get("name"), "");
     }
 }
 

@@ -19,7 +19,7 @@ fn is_extended(name: &str) -> bool {
 }
 
 /// What is wrong with the name of a container's resource.
-fn name(name: &str) -> Vec<String> {
+pub(super) fn name(name: &str) -> Vec<String> {
     let wrong = form::resource(name, &STANDARD, "must be a standard resource for containers");
     if wrong.is_empty() && is_extended(name) {
         let bad = name.starts_with("requests.") || !names::qualified(&format!("requests.{name}")).is_empty();

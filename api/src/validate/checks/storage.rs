@@ -2,6 +2,7 @@
 
 use super::super::{At, Errors, form};
 use super::volume::fibre_channel;
+use crate::names;
 
 /// Fields of a volume's spec that are no source.
 const NOT_SOURCES: [&str; 9] = [
@@ -14,6 +15,15 @@ const NOT_SOURCES: [&str; 9] = [
     "storageClassName",
     "volumeAttributesClassName",
     "volumeMode",
+];
+
+/// The secrets that a CSI driver is given for a volume; each says in which namespace it is.
+const CSI_SECRETS: [&str; 5] = [
+    "controllerExpandSecretRef",
+    "controllerPublishSecretRef",
+    "nodeExpandSecretRef",
+    "nodePublishSecretRef",
+    "nodeStageSecretRef",
 ];
 
 fn sources<'a>(spec: &At<'a>) -> Vec<&'a str> {
@@ -65,6 +75,18 @@ pub(super) fn volume_spec(at: &At<'_>, errors: &mut Errors) {
         errors.forbidden(&at.get("persistentVolumeReclaimPolicy"), why);
     }
     fibre_channel(&at.get("fc"), errors);
+    let class = at.get("volumeAttributesClassName");
+    if class.value == "" {
+        errors.required(&class, "an empty string is disallowed");
+    }
+    for secret in CSI_SECRETS.map(|field| at.at(&["csi", field])).iter().filter(|secret| secret.is_set()) {
+        errors.require(&secret.get("name"));
+        let namespace = secret.get("namespace");
+        errors.require(&namespace);
+        if !namespace.is_empty() {
+            errors.invalid_all(&namespace, names::dns_label(namespace.text()));
+        }
+    }
 }
 
 /// A volume: what holds its data stays.
@@ -125,6 +147,12 @@ pub(super) fn claim_update(at: &At<'_>, errors: &mut Errors) {
     let before = spec.before();
     let bound = at.before().at(&["status", "phase"]).text() == "Bound";
     let mut allowed = before.value.clone();
+    // Of claims that were stored before both were kept equal, one is not there.
+    for (field, other) in [("dataSource", "dataSourceRef"), ("dataSourceRef", "dataSource")] {
+        if !before.get(field).is_set() && spec.get(field).is_set() && before.get(other).is_set() {
+            allowed[field] = before.value[other].clone();
+        }
+    }
     if before.get("volumeName").is_empty() && spec.get("volumeName").is_set() {
         allowed["volumeName"] = spec.value["volumeName"].clone();
     }

@@ -3,7 +3,7 @@
 use decapod_api::meta;
 use serde_json::{Value, json};
 
-use super::super::object::map_mut;
+use super::super::object::{map_mut, set_meta};
 use super::super::options::Propagation;
 use super::{Call, Strategy};
 
@@ -29,6 +29,11 @@ impl Strategy for Job {
             ("job-name", &name),
         ] {
             labels[key] = value.as_str().into();
+        }
+        // A Job without labels of its own has those of its pods.
+        let labels = labels.clone();
+        if meta::labels(object).is_empty() {
+            set_meta(object, "labels", labels);
         }
     }
 

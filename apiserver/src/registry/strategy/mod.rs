@@ -10,9 +10,10 @@ mod pod;
 pub(crate) mod service;
 
 use async_trait::async_trait;
+use decapod_api::facts::{self, Shape};
 use decapod_api::resource::Resource;
 use decapod_api::status::Error;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::allocate::Claim;
 use super::object::{copy_field, set_meta};
@@ -35,7 +36,7 @@ pub(crate) trait Strategy: Send + Sync {
     /// Completes a new object.
     fn prepare_create(&self, call: &Call, object: &mut Value) {
         if self.has_status(call.resource) {
-            object["status"] = json!({});
+            object["status"] = fresh_status(call.resource);
         }
     }
 
@@ -85,6 +86,24 @@ pub(crate) trait Strategy: Send + Sync {
     }
 }
 
+/// Counts of a status that Kubernetes always writes without requiring them.
+const WRITTEN: [&str; 5] =
+    ["availableReplicas", "currentHealthy", "desiredHealthy", "disruptionsAllowed", "expectedPods"];
+
+/// The status of a new object: the counts that it must have, or that clients find in it from the start, are zero.
+fn fresh_status(resource: &Resource) -> Value {
+    let status = facts::lookup(resource.type_name).and_then(|ty| ty.fields.get("status")?.shape.resolve());
+    let fields = status.into_iter().flat_map(|status| &status.fields);
+    let written = match resource.plural {
+        "poddisruptionbudgets" | "statefulsets" => &WRITTEN[..],
+        _ => &[],
+    };
+    let counts = fields.filter(|(name, field)| {
+        matches!(field.shape, Shape::Int32 | Shape::Int64) && (field.required || written.contains(name))
+    });
+    counts.map(|(name, _)| ((*name).to_owned(), Value::from(0))).collect::<Map<_, _>>().into()
+}
+
 /// Everything but the status stays; annotations and finalizers may change with it.
 pub(crate) fn only_status(resource: &Resource, new: &mut Value, old: &Value) {
     let fields: Vec<String> =
@@ -128,10 +147,64 @@ struct VolumeClaim;
 impl Strategy for VolumeClaim {
     fn prepare_create(&self, _call: &Call, object: &mut Value) {
         object["status"] = json!({"phase": "Pending"});
+        source(object);
+    }
+
+    fn prepare_update(&self, new: &mut Value, _old: &Value) {
+        source(new);
     }
 
     fn returns_deleted(&self) -> bool {
         true
+    }
+}
+
+/// Where a claim's data comes from is said in two fields: the older one takes what Kubernetes itself could always
+/// copy from, and both are kept equal where both can say it.
+fn source(claim: &mut Value) {
+    let spec = super::object::map_mut(claim, "spec");
+    let text = |of: &Value, field: &str| of[field].as_str().unwrap_or_default().to_owned();
+    match (spec.get("dataSource").cloned(), spec.get("dataSourceRef").cloned()) {
+        (Some(source), None) => {
+            let known = [("", "PersistentVolumeClaim"), ("snapshot.storage.k8s.io", "VolumeSnapshot")];
+            let (group, kind) = (text(&source, "apiGroup"), text(&source, "kind"));
+            if known.contains(&(group.as_str(), kind.as_str())) {
+                spec.insert("dataSourceRef".to_owned(), source);
+            } else {
+                spec.remove("dataSource");
+            }
+        }
+        (None, Some(reference)) if text(&reference, "namespace").is_empty() => {
+            spec.insert("dataSource".to_owned(), reference);
+        }
+        _ => {}
+    }
+}
+
+/// DaemonSets count the templates that they had, in an annotation: older clients, and the labels of pods, know them by
+/// it.
+struct DaemonSet;
+
+const TEMPLATES: &str = "deprecated.daemonset.template.generation";
+
+impl DaemonSet {
+    fn count(object: &mut Value, count: u64) {
+        let annotations = &mut object["metadata"]["annotations"];
+        annotations[TEMPLATES] = count.to_string().into();
+    }
+}
+
+impl Strategy for DaemonSet {
+    fn prepare_create(&self, call: &Call, object: &mut Value) {
+        object["status"] = fresh_status(call.resource);
+        Self::count(object, 1);
+    }
+
+    fn prepare_update(&self, new: &mut Value, old: &Value) {
+        let before = old["metadata"]["annotations"][TEMPLATES].as_str().and_then(|text| text.parse().ok());
+        let before: u64 = before.unwrap_or(1);
+        let changed = new["spec"]["template"] != old["spec"]["template"];
+        Self::count(new, before.saturating_add(u64::from(changed)));
     }
 }
 
@@ -213,6 +286,7 @@ pub(crate) fn of(resource: &Resource) -> &'static dyn Strategy {
         ("", "nodes") => &Node,
         ("", "persistentvolumes") => &Volume,
         ("", "persistentvolumeclaims") => &VolumeClaim,
+        ("apps", "daemonsets") => &DaemonSet,
         ("batch", "jobs") => &job::Job,
         ("certificates.k8s.io", _) => &SigningRequest,
         ("", "endpoints" | "events" | "limitranges")
