@@ -85,6 +85,27 @@ pub fn dns_subdomain(text: &str) -> Vec<String> {
     wrong
 }
 
+/// A DNS-1123 subdomain in which labels may have underscores, as those of SRV records do: search paths of resolvers.
+pub fn dns_subdomain_with_underscore(text: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if text.len() > SUBDOMAIN_MAX {
+        wrong.push(too_long(SUBDOMAIN_MAX));
+    }
+    // Anywhere but at the end.
+    let is_label = |label: &str| {
+        let rest = label.strip_prefix('_').unwrap_or(label);
+        !rest.starts_with('_') && !rest.ends_with('_') && is_label(&rest.replace('_', "-"))
+    };
+    if !text.split('.').all(is_label) {
+        wrong.push(regex_message(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character",
+            "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*",
+            &["example.com"],
+        ));
+    }
+    wrong
+}
+
 /// What is wrong with a text as an IP address of either family in its canonical form.
 pub fn canonical_ip(text: &str) -> Vec<String> {
     match text.parse::<std::net::IpAddr>() {
@@ -237,10 +258,15 @@ mod tests {
     #[test]
     fn good_and_bad() {
         type Check = fn(&str) -> Vec<String>;
-        let cases: [(Check, &[&str], &[&str]); 7] = [
+        let cases: [(Check, &[&str], &[&str]); 8] = [
             (dns_label, &["a", "a-1", "1a"], &["", "-a", "a-", "A", "a.b", "a_b"]),
             (dns1035_label, &["a", "a-1"], &["1a", "", "a."]),
             (dns_subdomain, &["a", "a.b-c.1"], &["", "a..b", ".a", "a.", "A"]),
+            (
+                dns_subdomain_with_underscore,
+                &["a", "_sip._tcp.abc_d.example.com", "a__b"],
+                &["", "a_", "__a", "_", "_-a", "a.", "A"],
+            ),
             (qualified, &["a", "A_b.c", "x.io/Name"], &["", "/a", "a/", "X/a", "a/b/c", "-a"]),
             (label_value, &["", "a", "A_1.b"], &["-a", "a-", "a b"]),
             (config_key, &["a", "..a".trim_start_matches('.'), "A_b-c.d"], &["", ".", "..", "..a", "a/b"]),

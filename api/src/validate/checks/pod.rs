@@ -146,10 +146,7 @@ fn dns(at: &At<'_>, errors: &mut Errors) {
     }
     for search in searches.items().filter(|s| s.text() != ".") {
         let text = search.text().strip_suffix('.').unwrap_or(search.text());
-        errors.invalid_all(
-            &search,
-            names::dns_subdomain(&text.replace('_', "-")).into_iter().take(1).collect(),
-        );
+        errors.invalid_all(&search, names::dns_subdomain_with_underscore(text));
     }
 }
 

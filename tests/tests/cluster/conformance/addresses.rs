@@ -70,7 +70,9 @@ fn service_cidrs(cluster: &Cluster) -> Result<()> {
                 "metadata": {"name": name, "labels": {"set": "conf"}}, "spec": {"cidrs": [range]}})
         };
         // The status has a way of its own, for updates and patches.
-        scene.create(&cidr("conf-status", "10.119.252.0/30"))?;
+        let mut alone = cidr("conf-status", "10.119.252.0/30");
+        alone["metadata"]["labels"] = json!({"set": "alone"});
+        scene.create(&alone)?;
         let condition = json!({"type": "Test", "status": "True", "reason": "Test", "message": "Set by a test",
             "lastTransitionTime": "2024-01-01T00:00:00Z"});
         let patch = json!({"status": {"conditions": [condition]}}).to_string();
