@@ -1,5 +1,6 @@
 //! One change as watchers see it: encoded at most once for all of them.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -44,9 +45,15 @@ pub(super) struct Event {
     pub(super) previous: Option<Arc<Object>>,
     /// The last state, as it is told when it is gone.
     departed: OnceLock<Arc<Object>>,
-    frames: [OnceLock<Bytes>; 3],
-    /// Frames in other forms and encodings, as far as somebody wanted them.
-    renditions: Mutex<Vec<(Kind, Rendition, Bytes)>>,
+    frames: Mutex<Frames>,
+}
+
+/// Frames that were made for those who wanted them, while others are expected to want them too.
+#[derive(Debug, Default)]
+struct Frames {
+    /// Those of the usual form have no rendition.
+    made: Vec<(Kind, Option<Rendition>, Bytes)>,
+    forgotten: bool,
 }
 
 /// A form and encoding of frames, as whoever makes them numbers them.
@@ -60,8 +67,7 @@ impl Event {
         current: Option<Arc<Object>>,
         previous: Option<Arc<Object>>,
     ) -> Self {
-        let (departed, frames) = (OnceLock::new(), [const { OnceLock::new() }; 3]);
-        Self { revision, at, key, current, previous, departed, frames, renditions: Mutex::default() }
+        Self { revision, at, key, current, previous, departed: OnceLock::new(), frames: Mutex::default() }
     }
 
     pub(super) fn key(&self) -> &Arc<str> {
@@ -98,30 +104,38 @@ impl Event {
         told.expect("an event is told as what its states say")
     }
 
-    fn frame(&self, kind: Kind) -> Bytes {
-        self.frames[kind as usize].get_or_init(|| frame(kind, self.object(kind))).clone()
-    }
-
-    /// The frame in another form, made by the first who wants it while the others wait.
-    fn rendition<E>(
+    /// A frame, made by the first who wants it while the others wait.
+    fn frame<E>(
         &self,
         kind: Kind,
-        rendition: Rendition,
+        rendition: Option<Rendition>,
         make: impl FnOnce(Kind, &Object) -> Result<Bytes, E>,
     ) -> Result<Bytes, E> {
-        let mut renditions = self.renditions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((.., frame)) = renditions.iter().find(|(k, r, _)| (*k, *r) == (kind, rendition)) {
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((.., frame)) = frames.made.iter().find(|(k, r, _)| (*k, *r) == (kind, rendition)) {
             return Ok(frame.clone());
         }
         let frame = make(kind, self.object(kind))?;
-        renditions.push((kind, rendition, frame.clone()));
+        if !frames.forgotten {
+            frames.made.push((kind, rendition, frame.clone()));
+        }
         Ok(frame)
     }
 
-    /// What it takes in memory while it is kept: the state that went, and what may be made of it.
+    /// Lets go of the frames: who has not seen the event by now makes his own.
+    pub(super) fn forget_frames(&self) {
+        let forgotten = Frames { made: Vec::new(), forgotten: true };
+        *self.frames.lock().unwrap_or_else(PoisonError::into_inner) = forgotten;
+    }
+
+    /// What a frame takes in memory, about.
+    pub(super) fn frame_size(&self) -> usize {
+        self.states().map(|object| object.len()).max().unwrap_or_default()
+    }
+
+    /// What it takes in memory while it is kept, without its frames: the state that went.
     pub(super) fn size(&self) -> usize {
-        let body = self.states().map(|object| object.len()).max().unwrap_or_default();
-        size_of::<Self>() + body + self.previous.as_ref().map_or(0, |object| object.size())
+        size_of::<Self>() + self.previous.as_ref().map_or(0, |object| object.size())
     }
 }
 
@@ -193,7 +207,7 @@ impl Delivery {
     ) -> Option<Result<Bytes, E>> {
         match self {
             Self::Initial(object) => Some(make(Kind::Added, object)),
-            Self::Change(change) => Some(change.event.rendition(change.kind, rendition, make)),
+            Self::Change(change) => Some(change.event.frame(change.kind, Some(rendition), make)),
             Self::Bookmark { .. } => None,
         }
     }
@@ -204,7 +218,11 @@ impl Delivery {
     pub(crate) fn frame(&self) -> Option<Bytes> {
         match self {
             Self::Initial(object) => Some(frame(Kind::Added, object)),
-            Self::Change(change) => Some(change.event.frame(change.kind)),
+            Self::Change(change) => {
+                let make = |kind, object: &_| Ok::<_, Infallible>(frame(kind, object));
+                let Ok(frame) = change.event.frame(change.kind, None, make);
+                Some(frame)
+            }
             Self::Bookmark { .. } => None,
         }
     }

@@ -40,9 +40,12 @@ impl From<Arc<Object>> for Held {
 /// Events that a row keeps at most. As many as the store keeps for all rows would be too: one that
 /// changes so fast needs nearly all of them.
 const WINDOW_EVENTS: usize = 8_192;
-/// Bytes of objects and frames that a row's window keeps at most: with three rows that change fast
-/// a sixth of what a large cluster may take in all.
-const WINDOW_BYTES: usize = 16 << 20;
+/// Bytes of past states that a row's window keeps at most: with three rows that change fast a tenth of what a large
+/// cluster may take in all.
+const WINDOW_BYTES: usize = 10 << 20;
+/// Bytes of frames that a row keeps about, of its newest events: what watchers that keep up share. A thousand events of
+/// the usual object: one that is further behind than a fraction of a second makes its own.
+const FRAME_BYTES: usize = 2 << 20;
 /// For how long: Kubernetes promises clients five minutes to take up where they were.
 pub(super) const WINDOW_AGE: Duration = Duration::from_secs(300);
 
@@ -55,6 +58,8 @@ pub(super) struct State {
     /// The oldest revision that can be read or watched from.
     pub(super) oldest: Revision,
     bytes: usize,
+    /// How many of the newest events may have frames, and of what size together.
+    framed: (usize, usize),
 }
 
 /// What lived at an older revision: the newest state and the events to undo, the last first.
@@ -124,18 +129,33 @@ impl State {
         };
         self.revision = event.revision;
         self.bytes += event.size();
+        self.framed = (self.framed.0 + 1, self.framed.1 + event.frame_size());
         self.window.push_back(event);
+        // The newest keeps its own: it is on its way.
+        while self.framed.1 > FRAME_BYTES && self.framed.0 > 1 {
+            self.unframe();
+        }
+    }
+
+    /// The oldest event that may have frames lets go of them.
+    fn unframe(&mut self) {
+        let oldest = &self.window[self.window.len() - self.framed.0];
+        oldest.forget_frames();
+        self.framed = (self.framed.0 - 1, self.framed.1 - oldest.frame_size());
     }
 
     /// Forgets the oldest events until the window is within its bounds.
     pub(super) fn trim(&mut self, now: Instant) {
-        while let Some(first) = self.window.front() {
+        while let Some(first) = self.window.front().cloned() {
             let old = now.saturating_duration_since(first.at) > WINDOW_AGE;
             if !old && self.window.len() <= WINDOW_EVENTS && self.bytes <= WINDOW_BYTES {
                 return;
             }
             self.oldest = first.revision;
             self.bytes -= first.size();
+            if self.framed.0 == self.window.len() {
+                self.unframe();
+            }
             self.window.pop_front();
         }
     }
@@ -175,6 +195,7 @@ mod tests {
     use decapod_storage::Entry;
 
     use super::super::decode::AsStored;
+    use super::super::event::{Change, Delivery, Kind};
     use super::*;
 
     fn object(key: &str, modified: Revision, size: usize) -> Arc<Object> {
@@ -228,6 +249,32 @@ mod tests {
         assert!(state.bytes <= WINDOW_BYTES);
         put(&mut state, "/a", 41, 0, start + WINDOW_AGE * 2);
         assert_eq!((state.window.len(), state.oldest), (1, 40));
+    }
+
+    #[tokio::test]
+    async fn only_the_newest_events_keep_their_frames() {
+        let now = Instant::now();
+        let mut state = State::default();
+        let frame = |event: &Arc<Event>| {
+            let delivery = Delivery::Change(Change::new(Kind::Modified, Arc::clone(event)));
+            delivery.frame().unwrap()
+        };
+        let mut frames = Vec::new();
+        for revision in 1..=12 {
+            put(&mut state, "/a", revision, 512 << 10, now);
+            frames.push(frame(state.window.back().unwrap()));
+        }
+        let again: Vec<_> = state.window.iter().map(&frame).collect();
+        assert_eq!(again, frames, "the same whether or not it was kept");
+        let kept = again.iter().zip(&frames).map(|(again, first)| again.as_ptr() == first.as_ptr());
+        let kept: Vec<_> = kept.collect();
+        assert!(kept.ends_with(&[true, true]), "{kept:?}");
+        assert_eq!(kept.iter().filter(|kept| **kept).count(), state.framed.0, "{kept:?}");
+        assert!(state.framed.1 <= FRAME_BYTES && state.framed.0 < 12);
+        // As they go the rest is counted right.
+        put(&mut state, "/a", 13, 0, now + WINDOW_AGE * 2);
+        assert_eq!((state.window.len(), state.framed.0), (1, 1));
+        assert_eq!(state.framed.1, state.window[0].frame_size());
     }
 
     #[test]

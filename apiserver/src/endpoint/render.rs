@@ -6,6 +6,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use decapod_api::resource::Resource;
 use decapod_api::status::Error;
 use http::{Response, StatusCode};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::http::accept::{Encoding, Form};
@@ -79,7 +81,7 @@ impl Wanted {
     pub(crate) fn event(&self, resource: &Resource, object: &Object, first: bool) -> Result<Bytes, Error> {
         match self.form {
             Form::Object => Ok(object.bytes()),
-            Form::Metadata => Ok(metadata(&parse(object)?).to_string().into()),
+            Form::Metadata => partial(object),
             Form::Table => {
                 let object = parse(object)?;
                 Ok(table::table(resource, &[object], self.include, first, now()).to_string().into())
@@ -107,14 +109,18 @@ impl Wanted {
     pub(crate) fn list(&self, resource: &Resource, list: &Listed) -> Result<Bytes, Error> {
         let meta = list_meta(list);
         match self.form {
-            Form::Object => Ok(concatenated(resource, &meta, &list.view.items)),
+            Form::Object => {
+                let items = &list.view.items;
+                let size = items.iter().map(|item| item.len() + 1).sum();
+                let head = head(&resource.list_kind(), &resource.api_version(), &meta);
+                Ok(concatenated(&head, size, items, |item, bytes| item.write(bytes)))
+            }
             Form::Metadata => {
-                let items = list.view.items.iter().map(|o| parse(o).map(|o| metadata(&o)));
+                let items = list.view.items.iter().map(|object| partial(object));
                 let items = items.collect::<Result<Vec<_>, _>>()?;
-                let kind = "PartialObjectMetadataList";
-                let whole =
-                    json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items});
-                Ok(whole.to_string().into())
+                let size = items.iter().map(|item| item.len() + 1).sum();
+                let head = head("PartialObjectMetadataList", "meta.k8s.io/v1", &meta);
+                Ok(concatenated(&head, size, &items, |item, bytes| bytes.put_slice(item)))
             }
             Form::Table => {
                 let objects = list.view.items.iter().map(|o| parse(o)).collect::<Result<Vec<_>, _>>()?;
@@ -147,27 +153,46 @@ fn now() -> jiff::Timestamp {
 }
 
 fn parse(object: &Object) -> Result<Value, Error> {
-    serde_json::from_slice(&object.bytes()).map_err(|e| Error::Internal(format!("{}: {e}", object.key())))
+    serde_json::from_slice(&object.bytes()).map_err(|e| unreadable(object, &e))
+}
+
+fn unreadable(object: &Object, error: &serde_json::Error) -> Error {
+    Error::Internal(format!("{}: {error}", object.key()))
 }
 
 fn metadata(object: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
 }
 
-fn concatenated(resource: &Resource, meta: &Value, items: &[std::sync::Arc<Object>]) -> Bytes {
-    let head = format!(
-        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
-        resource.list_kind(),
-        resource.api_version()
+/// The metadata of a stored object as they are written there; nothing else of it is put together.
+fn partial(object: &Object) -> Result<Bytes, Error> {
+    #[derive(Deserialize)]
+    struct Whole<'a> {
+        #[serde(borrow)]
+        metadata: &'a RawValue,
+    }
+    let bytes = object.bytes();
+    let Whole { metadata } = serde_json::from_slice(&bytes).map_err(|e| unreadable(object, &e))?;
+    let whole = format!(
+        "{{\"apiVersion\":\"meta.k8s.io/v1\",\"kind\":\"PartialObjectMetadata\",\"metadata\":{metadata}}}"
     );
-    let size = head.len() + 2 + items.iter().map(|i| i.len() + 1).sum::<usize>();
-    let mut bytes = BytesMut::with_capacity(size);
+    Ok(whole.into())
+}
+
+/// The beginning of a list, up to its items.
+fn head(kind: &str, version: &str, meta: &Value) -> String {
+    format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{meta},\"items\":[")
+}
+
+/// A list of items that take so many bytes with what separates them.
+fn concatenated<T>(head: &str, size: usize, items: &[T], write: impl Fn(&T, &mut BytesMut)) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(head.len() + size + 2);
     bytes.put_slice(head.as_bytes());
     for (index, item) in items.iter().enumerate() {
         if index > 0 {
             bytes.put_u8(b',');
         }
-        item.write(&mut bytes);
+        write(item, &mut bytes);
     }
     bytes.put_slice(b"]}");
     bytes.freeze()

@@ -43,22 +43,25 @@ fn mask(bits: u8) -> u32 {
     u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0)
 }
 
-/// The lowest block of `bits` bits within `network` that overlaps none of those in use.
+/// The lowest block of `bits` bits within `network` that overlaps none of those in use. It goes over those once: there
+/// are as many as nodes, and each node asks.
 pub(super) fn free_block(network: Cidr, bits: u8, used: &BTreeSet<Cidr>) -> Option<Cidr> {
-    let mut candidate = Cidr { base: network.base, bits };
-    while candidate.bits >= network.bits
-        && candidate.base >= network.base
-        && candidate.last() <= network.last()
-    {
-        let overlap = used.iter().filter(|one| one.base <= candidate.last() && one.last() >= candidate.base);
-        match overlap.map(|one| one.last()).max() {
-            None => return Some(candidate),
-            // Behind what is in use, at the next block's boundary.
-            Some(last) => candidate.base = (last.max(candidate.last())).checked_add(1)?,
-        }
-        candidate.base = candidate.base.checked_add(!mask(bits))? & mask(bits);
+    let mut candidate = Cidr { base: network.base & mask(bits), bits };
+    if bits < network.bits {
+        return None;
     }
-    None
+    // By where they begin: one that lies behind the candidate tells that nothing of what follows overlaps it.
+    for one in used {
+        if one.base > candidate.last() {
+            break;
+        }
+        if one.last() >= candidate.base {
+            // Behind what is in use, at the next block's boundary.
+            let next = one.last().max(candidate.last()).checked_add(1)?;
+            candidate.base = next.checked_add(!mask(bits))? & mask(bits);
+        }
+    }
+    (candidate.last() <= network.last()).then_some(candidate)
 }
 
 #[cfg(test)]
@@ -80,6 +83,9 @@ mod tests {
         assert_eq!(free("10.244.0.0/16", 24, &blocks).unwrap(), "10.244.2.0/24");
         assert_eq!(free("10.244.0.0/16", 24, &["10.244.0.0/23"]).unwrap(), "10.244.2.0/24");
         assert_eq!(free("10.244.0.0/16", 24, &["10.244.0.128/25"]).unwrap(), "10.244.1.0/24");
+        // One within another, and one that lies elsewhere.
+        let blocks = ["10.0.0.0/24", "10.244.0.0/22", "10.244.1.0/24", "10.244.4.0/30", "10.244.6.0/24"];
+        assert_eq!(free("10.244.0.0/16", 24, &blocks).unwrap(), "10.244.5.0/24");
     }
 
     #[test]

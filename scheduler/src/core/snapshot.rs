@@ -116,6 +116,10 @@ impl Snapshot {
 
     /// The node at a position with the pods that are nominated for it and come before `pod`; none if there are none.
     pub(crate) fn with_nominated(&self, position: usize, pod: &PodInfo) -> Option<Place<'_>> {
+        // Asked for each node of a decision, and most of the time none is promised.
+        if self.promises.is_empty() {
+            return None;
+        }
         let node = self.nodes.get(position)?;
         let mut place = Place::new(node, position);
         self.nominated_for(&node.name, pod).for_each(|other| place.add(other));

@@ -32,6 +32,13 @@ pub(crate) async fn measure() -> Result<()> {
     starts(&mut server).await
 }
 
+/// What a watch delivery takes, and nothing else.
+pub(crate) async fn deliveries() -> Result<()> {
+    println!("Watches of the API server with its store:");
+    let server = started(vec!["--api-only".to_owned()]).await?;
+    target(&server).await?.deliveries().await
+}
+
 async fn started(flags: Vec<String>) -> Result<Server> {
     let mut server = Server::prepare("dcpbench", flags)?;
     server.start().await?;

@@ -86,18 +86,32 @@ impl Target {
         Ok(Self { client: kube::Client::try_from(config.clone())?, config, pids })
     }
 
+    /// A client that may do everything.
+    pub(crate) fn client(&self) -> kube::Client {
+        self.client.clone()
+    }
+
+    /// Clients with a connection of HTTP/2 each.
+    pub(crate) async fn shared(&self, connections: usize) -> Result<Vec<kube::Client>> {
+        let mut clients = Vec::new();
+        while clients.len() < connections {
+            clients.push(h2::connect(&self.config).await?);
+        }
+        Ok(clients)
+    }
+
     /// CPU time that the processes have used so far.
-    fn cpu(&self) -> Result<Duration> {
+    pub(crate) fn cpu(&self) -> Result<Duration> {
         self.pids.iter().map(|pid| cpu(*pid)).sum()
     }
 
-    fn memory(&self, when: &str, mark: Option<Mark>) -> Result<()> {
+    pub(crate) fn memory(&self, when: &str, mark: Option<Mark>) -> Result<()> {
         let all: u64 = self.pids.iter().map(|pid| pss(*pid)).sum::<Result<u64>>()?;
         say(&format!("memory (PSS), {when}"), all as f64 / 1024.0, "MiB", mark);
         Ok(())
     }
 
-    fn per(&self, what: &str, before: Duration, n: usize, mark: Option<Mark>) -> Result<()> {
+    pub(crate) fn per(&self, what: &str, before: Duration, n: usize, mark: Option<Mark>) -> Result<()> {
         let each = (self.cpu()? - before).as_secs_f64() * 1e6 / n as f64;
         say(&format!("CPU per {what}"), each, "us", mark);
         Ok(())
@@ -112,12 +126,18 @@ impl Target {
         // Creates, gets, patches and deletes of pods, and the creates at once.
         let calls = 4 * OBJECTS + CREATED_AT_ONCE;
         self.memory(&format!("after {calls} calls"), Some(marks::AFTER))?;
+        self.deliveries().await?;
+        self.memory("after the watches", None)
+    }
+
+    /// What watches take, however their clients connect.
+    pub(crate) async fn deliveries(&self) -> Result<()> {
         for wire in [Wire::Own, Wire::Shared] {
             for (watchers, delivery, slowest) in WATCHERS {
                 self.watches(wire, watchers, delivery, slowest).await?;
             }
         }
-        self.memory("after the watches", None)
+        Ok(())
     }
 
     /// Makes so many pods that nobody schedules.
@@ -300,7 +320,7 @@ impl Target {
 }
 
 /// Runs as many at a time as there are clients.
-async fn all_at_once<F: Future<Output = Result<()>>>(
+pub(crate) async fn all_at_once<F: Future<Output = Result<()>>>(
     numbers: std::ops::Range<usize>,
     one: impl Fn(usize) -> F,
 ) -> Result<()> {

@@ -3,8 +3,8 @@
 //! with others of the same run: machines are noisy.
 //!
 //! `bench --kubeconfig FILE --pid PID…` measures any API server instead: what its requests cost the processes
-//! named. `bench --alone` leaves out the cluster; `bench --pods` measures a node and its pods and nothing else,
-//! `bench --network` what the network carries.
+//! named. `bench --alone` leaves out the cluster; `--watches`, `--placing`, `--pods` and `--network` measure the deliveries
+//! of watches, pods placed on a thousand nodes, a node and its pods, what the network carries, and nothing else.
 
 mod alone;
 mod api;
@@ -13,6 +13,7 @@ mod floor;
 mod h2;
 mod network;
 mod node;
+mod placing;
 mod pods;
 
 use std::path::PathBuf;
@@ -33,11 +34,12 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     floor::measure()?;
-    if arguments == ["--pods"] {
-        return runtime.block_on(pods::measure());
-    }
-    if arguments == ["--network"] {
-        return network::measure();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["--pods"] => return runtime.block_on(pods::measure()),
+        ["--placing"] => return runtime.block_on(placing::measure()),
+        ["--network"] => return network::measure(),
+        ["--watches"] => return runtime.block_on(alone::deliveries()),
+        _ => {}
     }
     let alone = arguments == ["--alone"];
     if !alone && let Some((kubeconfig, pids)) = other(arguments.into_iter())? {
@@ -48,6 +50,7 @@ fn main() -> Result<()> {
         });
     }
     runtime.block_on(alone::measure())?;
+    runtime.block_on(placing::measure())?;
     if alone {
         return Ok(());
     }
@@ -67,7 +70,7 @@ fn other(mut arguments: impl Iterator<Item = String>) -> Result<Option<(PathBuf,
     let Some(first) = arguments.next() else { return Ok(None) };
     ensure!(
         first == "--kubeconfig",
-        "usage: bench [--alone | --pods | --network | --kubeconfig FILE --pid PID…]"
+        "usage: bench [--alone | --watches | --placing | --pods | --network | --kubeconfig FILE --pid PID…]"
     );
     let kubeconfig = arguments.next().context("--kubeconfig wants a file")?;
     ensure!(arguments.next().as_deref() == Some("--pid"), "--pid names the processes to measure");
