@@ -55,7 +55,8 @@ pub(super) async fn answer(request: &Request<'_>) -> Result<Response<Body>, Erro
     };
     let (sent, began) = (Sent::of(request.resource, scope), Instant::now());
     let frames = Frames { encoder, watching, end, stop, sent, began, first: true, done: false };
-    let frames = stream::unfold(frames, |mut frames| async move {
+    // In a box: it goes through each step by value.
+    let frames = stream::unfold(Box::new(frames), |mut frames| async move {
         let bytes = frames.next().await?;
         Some((Ok(bytes), frames))
     });
@@ -98,11 +99,17 @@ impl Frames {
         if self.done {
             return None;
         }
+        // What is there goes first, without a look at the others, which share a lock: they have their turn whenever
+        // nothing is there.
         let batch = tokio::select! {
+            biased;
+            batch = self.watching.next() => batch,
             () = &mut self.stop => None,
             () = &mut self.end => None,
-            batch = self.watching.next() => batch,
         }?;
+        if Instant::now() >= self.end.deadline() {
+            return None;
+        }
         let batch = match batch {
             Ok(batch) => batch,
             Err(error) => return Some(self.fail(&refused(error))),
