@@ -183,6 +183,7 @@ fn name(i: usize) -> String {
     format!("bench-{i:04}")
 }
 
+/// Of another system than what daemons of the cluster itself are for: cluster DNS would be on each.
 fn node(i: usize) -> Result<Node> {
     let resources = json!({"cpu": "32", "memory": "256Gi", "pods": "110", "ephemeral-storage": "200Gi"});
     let now = Time(Timestamp::now());
@@ -191,7 +192,7 @@ fn node(i: usize) -> Result<Node> {
             "lastHeartbeatTime": now, "lastTransitionTime": now})
     };
     Ok(serde_json::from_value(json!({
-        "metadata": {"name": name(i), "labels": {"kubernetes.io/hostname": name(i), "kubernetes.io/os": "linux",
+        "metadata": {"name": name(i), "labels": {"kubernetes.io/hostname": name(i), "kubernetes.io/os": "none",
             "kubernetes.io/arch": "amd64", "topology.kubernetes.io/zone": format!("zone-{}", i % 3)}},
         "status": {"capacity": resources, "allocatable": resources, "conditions": [condition("Ready", "True"),
             condition("MemoryPressure", "False"), condition("DiskPressure", "False"), condition("PIDPressure", "False")]},
