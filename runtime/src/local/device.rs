@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 /// Directories of `/dev` that containers have of their own.
 const OWN: [&str; 4] = ["pts", "shm", "mqueue", "fd"];
 
+/// Devices that libcontainer makes of the container's own terminals.
+const MADE: [&str; 2] = ["console", "ptmx"];
+
 /// Deepest directories of `/dev` that are looked through, as in `/dev/bus/usb/001`.
 const MAX_DEPTH: usize = 5;
 
@@ -66,7 +69,9 @@ pub(super) fn all() -> io::Result<Vec<Value>> {
             let kind = entry.file_type()?;
             if kind.is_dir() && depth < MAX_DEPTH && !OWN.iter().any(|own| name == *own) {
                 directories.push((entry.path(), depth + 1));
-            } else if (kind.is_char_device() || kind.is_block_device()) && name != "console" {
+            } else if (kind.is_char_device() || kind.is_block_device())
+                && !MADE.iter().any(|made| name == *made)
+            {
                 let target = entry.path().display().to_string();
                 devices.extend(describe(&entry.path(), &target)?);
             }

@@ -8,6 +8,7 @@ mod auth;
 mod client;
 mod config;
 mod error;
+mod proxy;
 mod transfer;
 mod transport;
 

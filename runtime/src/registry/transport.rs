@@ -14,6 +14,7 @@ use hyper_util::rt::TokioExecutor;
 
 use super::config::Registries;
 use super::error::{Error, Result};
+use super::proxy::Proxied;
 
 /// For a connection to come about: what other clients allow.
 const CONNECT_WITHIN: Duration = Duration::from_secs(30);
@@ -21,7 +22,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 /// Without a byte for this long a registry has failed; slow ones send something.
 pub(super) const STALLED_AFTER: Duration = Duration::from_secs(60);
 
-type Http = hyper_util::client::legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type Http = hyper_util::client::legacy::Client<HttpsConnector<Proxied>, Full<Bytes>>;
 
 /// The connections of one client.
 pub(super) struct Transports {
@@ -50,7 +51,7 @@ impl Transports {
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(connector);
+            .wrap_connector(Proxied::from_environment(connector));
         let http: Http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
         by_host.insert(authority.to_owned(), http.clone());
         Ok(http)
