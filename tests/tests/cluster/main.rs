@@ -8,6 +8,7 @@ mod bad_input;
 mod clients;
 mod command_line;
 mod conformance;
+mod devices;
 mod durability;
 mod healing;
 mod joining;
@@ -23,6 +24,7 @@ mod resources;
 mod rolling;
 mod stateful;
 mod streams;
+mod users;
 
 use std::process::ExitCode;
 
@@ -57,6 +59,9 @@ const TESTS: &[Test<Cluster>] = &[
     ("resources::what_is_used_is_shown", resources::what_is_used_is_shown),
     ("pods::a_file_is_a_pod", pods::a_file_is_a_pod),
     ("pods::the_node_refuses_what_does_not_fit", pods::the_node_refuses_what_does_not_fit),
+    ("pods::a_critical_pod_displaces_others", pods::a_critical_pod_displaces_others),
+    ("devices::a_volume_is_a_device", devices::a_volume_is_a_device),
+    ("users::pods_have_users_of_their_own", users::pods_have_users_of_their_own),
     ("network::load_balancers_have_the_nodes_address", network::load_balancers_have_the_nodes_address),
     ("network::policies_close_and_open", network::policies_close_and_open),
     ("network::ingress_takes_requests_to_services", network::ingress_takes_requests_to_services),
@@ -80,6 +85,10 @@ const TESTS: &[Test<Cluster>] = &[
     ("metrics::bear_kubernetes_names", metrics::bear_kubernetes_names),
     ("kubectl::every_transcript_is_replayed", kubectl::every_transcript_is_replayed),
     ("registries::pods_pull_with_secrets", registries::pods_pull_with_secrets),
+    (
+        "[sig-node] ImageVolume should succeed with pod and pull policy of Always",
+        registries::images_are_volumes,
+    ),
     ("joining::a_second_node_joins_by_token_and_hash", joining::a_second_node_joins_by_token_and_hash),
     (
         "recovery::a_store_is_moved_and_one_of_two_servers_is_lost",

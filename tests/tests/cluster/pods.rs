@@ -87,3 +87,54 @@ pub(crate) fn the_node_refuses_what_does_not_fit(cluster: &Cluster) -> Result<()
         poll::text("what was short", PATIENCE, events, |told| told.contains(wanted)).map(drop)
     })
 }
+
+/// A critical pod whose node was chosen by hand does not fail for want of room: the node makes some.
+pub(crate) fn a_critical_pod_displaces_others(cluster: &Cluster) -> Result<()> {
+    let nodes = cluster.get(&["nodes"])?;
+    let node = nodes["items"][0]["metadata"]["name"].as_str().context("no node")?.to_owned();
+    let resource = "test.example/seat";
+    let patch = |value: Value| {
+        let patch =
+            json!({"status": {"capacity": {resource: value}, "allocatable": {resource: value}}}).to_string();
+        cluster.k(&["patch", "node", &node, "--subresource=status", "--type=merge", "-p", &patch])
+    };
+    patch(json!("1"))?;
+    let result = cluster.in_namespace("displaced", |ns| {
+        let pod = |name: &str, class: &str| {
+            let container = json!({"name": "c", "image": "busybox:1", "command": ["sleep", "3600"],
+                "resources": {"requests": {resource: "1"}, "limits": {resource: "1"}}});
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": ns},
+                "spec": {"nodeName": node, "terminationGracePeriodSeconds": 1, "priorityClassName": class,
+                    "containers": [container]}})
+            .to_string()
+        };
+        let of =
+            |name: &str| Ok::<Value, anyhow::Error>(cluster.get(&["pod", name, "-n", ns])?["status"].clone());
+        let until = |name: &str, what: &str, holds: &dyn Fn(&Value) -> bool| {
+            poll::until(&format!("{name}: {what}"), PATIENCE, || {
+                let status = of(name)?;
+                Ok(if holds(&status) { Ok(status) } else { Err(status.to_string()) })
+            })
+        };
+        cluster.apply(&pod("plain", ""))?;
+        until("plain", "runs", &|status| status["phase"] == "Running")?;
+        cluster.apply(&pod("critical", "system-node-critical"))?;
+        let gone = until("plain", "displaced", &|status| status["phase"] == "Failed")?;
+        ensure!(gone["reason"] == "Preempting", "{gone}");
+        ensure!(gone["message"] == "Preempted in order to admit critical pod", "{gone}");
+        let mut conditions = gone["conditions"].as_array().into_iter().flatten();
+        ensure!(conditions.any(|c| c["type"] == "DisruptionTarget" && c["status"] == "True"), "{gone}");
+        until("critical", "runs", &|status| status["phase"] == "Running")?;
+        // One that is no less critical stays, and who finds no room is told of it.
+        cluster.apply(&pod("another", "system-node-critical"))?;
+        let refused = until("another", "refused", &|status| status["phase"] == "Failed")?;
+        ensure!(refused["reason"] == "UnexpectedAdmissionError", "{refused}");
+        let short = "no set of running pods found to reclaim resources: [(res: test.example/seat, q: 1), ]";
+        ensure!(refused["message"].as_str().is_some_and(|said| said.contains(short)), "{refused}");
+        ensure!(of("critical")?["phase"] == "Running", "it went");
+        let events = || cluster.k(&["get", "events", "-n", ns]);
+        poll::text("what happened", PATIENCE, events, |told| told.contains("Preempting")).map(drop)
+    });
+    let removed = patch(Value::Null);
+    result.and(removed.map(drop))
+}

@@ -87,6 +87,16 @@ fn secret(cluster: &Cluster, ns: &str, name: &str, registry: &Registry, password
     ])
 }
 
+/// Removes an image once no pod uses it: the objects are gone at once, for the pods have no grace; the node takes its
+/// time to end them.
+fn removed(cluster: &Cluster, name: &str) -> Result<()> {
+    poll::until("the image to be removed", PATIENCE, || {
+        let output = image(cluster, &["rm", name]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(if output.status.success() { Ok(()) } else { Err(said) })
+    })
+}
+
 /// A private image with the right Secret, the wrong one and none; errors that say what to do; an outage that ends.
 pub(crate) fn pods_pull_with_secrets(cluster: &Cluster) -> Result<()> {
     let mut registry = Registry::start()?;
@@ -164,14 +174,41 @@ pub(crate) fn pods_pull_with_secrets(cluster: &Cluster) -> Result<()> {
         cluster.ready(ns, "outage")?;
         Ok(())
     })?;
-    // The objects are gone at once, for the pods have no grace; the node takes its time to end them.
-    poll::until("the image to be removed", PATIENCE, || {
-        let output = image(cluster, &["rm", &name]).output()?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        Ok(if output.status.success() { Ok(()) } else { Err(said) })
-    })?;
+    removed(cluster, &name)?;
     let (pulled, said) = as_user(cluster, &["pull", &name], PASSWORD)?;
     ensure!(pulled && said.contains("pulled"), "{said}");
     run(&mut image(cluster, &["rm", &name]))?;
     Ok(())
+}
+
+/// An image of a registry as a volume, asked for each time: its files as they are, a part of them by `subPath`, and
+/// nothing that could be written.
+pub(crate) fn images_are_volumes(cluster: &Cluster) -> Result<()> {
+    let registry = Registry::start()?;
+    let name = registry.name("team/files:1");
+    publish(cluster, &name)?;
+    cluster.in_namespace("image-volumes", |ns| {
+        secret(cluster, ns, "right", &registry, PASSWORD)?;
+        let script = "cmp /bin/busybox /files/bin/busybox && cmp /bin/busybox /part/busybox && echo same; \
+            touch /files/x 2>/dev/null || echo refused; sleep 1000";
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": "reader", "namespace": ns },
+            "spec": {
+                "terminationGracePeriodSeconds": 0,
+                "imagePullSecrets": [{ "name": "right" }],
+                "containers": [{ "name": "c", "image": "busybox:1", "command": ["sh", "-c", script],
+                    "volumeMounts": [
+                        { "name": "files", "mountPath": "/files" },
+                        { "name": "files", "mountPath": "/part", "subPath": "bin" },
+                    ] }],
+                "volumes": [{ "name": "files", "image": { "reference": name, "pullPolicy": "Always" } }],
+            },
+        });
+        cluster.apply(&pod.to_string())?;
+        let logs =
+            || Ok(cluster.k(&["logs", "reader", "-n", ns]).unwrap_or_else(|error| format!("{error:#}")));
+        poll::text("what the pod sees", PATIENCE, logs, |said| said == "same\nrefused\n").map(drop)
+    })?;
+    removed(cluster, &name)
 }
