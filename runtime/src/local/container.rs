@@ -416,7 +416,7 @@ impl Plan {
         let of_volumes = self.volumes.values().flat_map(|image| image.lower());
         let layers = lower.into_iter().chain(of_volumes).collect();
         let record = self.record(bundle, &context, &user, (layers, owner))?;
-        durable::write_json(&bundle.join("container.json"), &record)
+        durable::put_json(&bundle.join("container.json"), &record)
             .map_err(failed("save the container's record"))?;
         Ok(record)
     }

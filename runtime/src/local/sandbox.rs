@@ -227,7 +227,7 @@ impl Inner {
 
     pub(super) fn sandbox_save(&self, sandbox: &Sandbox) -> Result<()> {
         let record = sandbox.record().clone();
-        durable::write_json(&self.paths.sandbox(&record.id).join("sandbox.json"), &record)
+        durable::put_json(&self.paths.sandbox(&record.id).join("sandbox.json"), &record)
             .map_err(|error| Error::internal("save the sandbox's record", error))
     }
 

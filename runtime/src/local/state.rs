@@ -1,7 +1,9 @@
 //! What the runtime keeps on disk, and how it is found again.
 //!
-//! **Invariant**: a record is on disk before the call that made it returns. Statuses of processes
-//! are written by the shim; the agent only reads them, or writes one where the shim is dead.
+//! **Invariant**: a record is written before the call that made it returns, so that whoever is killed finds it, and
+//! reaches the disk at the latest with the end of a container: what a crash of the machine can take before then ends
+//! with it. Statuses of processes are written by the shim; the agent only reads them, or writes one where the shim is
+//! dead.
 
 use std::io;
 use std::net::IpAddr;

@@ -86,7 +86,7 @@ impl Container {
         }
         // The process may have ended already; until it is reaped it has its identity.
         let started = Started { process: Identity::of(pid)?, at: now() };
-        durable::write_json(&launch.bundle.join("started.json"), &started)?;
+        durable::put_json(&launch.bundle.join("started.json"), &started)?;
         let (pending, clients) = (VecDeque::new(), Vec::new());
         Ok(Container {
             launch,
@@ -279,12 +279,25 @@ impl Container {
             (false, _) => "Error",
         };
         let exit = Exit { code, at: now(), oom, reason: reason.to_owned(), message: String::new() };
+        self.flush_records();
         durable::write_json(&self.launch.bundle.join("exit.json"), &exit)?;
         self.exit = Some(exit.clone());
         durable::remove_tree(&root.join(&self.launch.container))?;
         // Busy where a process takes its time to die; the agent removes it with the container.
         groups.remove(&group).ok();
         Ok(exit)
+    }
+
+    /// How the container ended goes on disk; that is worth something only with the records that say what it was.
+    fn flush_records(&self) {
+        let bundle = &self.launch.bundle;
+        let pod = bundle.ancestors().nth(2).unwrap_or(bundle);
+        for record in [bundle.join("container.json"), bundle.join("started.json"), pod.join("sandbox.json")] {
+            // Only a crash of the machine before the kernel writes it by itself would make a difference.
+            if let Err(error) = durable::flush(&record) {
+                eprintln!("cannot flush {}: {error}", record.display());
+            }
+        }
     }
 }
 
