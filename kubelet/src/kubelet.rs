@@ -17,6 +17,7 @@ use crate::cgroup::{self, Cgroups};
 use crate::drain::Drain;
 use crate::eviction::{Evictions, Manager};
 use crate::images::{self, Images};
+use crate::measured;
 use crate::measures::Measures;
 use crate::node::facts::Machine;
 use crate::node::{self, Registrar};
@@ -101,6 +102,7 @@ impl Kubelet {
     /// When the runtime does not answer, or the machine does not let the kubelet have its folders, cgroups or port.
     pub async fn new(options: Options, dependencies: Dependencies) -> Result<Self, Error> {
         let Dependencies { client, informers, runtime, traffic, supervisor, clock } = dependencies;
+        let runtime = measured::runtime(runtime, clock.clone());
         let version = runtime.version().await?;
         for folder in [&options.data_dir, &options.run_dir, &logs_root(&options.data_dir)] {
             std::fs::create_dir_all(folder)

@@ -15,6 +15,7 @@ mod images;
 mod inotify;
 mod kubelet;
 mod logs;
+mod measured;
 mod measures;
 mod node;
 mod oom;

@@ -24,6 +24,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::measured::{self, Occasion};
 use crate::pod::observed::Owner;
 use crate::pod::status::{Failure, Waiting};
 use crate::pod::{Uid, spec};
@@ -86,6 +87,8 @@ struct Entry {
     /// Set for a pod that comes from a file of the node.
     local: Option<Local>,
     dirty: bool,
+    /// Why the next sync comes.
+    occasion: Occasion,
     failures: u32,
     timer: Option<Duration>,
 }
@@ -207,7 +210,9 @@ impl Workers {
             };
             Entry::new(owner)
         });
-        entry.pod = Some(pod);
+        if entry.pod.replace(pod).is_some() {
+            entry.occasion = Occasion::Update;
+        }
         self.wake(&uid);
     }
 
@@ -261,14 +266,22 @@ impl Workers {
         entry.dirty = false;
         let (shared, slots) = (self.shared.clone(), self.slots.clone());
         let (owner, local) = (entry.owner.clone(), entry.local.clone());
+        let occasion = std::mem::take(&mut entry.occasion);
         let pod = match &local {
             Some(local) => entry.pod.as_ref().map(|pod| mirror::with_mirror(pod, local)),
             None => entry.pod.clone(),
         };
         let task = self.syncs.spawn(async move {
+            let clock = shared.clock.clone();
+            let seen = clock.monotonic();
             let _slot = slots.acquire().await.expect("the semaphore is never closed");
+            let began = clock.monotonic();
+            if occasion == Occasion::Create {
+                measured::begun(began.saturating_sub(seen));
+            }
             let uid = owner.uid.clone();
             let (state, next) = sync::PodSync::new(shared, pod, owner, state, local).run().await;
+            measured::synced(occasion, clock.monotonic().saturating_sub(began));
             (uid, state, next)
         });
         self.running.insert(task.id(), uid.to_owned());
@@ -337,7 +350,8 @@ impl Workers {
 impl Entry {
     fn new(owner: Owner) -> Self {
         let state = Some(Box::default());
-        Self { pod: None, owner, state, local: None, dirty: false, failures: 0, timer: None }
+        let occasion = Occasion::Create;
+        Self { pod: None, owner, state, local: None, dirty: false, occasion, failures: 0, timer: None }
     }
 }
 

@@ -10,6 +10,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use super::Next;
 use super::mirror::{self, Mirror};
 use super::sync::PodSync;
+use crate::measured;
 use crate::pod::observed::Observed;
 use crate::pod::{spec, status};
 
@@ -48,12 +49,14 @@ impl PodSync {
         let Some(patch) = status::patch(&uid, &old, &new) else {
             return true;
         };
+        let began = self.shared.clock.monotonic();
         let answer = self
             .api(pod)
             .patch_status(spec::name(pod), &PatchParams::default(), &Patch::Strategic(&patch))
             .await;
         match answer {
             Ok(answer) => {
+                measured::reported(self.shared.clock.monotonic().saturating_sub(began));
                 let revision = revision(&answer);
                 self.state.known = answer.status.map(|status| (status, revision));
                 true
