@@ -6,6 +6,7 @@ pub mod contract;
 pub mod etcd;
 pub mod images;
 pub mod leaks;
+pub mod node;
 pub mod nodes;
 pub mod poll;
 pub mod registry;

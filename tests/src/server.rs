@@ -20,6 +20,10 @@ const START: Duration = Duration::from_secs(60);
 /// How often readiness is looked at: a fraction of what a start takes.
 const STEP: Duration = Duration::from_millis(10);
 
+/// The address that servers tell of unless their flags name one: a documentation address, where nobody is. It must not
+/// be one of loopback, which no endpoint may have.
+const ADDRESS: &str = "--node-ip=192.0.2.1";
+
 /// The server. Dropping it kills it and removes its data.
 #[derive(Debug)]
 pub struct Server {
@@ -49,10 +53,12 @@ impl Server {
     /// What it printed when it ended.
     pub async fn start(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log())?;
+        let own_address = !self.flags.iter().any(|flag| flag.starts_with("--node-ip"));
         let child = Command::new(&self.binary)
             .args(["server", "--no-agent", "--name", &self.name, "--data-dir"])
             .arg(self.data())
-            .args([format!("--listen=0.0.0.0:{}", self.port), "--node-ip=192.0.2.1".to_owned()])
+            .arg(format!("--listen=0.0.0.0:{}", self.port))
+            .args(own_address.then_some(ADDRESS))
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -1,5 +1,5 @@
 //! What developers run: `cargo xtask tidy`, `cargo xtask chaos`, `cargo xtask conformance`,
-//! `cargo xtask fuzz`, `cargo xtask soak`.
+//! `cargo xtask fuzz`, `cargo xtask kills`, `cargo xtask soak`.
 
 mod chaos;
 mod clones;
@@ -23,9 +23,10 @@ fn main() -> ExitCode {
         }
         Some("fuzz") => told("fuzz", fuzz::run(root, std::env::args().skip(2))),
         Some("soak") => told("soak", soak::run(root, std::env::args().skip(2))),
+        Some("kills") => told("kills", soak::kills(root, std::env::args().skip(2))),
         other => {
             eprintln!(
-                "xtask: {}: expected tidy, chaos, conformance, fuzz or soak",
+                "xtask: {}: expected tidy, chaos, conformance, fuzz, kills or soak",
                 other.unwrap_or("no command")
             );
             ExitCode::FAILURE

@@ -12,9 +12,9 @@ mod figures;
 mod floor;
 mod h2;
 mod network;
-mod node;
 mod placing;
 mod pods;
+mod steps;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -5,16 +5,15 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use decapod_tests::node::Node;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use kube::api::{
-    Api, AttachParams, DeleteParams, ListParams, LogParams, PostParams, WatchEvent, WatchParams,
-};
+use kube::api::{Api, AttachParams, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use serde_json::{Value, json};
 
 use super::figures::{Mark, cpu, percentiles, private, pss, say};
-use super::node::Node;
+use super::steps::Steps;
 
 /// Pods one after the other, many at once, and those that the node rests with.
 const ONE_BY_ONE: usize = 60;
@@ -42,7 +41,7 @@ mod marks {
 
 /// When a watcher saw what of a pod that was created at zero.
 #[derive(Debug, Default)]
-struct Steps {
+struct Seen {
     bound: Option<Duration>,
     /// The node's agent tells of network, volumes and containers at once, where none of them takes long.
     running: Option<Duration>,
@@ -51,8 +50,11 @@ struct Steps {
 pub(crate) async fn measure() -> Result<()> {
     println!("\nA node and its pods:");
     let node = Node::start().await?;
-    let pods: Api<Pod> = Api::default_namespaced(node.client().await?);
+    let client = node.client().await?;
+    let pods: Api<Pod> = Api::default_namespaced(client.clone());
+    let before = served(&client).await?;
     one_by_one(&pods).await?;
+    Steps::look(&client).await?.say_since(&before)?;
     gone(&pods).await?;
     at_once(&pods).await?;
     gone(&pods).await?;
@@ -60,15 +62,24 @@ pub(crate) async fn measure() -> Result<()> {
         pods.create(&PostParams::default(), &pod(&format!("rest-{i}"), &serving())?).await?;
     }
     until(&pods, "ready", |pod| is(pod, "Ready")).await?;
-    // The node's server gets its certificate a moment after the node is ready.
-    let served = async {
-        while pods.logs("rest-0", &LogParams::default()).await.is_err() {
+    commands(&pods).await?;
+    at_rest(&node).await
+}
+
+/// The node's server gets its certificate a moment after the node is ready.
+async fn served(client: &kube::Client) -> Result<Steps> {
+    let mut last = None;
+    let look = async {
+        loop {
+            match Steps::look(client).await {
+                Ok(steps) => return steps,
+                Err(error) => last = Some(error),
+            }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, served).await.context("the node serves no logs")?;
-    commands(&pods).await?;
-    at_rest(&node).await
+    let looked = tokio::time::timeout(PATIENCE, look).await;
+    looked.ok().with_context(|| format!("the node serves no metrics: {last:?}"))
 }
 
 fn pod(name: &str, container: &Value) -> Result<Pod> {
@@ -113,7 +124,7 @@ async fn one_by_one(pods: &Api<Pod>) -> Result<()> {
         let mut events = watch(pods, &format!("metadata.name={name}")).await?;
         let start = Instant::now();
         pods.create(&PostParams::default(), &pod(&name, &sleeping())?).await?;
-        let mut steps = Steps::default();
+        let mut steps = Seen::default();
         while steps.running.is_none() {
             let event = tokio::time::timeout(PATIENCE, events.try_next()).await??;
             if let WatchEvent::Added(pod) | WatchEvent::Modified(pod) = event.context("the watch ended")? {
@@ -122,7 +133,7 @@ async fn one_by_one(pods: &Api<Pod>) -> Result<()> {
         }
         all.push(steps);
     }
-    let step = |what: &str, of: fn(&Steps) -> Option<Duration>, p50, p99| {
+    let step = |what: &str, of: fn(&Seen) -> Option<Duration>, p50, p99| {
         let times: Option<Vec<_>> = all.iter().map(of).collect();
         percentiles(&format!("pod created -> {what}"), times.unwrap_or_default(), p50, p99);
     };
@@ -131,7 +142,7 @@ async fn one_by_one(pods: &Api<Pod>) -> Result<()> {
     Ok(())
 }
 
-impl Steps {
+impl Seen {
     /// Events may be of several steps: what a later one shows was there before it.
     fn note(&mut self, pod: &Pod, at: Duration) {
         let status = pod.status.clone().unwrap_or_default();
