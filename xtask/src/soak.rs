@@ -20,8 +20,8 @@ pub(crate) fn kills(root: &Path, mut arguments: impl Iterator<Item = String>) ->
     test(root, &NODE, &[("DECAPOD_AGENT_KILLS", &kills)])
 }
 
-/// The test of a node whose agent is killed.
-const NODE: [&str; 6] = ["--package", "decapod-tests", "--test", "agent_kills", "--", "--nocapture"];
+/// The test of a node's pods.
+const NODE: [&str; 6] = ["--package", "decapod-tests", "--test", "node_pods", "--", "--nocapture"];
 
 fn number(argument: Option<String>, otherwise: &str) -> anyhow::Result<String> {
     let text = argument.unwrap_or_else(|| otherwise.to_owned());

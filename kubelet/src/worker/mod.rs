@@ -233,6 +233,14 @@ impl Workers {
             tracing::warn!(%error, "cannot list the pods' folders");
             Vec::new()
         });
+        let logged = observe::logged(&self.shared.logs_root()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot list the pods' logs");
+            Vec::new()
+        });
+        for owner in logged {
+            found.entry(owner.uid.clone()).or_insert(owner);
+        }
+        // These know no more than the uid.
         for uid in on_disk.into_iter().chain(self.shared.cgroups.pods()) {
             let owner = Owner { namespace: String::new(), name: String::new(), uid: uid.clone() };
             found.entry(uid).or_insert(owner);

@@ -1,4 +1,5 @@
-//! Pods that come, run, end and go on a real node, while its agent is killed: right state each time, nothing left.
+//! Pods that come, run, end and go on a real node, while its agent is killed: right state each time, nothing left. And
+//! as many at once as the node takes.
 //!
 //! `DECAPOD_AGENT_KILLS` says how often the agent is killed, `DECAPOD_NODE_PODS` how many pods come and go at least:
 //! few here; 100 kills by `cargo xtask kills`, 1,000 pods by `cargo xtask soak`.
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use decapod_tests::node::Node;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Node as NodeObject, Pod};
 use kube::api::{Api, AttachParams, DeleteParams, ListParams, PostParams};
 use serde_json::json;
 
@@ -18,6 +19,8 @@ const KILLS: usize = 10;
 const PODS: usize = 60;
 /// Pods that come and go at the same time.
 const AT_ONCE: usize = 8;
+/// With a few pods the agent has some fifty.
+const MAX_DESCRIPTORS: usize = 200;
 /// Pods that run all the time.
 const STEADY: usize = 5;
 /// How long the agent lives between two kills: from not having begun to having nothing to catch up with.
@@ -135,8 +138,8 @@ async fn steady(pods: &Api<Pod>) -> Result<BTreeSet<String>> {
     Ok(ids)
 }
 
-async fn checked(node: &mut Node, kills: usize, least: usize) -> Result<()> {
-    let before = node.holds()?;
+/// Pods come and go, the agent is killed and started again, and others do not notice.
+async fn killed(node: &mut Node, kills: usize, least: usize) -> Result<()> {
     let pods: Api<Pod> = Api::default_namespaced(node.client().await?);
     for number in 0..STEADY {
         let steady = pod(&format!("steady-{number}"), "exec sleep 100000", "Always")?;
@@ -150,12 +153,69 @@ async fn checked(node: &mut Node, kills: usize, least: usize) -> Result<()> {
     ensure!(steady(&pods).await? == containers, "containers were replaced");
     let descriptors = node.descriptors()?;
     println!("the agent has {descriptors} descriptors open");
-    // Those of the steady pods, of watches, and of what is being closed.
-    ensure!(descriptors < 150, "the agent has {descriptors} descriptors open");
+    // Those of the steady pods, of watches, and of what is being closed: not one for each pod that there was.
+    ensure!(descriptors < MAX_DESCRIPTORS, "the agent has {descriptors} descriptors open");
+    Ok(())
+}
+
+/// Pods that there are and that take room.
+async fn present(pods: &Api<Pod>) -> Result<Vec<Pod>> {
+    let over = |pod: &Pod| {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        phase.is_some_and(|phase| ["Succeeded", "Failed"].contains(&phase))
+    };
+    Ok(pods.list(&ListParams::default()).await?.items.into_iter().filter(|pod| !over(pod)).collect())
+}
+
+/// As many pods as the node takes run at once; the one too many waits until there is room.
+async fn crowded(node: &Node) -> Result<()> {
+    let client = node.client().await?;
+    let object = Api::<NodeObject>::all(client.clone()).get(decapod_tests::node::NAME).await?;
+    let room =
+        object.status.and_then(|status| status.allocatable?.remove("pods")).context("no room told of")?;
+    ensure!(room.0 == "110", "room for {} pods", room.0);
+    let others = present(&Api::all(client.clone())).await?.len();
+    let pods: Api<Pod> = Api::default_namespaced(client);
+    let (names, began): (Vec<String>, _) =
+        ((others..110).map(|number| format!("crowd-{number}")).collect(), Instant::now());
+    let created = names.iter().map(|name| async {
+        pods.create(&PostParams::default(), &pod(name, "exec sleep 100000", "Always")?).await?;
+        Ok::<_, anyhow::Error>(())
+    });
+    futures::future::try_join_all(created).await?;
+    let mut addresses = BTreeSet::new();
+    for name in &names {
+        let now = becomes(&pods, name, "Running").await?;
+        let status = container(&now).with_context(|| format!("{name} has no status of its container"))?;
+        ensure!(status.restart_count == 0, "{name} was restarted: {status:?}");
+        addresses.extend(now.status.and_then(|status| status.pod_ip));
+    }
+    println!("{} pods beside {others} others ran after {:.1} s", names.len(), began.elapsed().as_secs_f64());
+    ensure!(addresses.len() == names.len(), "{} addresses for {} pods", addresses.len(), names.len());
+    let waiting = pod("one-too-many", "exec sleep 100000", "Always")?;
+    pods.create(&PostParams::default(), &waiting).await?;
+    let told = async {
+        loop {
+            let status = pods.get("one-too-many").await?.status.unwrap_or_default();
+            let why = status.conditions.into_iter().flatten().find_map(|condition| condition.message);
+            if why.is_some_and(|why| why.contains("Too many pods")) {
+                return Ok::<_, kube::Error>(());
+            }
+            tokio::time::sleep(STEP).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.context("the pod too many is not told why it waits")??;
+    goes(&pods, &names[0]).await?;
+    becomes(&pods, "one-too-many", "Running").await.map(drop)
+}
+
+/// Deletes all pods, and waits until the machine has nothing of them.
+async fn emptied(node: &Node, before: &BTreeSet<String>) -> Result<()> {
+    let pods: Api<Pod> = Api::default_namespaced(node.client().await?);
     pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
     let began = Instant::now();
     loop {
-        let left: Vec<String> = node.holds()?.difference(&before).cloned().collect();
+        let left: Vec<String> = node.holds()?.difference(before).cloned().collect();
         if left.is_empty() {
             return Ok(());
         }
@@ -164,11 +224,20 @@ async fn checked(node: &mut Node, kills: usize, least: usize) -> Result<()> {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_agents_leave_pods_right_and_nothing_behind() -> Result<()> {
+async fn checked(node: &mut Node) -> Result<()> {
     let (kills, least) = (number("DECAPOD_AGENT_KILLS", KILLS)?, number("DECAPOD_NODE_PODS", PODS)?);
+    let before = node.holds()?;
+    killed(node, kills, least).await?;
+    emptied(node, &before).await.context("after the kills")?;
+    crowded(node).await?;
+    emptied(node, &before).await.context("after the crowd")
+}
+
+/// In one test, since it is one node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_come_and_go_through_kills_and_in_crowds() -> Result<()> {
     let mut node = Node::start().await?;
-    let outcome = checked(&mut node, kills, least).await;
+    let outcome = checked(&mut node).await;
     if outcome.is_err() {
         println!("the agent's last words:\n{}", node.last_words());
     }
