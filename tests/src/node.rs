@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::Node as NodeObject;
-use kube::api::{Api, DeleteParams};
+use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -65,10 +66,7 @@ impl Node {
         node.launch()?;
         let client = node.client().await?;
         tokio::time::timeout(PATIENCE, ready(&client)).await.context("the node does not get ready")??;
-        // Cluster DNS is a pod more that nobody asks here.
-        Api::<DaemonSet>::namespaced(client, "kube-system")
-            .delete("kube-dns", &DeleteParams::default())
-            .await?;
+        tokio::time::timeout(PATIENCE, alone(&client)).await.context("system pods do not go")??;
         let mut import = Command::new(program("decapod")?);
         import.args(["image", "import", "--name", &node.name, "--data-dir"]).arg(node.data());
         run(import.arg(images::archive(&images::BUSYBOX)?))?;
@@ -228,6 +226,18 @@ fn names_in(folder: &Path) -> Result<Vec<String>> {
     }
     let entries = fs::read_dir(folder)?;
     entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// Pods of the system are more that nobody asks here.
+async fn alone(client: &kube::Client) -> kube::Result<()> {
+    let sets: Api<DaemonSet> = Api::namespaced(client.clone(), "kube-system");
+    sets.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "kube-system");
+    let of_a_set = |pod: &Pod| pod.owner_references().iter().any(|owner| owner.kind == "DaemonSet");
+    while pods.list(&ListParams::default()).await?.iter().any(of_a_set) {
+        tokio::time::sleep(STEP).await;
+    }
+    Ok(())
 }
 
 async fn ready(client: &kube::Client) -> Result<()> {
