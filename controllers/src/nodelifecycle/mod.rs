@@ -28,7 +28,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use crate::common::{Context, Result, Says, pods};
-use plan::Eviction;
+use plan::{Eviction, Since};
 use zones::{Count, Limiter, Turn};
 
 const NAME: &str = "node-controller";
@@ -90,6 +90,8 @@ struct Controller {
     pods: Informer<Pod>,
     recorder: Recorder,
     heard: Mutex<HashMap<String, Heard>>,
+    /// What drives pods away, by node; no node stands here that has no such taint.
+    driving: Mutex<HashMap<String, Vec<Since>>>,
     limiter: Mutex<Limiter>,
 }
 
@@ -105,6 +107,7 @@ pub(crate) fn start(context: &Context, options: Options, workers: usize) {
         pods: context.informers.of(),
         recorder: context.recorder(NAME),
         heard: Mutex::default(),
+        driving: Mutex::default(),
         limiter: Mutex::default(),
     });
     let supervisor = &context.supervisor;
@@ -137,6 +140,7 @@ impl Controller {
             if self.lock().remove(name).is_some() {
                 self.tell(name, None, "RemovingNode", "Removing Node", "from Controller");
             }
+            self.driving(name, &[]);
             return Ok(None);
         };
         if !self.lock().contains_key(name) {
@@ -306,19 +310,32 @@ impl Controller {
 
     /// Deletes the pods that no longer tolerate the taints; returns when the next is due.
     async fn evict(&self, node: &str, taints: &[Taint]) -> Result<Option<Duration>> {
-        if !taints.iter().any(|taint| taint.effect == "NoExecute") {
+        let taints = self.driving(node, taints);
+        if taints.is_empty() {
             return Ok(None);
         }
         let now = self.context.clock.now();
         let mut next: Option<Duration> = None;
         for pod in self.pods_on(node) {
-            match plan::eviction(&pod, taints, now) {
+            match plan::eviction(&pod, &taints, now) {
                 Eviction::Never => {}
                 Eviction::In(left) => next = Some(next.map_or(left, |next| next.min(left))),
                 Eviction::Now => self.delete(&pod).await?,
             }
         }
         Ok(next)
+    }
+
+    /// The taints of a node that drive pods away, each with the time since when it does.
+    fn driving(&self, node: &str, taints: &[Taint]) -> Vec<Since> {
+        // As for `heard`.
+        let mut all = self.driving.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.remove(node).unwrap_or_default();
+        let noted = plan::note(&known, taints, self.context.clock.now());
+        if !noted.is_empty() {
+            all.insert(node.to_owned(), noted.clone());
+        }
+        noted
     }
 
     async fn delete(&self, pod: &Pod) -> Result<()> {

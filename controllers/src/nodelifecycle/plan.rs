@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::common::pods;
+
 pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub(super) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
@@ -108,6 +110,23 @@ pub(super) fn is_being_emptied(node: &Node) -> bool {
         .any(|taint| taint.effect == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()))
 }
 
+/// A taint that drives pods away, and since when: as it says itself, or as this process saw it first.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Since {
+    taint: Taint,
+    at: Timestamp,
+}
+
+/// Brings what is known of a node's `NoExecute` taints up to date. Who taints a node by hand does not say when.
+pub(super) fn note(known: &[Since], taints: &[Taint], now: Timestamp) -> Vec<Since> {
+    let since = |taint: &Taint| {
+        let told = taint.time_added.as_ref().map(|time| time.0);
+        told.or_else(|| known.iter().find(|one| one.taint == *taint).map(|one| one.at)).unwrap_or(now)
+    };
+    let driving = taints.iter().filter(|taint| taint.effect == "NoExecute");
+    driving.map(|taint| Since { at: since(taint), taint: taint.clone() }).collect()
+}
+
 /// When a pod has to leave its node because of `NoExecute` taints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Eviction {
@@ -118,23 +137,24 @@ pub(super) enum Eviction {
     In(Duration),
 }
 
-/// Whether and when the taints of its node drive a pod away.
-pub(super) fn eviction(pod: &Pod, taints: &[Taint], now: Timestamp) -> Eviction {
+/// A pod that tolerates all taints for some time has it from when it came to the tainted node, or the taint to it; of
+/// several tolerations of one taint the first counts, as in Kubernetes.
+pub(super) fn eviction(pod: &Pod, taints: &[Since], now: Timestamp) -> Eviction {
     if pod.metadata.deletion_timestamp.is_some() {
         return Eviction::Never;
     }
-    let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.clone()).unwrap_or_default();
+    let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+    let come = pods::condition(pod, "PodScheduled").and_then(|one| one.last_transition_time.as_ref());
+    let come = come.or(pod.metadata.creation_timestamp.as_ref()).map(|time| time.0);
     let mut soonest = Eviction::Never;
-    for taint in taints.iter().filter(|taint| taint.effect == "NoExecute") {
-        let tolerating: Vec<_> = tolerations.iter().filter(|one| tolerates(one, taint)).collect();
-        if tolerating.is_empty() {
+    for Since { taint, at } in taints {
+        let Some(toleration) = tolerations.iter().find(|one| tolerates(one, taint)) else {
             return Eviction::Now;
-        }
-        // The shortest of the times that are limited; without any, for ever.
-        let Some(seconds) = tolerating.iter().filter_map(|one| one.toleration_seconds).min() else {
+        };
+        let Some(seconds) = toleration.toleration_seconds else {
             continue;
         };
-        let since = taint.time_added.as_ref().map_or(now, |time| time.0);
+        let since = come.map_or(*at, |come| come.max(*at));
         let tolerated = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
         match tolerated.checked_sub(passed).filter(|left| !left.is_zero()) {
@@ -215,7 +235,7 @@ mod tests {
 
     #[test]
     fn pods_stay_as_long_as_they_tolerate() {
-        let taint = taints(&node("Unknown"), true, at(100)).unwrap();
+        let taint = note(&[], &taints(&node("Unknown"), true, at(100)).unwrap(), at(120));
         let pod = |tolerations: Vec<Toleration>| {
             let spec = PodSpec { tolerations: Some(tolerations), ..PodSpec::default() };
             Pod { spec: Some(spec), ..Pod::default() }
@@ -229,9 +249,35 @@ mod tests {
         };
         assert_eq!(eviction(&pod(vec![]), &taint, at(100)), Eviction::Now);
         assert_eq!(eviction(&pod(vec![toleration(None)]), &taint, at(100)), Eviction::Never);
-        let limited = pod(vec![toleration(Some(300)), toleration(None)]);
-        assert_eq!(eviction(&limited, &taint, at(150)), Eviction::In(Duration::from_secs(250)));
+        let mut limited = pod(vec![toleration(Some(300)), toleration(None)]);
+        let left = |seconds| Eviction::In(Duration::from_secs(seconds));
+        assert_eq!(eviction(&limited, &taint, at(150)), left(250));
         assert_eq!(eviction(&limited, &taint, at(400)), Eviction::Now);
         assert_eq!(eviction(&limited, &[], at(400)), Eviction::Never);
+        // One that comes later has all of its time, too.
+        limited.metadata.creation_timestamp = Some(Time(at(300)));
+        assert_eq!(eviction(&limited, &taint, at(400)), left(200));
+        let ever = pod(vec![toleration(None), toleration(Some(300))]);
+        assert_eq!(eviction(&ever, &taint, at(400)), Eviction::Never);
+    }
+
+    #[test]
+    fn a_taint_that_does_not_say_when_it_came_counts_from_when_it_was_seen() {
+        let mine = Taint { key: "mine".into(), effect: "NoExecute".into(), ..Taint::default() };
+        let other = Taint { key: "other".into(), effect: "NoSchedule".into(), ..Taint::default() };
+        let known = note(&[], &[other.clone(), mine.clone()], at(100));
+        assert_eq!(known, [Since { taint: mine.clone(), at: at(100) }]);
+        assert_eq!(note(&known, std::slice::from_ref(&mine), at(150)), known);
+        let tolerations = vec![Toleration {
+            operator: Some("Exists".into()),
+            toleration_seconds: Some(60),
+            ..Toleration::default()
+        }];
+        let spec = PodSpec { tolerations: Some(tolerations), ..PodSpec::default() };
+        let pod = Pod { spec: Some(spec), ..Pod::default() };
+        assert_eq!(eviction(&pod, &known, at(150)), Eviction::In(Duration::from_secs(10)));
+        assert_eq!(eviction(&pod, &known, at(160)), Eviction::Now);
+        // Taken away and put on again, it counts anew.
+        assert_eq!(note(&note(&known, &[other], at(151)), &[mine], at(152))[0].at, at(152));
     }
 }
