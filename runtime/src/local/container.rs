@@ -161,16 +161,26 @@ impl Inner {
         let kill = |signal, all| Request::Kill { container: id.to_owned(), signal, all };
         let exited = |phase: &Phase| matches!(phase, Phase::Exited(..));
         if !grace.is_zero() {
-            ended(client::call(&run, &kill(container.record.stop_signal, false)).await?, id)?;
+            if !signalled(client::call(&run, &kill(container.record.stop_signal, false)).await?, id)? {
+                return self.container_unknown(&container).await;
+            }
             if tokio::time::timeout(grace, phase.wait_for(exited)).await.is_ok() {
                 return Ok(());
             }
         }
-        ended(client::call(&run, &kill(libc::SIGKILL, true)).await?, id)?;
+        if !signalled(client::call(&run, &kill(libc::SIGKILL, true)).await?, id)? {
+            return self.container_unknown(&container).await;
+        }
         match tokio::time::timeout(KILL_WITHIN, phase.wait_for(exited)).await {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::DeadlineExceeded { what: "the container", seconds: KILL_WITHIN.as_secs() }),
         }
+    }
+
+    /// The shim says that a container does not run: how it ended is on disk, or nobody will ever tell.
+    async fn container_unknown(&self, container: &Arc<Container>) -> Result<()> {
+        self.container_refresh(container)?;
+        self.container_bury(container, "the pod's shim does not know it any more").await
     }
 
     pub(super) async fn container_remove(&self, id: &str) -> Result<()> {
@@ -666,13 +676,20 @@ pub(super) fn discard(groups: &Hierarchies, cgroup: &str, bundle: &Path, rootfs:
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+    // First the record: what a removal leaves that was cut short is then half made. It would seem to run otherwise, once
+    // the file that says how it ended is gone.
+    match fs::remove_file(bundle.join("container.json")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     durable::remove_tree(bundle)
 }
 
-/// After a signal: a container that has ended meanwhile is as good.
-fn ended(reply: Reply, id: &str) -> Result<()> {
+/// Whether a signal reached a container; false where it has ended meanwhile.
+fn signalled(reply: Reply, id: &str) -> Result<bool> {
     match reply {
-        Reply::Done | Reply::NotRunning => Ok(()),
+        Reply::Done => Ok(true),
+        Reply::NotRunning => Ok(false),
         other => Err(client::unexpected(id, other)),
     }
 }

@@ -130,6 +130,33 @@ pub(crate) async fn numbers_are_reused() {
     world.end().await;
 }
 
+/// Of a container that was being removed its folder may be half there; nobody knows then how it ended, or waits for it.
+pub(crate) async fn removals_are_cut_short() {
+    let name = format!("half-{}", std::process::id());
+    let world = World::open(&name).await;
+    let archive = super::archive::busybox().save(&world.root, "busybox.tar");
+    world.import(&archive).await.unwrap();
+    let pod = world.pod("half").await;
+    let id = world.start(&pod, &script("c", "exit 3")).await;
+    assert_eq!(world.exited(&id).await.exit_code, 3);
+    let bundle = world.root.join("data/pods").join(&pod).join("containers").join(&id);
+    let kept =
+        ["container.json", "started.json"].map(|file| (file, std::fs::read(bundle.join(file)).unwrap()));
+    world.runtime.container_remove(&id).await.unwrap();
+    world.embedded().close().await;
+    drop(world);
+    std::fs::create_dir_all(&bundle).unwrap();
+    for (file, content) in kept {
+        std::fs::write(bundle.join(file), content).unwrap();
+    }
+    let world = World::open(&name).await;
+    world.runtime.container_stop(&id, Duration::from_secs(1000)).await.unwrap();
+    let status = world.runtime.container_status(&id).await.unwrap();
+    assert_eq!((status.exit_code, status.reason.as_str()), (255, "Unknown"), "{status:?}");
+    world.runtime.sandbox_remove(&pod).await.unwrap();
+    world.end().await;
+}
+
 fn parent_of(pid: i32) -> i32 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     stat[stat.rfind(')').unwrap() + 2..].split(' ').nth(1).unwrap().parse().unwrap()

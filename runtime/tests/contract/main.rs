@@ -135,6 +135,7 @@ fn table() -> Vec<(&'static str, Ways, Test)> {
         Direct: crashes::agents_may_die,
         Direct: crashes::shims_may_die,
         Direct: crashes::numbers_are_reused,
+        Direct: crashes::removals_are_cut_short,
         Direct: churn::agents_die_at_any_step,
         Ours: churn::short_pods_leave_nothing,
     ];
