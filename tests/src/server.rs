@@ -129,6 +129,16 @@ impl Server {
         Ok(())
     }
 
+    /// Stops its process where it is (`SIGSTOP`), as a machine that hangs, or lets it go on.
+    ///
+    /// # Errors
+    /// That none runs.
+    pub fn hang(&self, hangs: bool) -> Result<()> {
+        let pid = self.pid().context("no server runs")?;
+        let signal = if hangs { Signal::SIGSTOP } else { Signal::SIGCONT };
+        Ok(kill(Pid::from_raw(i32::try_from(pid)?), signal)?)
+    }
+
     /// Starts it with other flags from now on.
     pub fn set_flags(&mut self, flags: Vec<String>) {
         self.flags = flags;

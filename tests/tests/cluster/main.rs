@@ -10,6 +10,7 @@ mod command_line;
 mod conformance;
 mod devices;
 mod durability;
+mod explained;
 mod healing;
 mod joining;
 mod kube_client;
@@ -89,6 +90,8 @@ const TESTS: &[Test<Cluster>] = &[
         "[sig-node] ImageVolume should succeed with pod and pull policy of Always",
         registries::images_are_volumes,
     ),
+    ("explained::why_says_what_is_in_the_way", explained::why_says_what_is_in_the_way),
+    ("explained::a_file_configures_the_scheduler", explained::a_file_configures_the_scheduler),
     ("joining::a_second_node_joins_by_token_and_hash", joining::a_second_node_joins_by_token_and_hash),
     (
         "recovery::a_store_is_moved_and_one_of_two_servers_is_lost",

@@ -8,6 +8,8 @@ mod losing;
 mod members;
 mod reaching;
 mod recovery;
+mod redis;
+mod servers;
 mod serving;
 mod workloads;
 
@@ -30,11 +32,14 @@ const TESTS: &[Test<Cluster>] = &[
     ("members::a_node_is_added_and_removed", members::a_node_is_added_and_removed),
     ("losing::containers_outlive_agents_and_server", losing::containers_outlive_agents_and_server),
     ("recovery::lost_nodes_are_replaced_and_come_back", recovery::lost_nodes_are_replaced_and_come_back),
+    ("redis::redis_waits_for_its_node", redis::redis_waits_for_its_node),
+    ("redis::redis_moves_with_a_snapshot", redis::redis_moves_with_a_snapshot),
+    ("servers::agents_go_on_with_another_server", servers::agents_go_on_with_another_server),
 ];
 
 fn main() -> ExitCode {
     let prepared = || -> Result<(Inventory, Cluster)> {
-        for recipe in [&images::BUSYBOX, &images::NGINX] {
+        for recipe in [&images::BUSYBOX, &images::NGINX, &images::REDIS] {
             images::archive(recipe)?;
         }
         Ok((Inventory::take()?, Cluster::of_nodes(3)?))
