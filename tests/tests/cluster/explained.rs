@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use decapod_tests::cluster::Cluster;
 use decapod_tests::poll;
 use decapod_tests::server::Server;
+use decapod_tests::tools::run;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -64,11 +65,7 @@ pub(crate) fn why_says_what_is_in_the_way(cluster: &Cluster) -> Result<()> {
             ("deployment/ghostly", &["its pods cannot be made", "ghost", "service account"]),
             ("pvc/classless", &["no-such-class"]),
         ] {
-            let why = || {
-                let output = cluster.decapod(&["why", what, "-n", ns]).output()?;
-                ensure!(output.status.success(), "{output:?}");
-                Ok(String::from_utf8(output.stdout)?)
-            };
+            let why = || run(&mut cluster.decapod(&["why", what, "-n", ns]));
             poll::text(&format!("why {what}"), PATIENCE, why, |said| words.iter().all(|word| said.contains(word)))?;
         }
         Ok(())
@@ -77,8 +74,11 @@ pub(crate) fn why_says_what_is_in_the_way(cluster: &Cluster) -> Result<()> {
         let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": ns},
             "spec": {"hard": {"pods": "0"}}});
         cluster.apply(&quota.to_string())?;
+        // It holds from when its status has it.
+        let hard = || cluster.k(&["get", "quota", "none", "-n", ns, "-o", "jsonpath={.status.hard.pods}"]);
+        poll::text("the quota to hold", PATIENCE, hard, |hard| hard == "0")?;
         cluster.apply(&deployment("many", ns, &json!({})).to_string())?;
-        let why = || Ok(String::from_utf8(cluster.decapod(&["why", "deployment/many", "-n", ns]).output()?.stdout)?);
+        let why = || run(&mut cluster.decapod(&["why", "deployment/many", "-n", ns]));
         poll::text("why the quota", PATIENCE, why, |said| said.contains("exceeded quota: none") && said.contains("pods"))
             .map(drop)
     })

@@ -52,17 +52,9 @@ fn lost_and_back(
     before: &Value,
     of: &dyn Fn() -> Result<Redis>,
 ) -> Result<()> {
-    let anywhere = r#"[{"op": "remove", "path": "/spec/template/spec/nodeSelector"}]"#;
-    cluster.k(&[
-        "patch",
-        "sts",
-        "redis",
-        "-n",
-        ns,
-        "--type=json",
-        "-p",
-        r#"[{"op": "replace", "path": "/spec/updateStrategy", "value": {"type": "OnDelete"}}]"#,
-    ])?;
+    // The pod stays as it was made, and the next one is of the template that says nothing of a node.
+    let anywhere = r#"[{"op": "replace", "path": "/spec/updateStrategy", "value": {"type": "OnDelete"}},
+        {"op": "remove", "path": "/spec/template/spec/nodeSelector"}]"#;
     cluster.k(&["patch", "sts", "redis", "-n", ns, "--type=json", "-p", anywhere])?;
     cluster.agent_kill(node)?;
     cluster.node_becomes(node, "Unknown")?;

@@ -195,7 +195,10 @@ impl<'a> World<'a> {
         self.etcd.kill(1)?;
         written(10..20)?;
         self.etcd.restart(1)?;
-        let maps = k(&self.second, &["get", "configmaps", "-o", "name"])?;
+        // What the second one reads is not older; its own connection may first have to find a member that lives.
+        let maps = poll::until("the second server to read", PATIENCE, || {
+            Ok(k(&self.second, &["get", "configmaps", "-o", "name"]).map_err(|error| format!("{error:#}")))
+        })?;
         let there = maps.lines().filter(|name| name.contains("/written-")).count();
         ensure!(there == 20, "{there} of 20: {maps}");
         Ok(())
