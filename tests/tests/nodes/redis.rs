@@ -52,8 +52,10 @@ fn lost_and_back(
     before: &Value,
     of: &dyn Fn() -> Result<Redis>,
 ) -> Result<()> {
-    // The pod stays as it was made, and the next one is of the template that says nothing of a node.
+    // The pod stays as it was made. The next one is told nothing of a node, and outlasts what its node still has of having
+    // been lost.
     let anywhere = r#"[{"op": "replace", "path": "/spec/updateStrategy", "value": {"type": "OnDelete"}},
+        {"op": "replace", "path": "/spec/template/spec/tolerations/0/tolerationSeconds", "value": 600},
         {"op": "remove", "path": "/spec/template/spec/nodeSelector"}]"#;
     cluster.k(&["patch", "sts", "redis", "-n", ns, "--type=json", "-p", anywhere])?;
     cluster.agent_kill(node)?;

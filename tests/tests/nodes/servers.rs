@@ -127,7 +127,11 @@ impl<'a> World<'a> {
         let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
             "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
         let items = [service, shell("web", serve), shell("client", "exec sleep 3600")];
-        apply(&self.first, self.folder, &json!({"apiVersion": "v1", "kind": "List", "items": items}))?;
+        let items = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        // The namespace's service account is made a moment after the start.
+        poll::until("pods to be let in", PATIENCE, || {
+            Ok(apply(&self.first, self.folder, &items).map_err(|error| format!("{error:#}")))
+        })?;
         k(&self.first, &["wait", "--for=condition=Ready", "pod/web", "pod/client", "--timeout=300s"])?;
         Ok(())
     }
