@@ -215,9 +215,14 @@ fn complete_groups(user: &mut UserInfo) {
     }
 }
 
+/// Whether a request is made as somebody else than who authenticated.
+pub(crate) fn is_asked(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with(PREFIX))
+}
+
 /// The user that the headers name; `None` if they name none.
 fn wanted(headers: &HeaderMap) -> Result<Option<UserInfo>, Error> {
-    if !headers.keys().any(|name| name.as_str().starts_with(PREFIX)) {
+    if !is_asked(headers) {
         return Ok(None);
     }
     let text = |value: &http::HeaderValue| value.to_str().map(str::to_owned).unwrap_or_default();

@@ -189,7 +189,7 @@ impl Service {
                 let keys = tokens.options().jwks_uri.as_deref().unwrap_or_default();
                 Ok(discovered("application/json", &crate::version::openid(tokens.issuer(), keys)))
             }
-            pki::share::PATH => share::answer(self.0.shared.as_ref(), user),
+            pki::share::PATH => share::answer(self.0.shared.as_ref(), user, headers),
             _ => Err(Error::UnknownPath),
         }
     }
