@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,8 +32,11 @@ pub(crate) fn flush(path: &Path) -> io::Result<()> {
 }
 
 fn replace(path: &Path, content: &[u8], synced: bool) -> io::Result<()> {
+    // How a container ended is written by its shim, and by an agent that takes the shim for dead: each writes a file of
+    // its own, or one would find that the other has taken it away.
+    static WRITES: AtomicU64 = AtomicU64::new(0);
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
+    temporary.push(format!(".{}-{}.new", std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed)));
     let mut file = File::create(&temporary)?;
     file.write_all(content)?;
     if synced {
@@ -92,6 +96,20 @@ mod tests {
             flush(&path).unwrap();
             assert_eq!(read_json::<u32>(&path).unwrap(), Some(value));
         }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn two_may_write_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record.json");
+        std::thread::scope(|scope| {
+            for value in 0..4_u32 {
+                let path = &path;
+                scope.spawn(move || (0..200).for_each(|_| put_json(path, &value).unwrap()));
+            }
+        });
+        assert!(read_json::<u32>(&path).unwrap().is_some_and(|value| value < 4));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -54,9 +54,15 @@ const LOOK: &str = "id -u; busybox awk '{print $1, $2, $3}' /proc/self/uid_map; 
     echo more >> /data/root && echo made > /data/made && busybox chown 33:34 /data/user && echo wrote; \
     touch /dev/shm/x /made && echo touched; busybox stat -c %u /dev/shm /made; \
     echo out > /dev/stdout; hostname; \
-    busybox mount -t tmpfs none /mnt 2>/dev/null && echo mounted; \
+    busybox mount -t tmpfs none /tmp 2>/dev/null && echo mounted; \
     busybox mknod /node c 1 1 2>/dev/null && echo node; \
     busybox cat /outside/secret 2>/dev/null; echo end";
+
+/// What a privileged container may do: all that concerns its pod, and nothing to the machine.
+const PRIVILEGED: &str = "id -u; busybox awk '{print $1, $2, $3}' /proc/self/uid_map; \
+    busybox mount -t tmpfs none /tmp && echo mounted; test -c /dev/full && test -c /dev/ptmx && echo devices; \
+    busybox mknod /node c 1 1 2>/dev/null && echo node; \
+    (echo none > /proc/sys/kernel/core_pattern) 2>/dev/null && echo kernel; echo end";
 
 pub(crate) async fn pods_have_users_of_their_own() {
     let world = World::new("users").await;
@@ -106,6 +112,11 @@ pub(crate) async fn pods_have_users_of_their_own() {
         let (status, log) = world.run(&pod, &config).await;
         assert_eq!((status.exit_code, log.as_str()), (0, "1000\n1001\nx\n"));
         assert_eq!(owner("theirs"), (1000, 1001));
+
+        let mut config = in_users(script("privileged", PRIVILEGED), &pod_config);
+        context(&mut config).privileged = true;
+        let (status, log) = world.run(&pod, &config).await;
+        assert_eq!(log, format!("0\n0 {FIRST} {COUNT}\nmounted\ndevices\nend\n"), "{}", status.message);
     }
     world.end().await;
 }
