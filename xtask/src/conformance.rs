@@ -18,30 +18,20 @@ const PAGE: &str = "docs/conformance.md";
 const OURS: [&str; 4] = ["apiserver/tests", "controllers/tests", "scheduler/tests", "tests/tests/cluster"];
 
 /// The areas whose entries have to have a test of ours.
-const AREAS: [&str; 7] = [
+const AREAS: [&str; 8] = [
     "[sig-apps]",
     "[sig-cli]",
     "[sig-api-machinery]",
     "[sig-auth]",
+    "[sig-network]",
     "[sig-node]",
     "[sig-scheduling]",
     "[sig-storage]",
 ];
 /// What those entries speak of that need admission webhooks or policies, custom resources or other servers:
-/// also aggregated discovery, which is to name these kinds. Of nodes: devices, resizing in place, images as volumes,
-/// what drives all pods from a node, of which the tests' cluster has one, and logs over a protocol of their own.
-const LATER: [&str; 10] = [
-    "AdmissionWebhook",
-    "AdmissionPolicy",
-    "Aggregat",
-    "CustomResource",
-    " CR ",
-    "[DRA]",
-    "InPlace Resize",
-    "ImageVolume",
-    "NoExecuteTaintManager",
-    "logs from the container over websockets",
-];
+/// also aggregated discovery, which is to name these kinds. Of nodes: devices, and resizing in place.
+const LATER: [&str; 7] =
+    ["AdmissionWebhook", "AdmissionPolicy", "Aggregat", "CustomResource", " CR ", "[DRA]", "InPlace Resize"];
 
 /// What became of an entry; the best of several runs is not taken, the last is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -225,12 +215,13 @@ fn summary(all: &[&Line<'_>]) -> String {
     let scope: Vec<_> = all.iter().filter(|line| line.in_scope).collect();
     let tested = scope.iter().filter(|line| line.ours.is_some()).count();
     let held = scope.iter().filter(|line| line.ours.is_some_and(|(_, one)| one == Some(Outcome::Passed)));
+    let areas = AREAS.map(|area| area.trim_matches(['[', ']'])).join(", ");
     format!(
         "# Conformance\n\nMade by `cargo xtask conformance` from the reports of Kubernetes' own end-to-end suite, run \
          unmodified, and from the output of our own tests; not written by hand.\n\n\
          Kubernetes' suite: {} of {} entries passed, {} failed, {} were not run.\n\n\
-         Our tests: of the {} entries of sig-cli, sig-api-machinery and sig-auth that need no webhook, custom \
-         resource, aggregated API or admission policy, {tested} have a test of ours that bears their name; {} of \
+         Our tests: of the {} entries of {areas} that need no webhook, custom resource, aggregated API, admission \
+         policy, device driver or resize in place, {tested} have a test of ours that bears their name; {} of \
          these passed when this page was made.\n\n\
          | area | entries | passed | failed | not run | tests of ours |\n|---|---|---|---|---|---|\n",
         count(all, Some(Outcome::Passed)),

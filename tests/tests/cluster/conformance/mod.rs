@@ -17,6 +17,7 @@ mod services;
 mod sets;
 mod stateful;
 mod storage;
+mod taints;
 mod workloads;
 
 use std::io::Write;
@@ -37,7 +38,8 @@ pub(crate) fn tests() -> Vec<Test<Cluster>> {
     let of_namespaces = [namespaces::TESTS, endpoints::TESTS, services::TESTS].concat();
     let of_the_network = [names::TESTS, paths::TESTS, addresses::TESTS].concat();
     let others = [cli::TESTS, guestbook::TESTS, accounts::TESTS, &node::tests(), &storage::tests()].concat();
-    [of_controllers, of_namespaces, of_the_network, others, jobs::LATE.to_vec()].concat()
+    let last = [jobs::LATE, taints::TESTS].concat();
+    [of_controllers, of_namespaces, of_the_network, others, last].concat()
 }
 
 /// Far longer than anything takes on a slow machine.

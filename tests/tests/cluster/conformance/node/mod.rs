@@ -7,6 +7,7 @@ mod ends;
 mod objects;
 mod probes;
 mod sees;
+mod sockets;
 
 use std::sync::OnceLock;
 
@@ -21,7 +22,7 @@ const NAMESPACE: &str = "conf-node";
 
 /// All tests, in the order in which they run.
 pub(super) fn tests() -> Vec<Test<Cluster>> {
-    [sees::TESTS, ends::TESTS, probes::TESTS, objects::TESTS, LAST].concat()
+    [sees::TESTS, ends::TESTS, probes::TESTS, objects::TESTS, sockets::TESTS, LAST].concat()
 }
 
 /// Takes the pods of the others away.
@@ -47,7 +48,8 @@ fn set_up(scene: &Scene<'_>) -> Result<()> {
     let handler = scene.until("pod/handler", "an address", |pod| pod["status"]["podIP"].is_string())?;
     scene.cluster.ready(NAMESPACE, "handler")?;
     let address = handler["status"]["podIP"].as_str().context("no address")?;
-    scene.create_all([sees::pods(), ends::pods(address), probes::pods()?, objects::pods()].concat())
+    let others = [probes::pods()?, objects::pods(), sockets::pods()].concat();
+    scene.create_all([sees::pods(), ends::pods(address), others].concat())
 }
 
 /// A pod with these containers; all that is not said is as short-lived as possible.
