@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::images;
-use crate::server::Server;
+use crate::server::{CALM, Server};
 use crate::tools::{program, run};
 
 /// How the node differs from that of a cluster that somebody uses.
@@ -26,12 +26,6 @@ const LINKS: &str = "dcp0afe";
 /// Where the agent reaches the server: an address of this machine, and not the node's, for which the server's
 /// controllers would sign no certificate then.
 const SERVER: &str = "--node-ip=127.0.0.1";
-/// However long a busy machine is silent, nobody takes the node for lost, or its pods away.
-const CALM: [&str; 3] = [
-    "--node-monitor-grace-period=600s",
-    "--default-not-ready-toleration-seconds=600",
-    "--default-unreachable-toleration-seconds=600",
-];
 const KUBELET_PORT: &str = "37278";
 /// The node's name in the cluster.
 pub const NAME: &str = "bench";

@@ -24,6 +24,13 @@ const STEP: Duration = Duration::from_millis(10);
 /// be one of loopback, which no endpoint may have.
 const ADDRESS: &str = "--node-ip=192.0.2.1";
 
+/// However long a busy machine is silent, nobody takes its nodes for lost, or their pods away.
+pub const CALM: [&str; 3] = [
+    "--node-monitor-grace-period=600s",
+    "--default-not-ready-toleration-seconds=600",
+    "--default-unreachable-toleration-seconds=600",
+];
+
 /// The server. Dropping it kills it and removes its data.
 #[derive(Debug)]
 pub struct Server {

@@ -9,6 +9,7 @@ use decapod_tests::images;
 use decapod_tests::machine::{Machine, Spec};
 use decapod_tests::poll;
 use decapod_tests::tools::run;
+use serde_json::json;
 
 /// The machine; the addresses are in a range that no other test uses.
 const MACHINE: Spec = Spec { name: "dcpjoin", node: NODE, here: "10.119.255.1", there: "10.119.255.2" };
@@ -48,9 +49,10 @@ fn joins(cluster: &Cluster, machine: &mut Machine) -> Result<()> {
     until_ready(cluster, machine)?;
     machine.import(&images::BUSYBOX)?;
     let result = cluster.in_namespace("joining", |ns| {
-        let overrides = format!(
-            "{{\"spec\": {{\"nodeSelector\": {{\"kubernetes.io/hostname\": \"{NODE}\"}}, \"terminationGracePeriodSeconds\": 0}}}}"
-        );
+        // It stays, however long the agent takes to start again.
+        let overrides = json!({"spec": {"nodeSelector": {"kubernetes.io/hostname": NODE},
+            "tolerations": [{"operator": "Exists"}], "terminationGracePeriodSeconds": 0}})
+        .to_string();
         let pod = ["run", "p", "-n", ns, "--image=busybox:1", "--overrides", &overrides, "--command", "--"];
         let shell = ["sh", "-c", "echo from afar; exec sleep 3600"];
         cluster.k(&[&pod[..], &shell].concat())?;
@@ -60,7 +62,11 @@ fn joins(cluster: &Cluster, machine: &mut Machine) -> Result<()> {
             // The node's server gets its certificate a moment after the node is ready.
             poll::until("the logs of a pod on the second node", PATIENCE, || {
                 let told = cluster.k(&["logs", "p", "-n", ns]);
-                Ok(if told.as_deref().is_ok_and(|t| t == "from afar\n") { Ok(()) } else { Err(format!("{told:?}")) })
+                Ok(if told.as_deref().is_ok_and(|t| t == "from afar\n") {
+                    Ok(())
+                } else {
+                    Err(format!("{told:?}"))
+                })
             })
         };
         logs()?;

@@ -11,7 +11,7 @@ use decapod_tests::etcd::Etcd;
 use decapod_tests::images;
 use decapod_tests::machine::{Machine, Spec};
 use decapod_tests::poll;
-use decapod_tests::server::Server;
+use decapod_tests::server::{CALM, Server};
 use decapod_tests::tools::{program, run};
 use serde_json::{Value, json};
 
@@ -60,12 +60,7 @@ impl<'a> World<'a> {
         let etcd = Etcd::start(3, None)?;
         let mut flags = vec![format!("--datastore=etcd={}", etcd.endpoints())];
         flags.extend(RANGES.map(str::to_owned));
-        flags.extend(
-            ["lease-duration=10s", "renew-deadline=5s", "retry-period=1s"]
-                .map(|flag| format!("--leader-elect-{flag}")),
-        );
-        // A machine that is fully loaded may be silent for long.
-        flags.push("--node-monitor-grace-period=60s".to_owned());
+        flags.extend(CALM.map(str::to_owned));
         flags.push(format!("--node-ip={HERE}"));
         let mut first = Server::prepare("dcpone", flags.clone())?;
         let machine = Machine::new(MACHINE, folder)?;
