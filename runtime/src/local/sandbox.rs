@@ -23,6 +23,8 @@ use crate::sys::{durable, mount};
 
 /// A shim is ready within milliseconds; a machine under heavy load may need longer.
 const SHIM_WITHIN: Duration = Duration::from_secs(10);
+/// How often a sandbox whose shim is on its way is looked at.
+const SHIM_LOOK: Duration = Duration::from_millis(20);
 
 /// Huge pages make the allocator's first few kilobytes six megabytes: too much for a process
 /// that each pod has. Without that allocator it means nothing.
@@ -392,7 +394,25 @@ impl Inner {
         let id = sandbox.record().id.clone();
         self.shim_end(&id).await?;
         self.sandbox_detach(sandbox).await?;
-        let made_cgroup = sandbox.record().made_cgroup.clone();
+        let mut left = SHIM_WITHIN;
+        loop {
+            match self.sandbox_discard(sandbox).await? {
+                // A shim whose agent was killed while it started still mounts: it ends, or hears that it is to end.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && !left.is_zero() => {
+                    tokio::time::sleep(SHIM_LOOK).await;
+                    left = left.saturating_sub(SHIM_LOOK);
+                    self.shim_end(&id).await?;
+                }
+                done => return done.map_err(|error| Error::internal("remove a sandbox", error)),
+            }
+        }
+    }
+
+    async fn sandbox_discard(&self, sandbox: &Sandbox) -> Result<io::Result<()>> {
+        let (id, made_cgroup) = {
+            let record = sandbox.record();
+            (record.id.clone(), record.made_cgroup.clone())
+        };
         let groups = self.groups.clone();
         let (data, run) = (self.paths.sandbox(&id), self.paths.sandbox_run(&id));
         let work = move || -> io::Result<()> {
@@ -402,7 +422,7 @@ impl Inner {
             durable::remove_tree(&run)?;
             durable::remove_tree(&data)
         };
-        blocking("remove a sandbox", work).await?.map_err(|error| Error::internal("remove a sandbox", error))
+        blocking("remove a sandbox", work).await
     }
 
     pub(super) fn sandbox_status(&self, id: &str) -> Result<cri::PodSandboxStatus> {
