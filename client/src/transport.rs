@@ -105,6 +105,7 @@ pub async fn from_kubeconfig(path: &Path) -> Result<kube::Client, Error> {
 pub fn over_link(config: &Config) -> kube::Result<kube::Client> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
+    tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT));
     tcp.set_keepalive(Some(SILENCE));
     tcp.set_keepalive_interval(Some(SILENCE));

@@ -89,8 +89,14 @@ impl Server {
         let router = router(self.shared.clone());
         loop {
             let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
+            // Streams are many small writes: one that waits for the last one's acknowledgement waits 40 ms.
+            let accepted = self
+                .listener
+                .accept()
+                .await
+                .and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream));
+            let stream = match accepted {
+                Ok(stream) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "the node server cannot accept a connection");
                     self.shared.clock.sleep(ACCEPT_REST).await;
