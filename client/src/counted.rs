@@ -40,22 +40,27 @@ struct Requests {
     received: Times<Asked>,
 }
 
-static REQUESTS: LazyLock<Requests> = LazyLock::new(|| {
-    let requests = Requests {
-        total: Family::default(),
-        times: Family::new_with_constructor(|| Histogram::new(SECONDS)),
-        sent: Family::new_with_constructor(|| Histogram::new(BYTES)),
-        received: Family::new_with_constructor(|| Histogram::new(BYTES)),
-    };
-    let help = "Number of HTTP requests, partitioned by status code, method, and host.";
-    register("rest_client_requests", help, requests.total.clone());
-    let help = "Request latency in seconds. Broken down by verb, and host.";
-    register("rest_client_request_duration_seconds", help, requests.times.clone());
-    let help = "Request size in bytes. Broken down by verb and host.";
-    register("rest_client_request_size_bytes", help, requests.sent.clone());
-    let help = "Response size in bytes. Broken down by verb and host.";
-    register("rest_client_response_size_bytes", help, requests.received.clone());
-    requests
+static REQUESTS: LazyLock<Requests> = LazyLock::new(|| Requests {
+    total: register(
+        "rest_client_requests",
+        "Number of HTTP requests, partitioned by status code, method, and host.",
+        Family::default(),
+    ),
+    times: register(
+        "rest_client_request_duration_seconds",
+        "Request latency in seconds. Broken down by verb, and host.",
+        Family::new_with_constructor(|| Histogram::new(SECONDS)),
+    ),
+    sent: register(
+        "rest_client_request_size_bytes",
+        "Request size in bytes. Broken down by verb and host.",
+        Family::new_with_constructor(|| Histogram::new(BYTES)),
+    ),
+    received: register(
+        "rest_client_response_size_bytes",
+        "Response size in bytes. Broken down by verb and host.",
+        Family::new_with_constructor(|| Histogram::new(BYTES)),
+    ),
 });
 
 /// The methods that the API knows; there are no others to count.

@@ -26,11 +26,12 @@ fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Adds a metric to those of this process. Once for each name: keep the metric in a static.
+/// Adds a metric to those of this process, and gives it back. Once for each name: keep the metric in a static.
 ///
 /// A counter's name goes without its `_total`, which the text format appends.
-pub fn register(name: &str, help: &str, metric: impl Metric) {
-    registry().register(name, help, metric);
+pub fn register<M: Metric + Clone>(name: &str, help: &str, metric: M) -> M {
+    registry().register(name, help, metric.clone());
+    metric
 }
 
 /// All that is counted, in the OpenMetrics text format without its end mark: more may be appended.
@@ -72,20 +73,25 @@ struct Queues {
 
 static QUEUES: LazyLock<Queues> = LazyLock::new(|| {
     let queues = Queues {
-        depth: Family::default(),
-        adds: Family::default(),
-        waits: Family::new_with_constructor(queue_times),
-        works: Family::new_with_constructor(queue_times),
-        retries: Family::default(),
+        depth: register("workqueue_depth", "Current depth of workqueue", Family::default()),
+        adds: register("workqueue_adds", "Total number of adds handled by workqueue", Family::default()),
+        waits: register(
+            "workqueue_queue_duration_seconds",
+            "How long in seconds an item stays in workqueue before being requested",
+            Family::new_with_constructor(queue_times),
+        ),
+        works: register(
+            "workqueue_work_duration_seconds",
+            "How long in seconds processing an item from workqueue takes",
+            Family::new_with_constructor(queue_times),
+        ),
+        retries: register(
+            "workqueue_retries",
+            "Total number of retries handled by workqueue",
+            Family::default(),
+        ),
         live: Mutex::default(),
     };
-    register("workqueue_depth", "Current depth of workqueue", queues.depth.clone());
-    register("workqueue_adds", "Total number of adds handled by workqueue", queues.adds.clone());
-    let help = "How long in seconds an item stays in workqueue before being requested";
-    register("workqueue_queue_duration_seconds", help, queues.waits.clone());
-    let help = "How long in seconds processing an item from workqueue takes";
-    register("workqueue_work_duration_seconds", help, queues.works.clone());
-    register("workqueue_retries", "Total number of retries handled by workqueue", queues.retries.clone());
     registry().register_collector(Box::new(AtWork));
     queues
 });

@@ -40,22 +40,27 @@ struct Operations {
     sandboxes: Times<Handler>,
 }
 
-static OPERATIONS: LazyLock<Operations> = LazyLock::new(|| {
-    let operations = Operations {
-        all: Family::default(),
-        errors: Family::default(),
-        times: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.005, 2.5, 14))),
-        sandboxes: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
-    };
-    let help = "Cumulative number of runtime operations by operation type.";
-    register("kubelet_runtime_operations", help, operations.all.clone());
-    let help = "Cumulative number of runtime operation errors by operation type.";
-    register("kubelet_runtime_operations_errors", help, operations.errors.clone());
-    let help = "Duration in seconds of runtime operations. Broken down by operation type.";
-    register("kubelet_runtime_operations_duration_seconds", help, operations.times.clone());
-    let help = "Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.";
-    register("kubelet_run_podsandbox_duration_seconds", help, operations.sandboxes.clone());
-    operations
+static OPERATIONS: LazyLock<Operations> = LazyLock::new(|| Operations {
+    all: register(
+        "kubelet_runtime_operations",
+        "Cumulative number of runtime operations by operation type.",
+        Family::default(),
+    ),
+    errors: register(
+        "kubelet_runtime_operations_errors",
+        "Cumulative number of runtime operation errors by operation type.",
+        Family::default(),
+    ),
+    times: register(
+        "kubelet_runtime_operations_duration_seconds",
+        "Duration in seconds of runtime operations. Broken down by operation type.",
+        Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.005, 2.5, 14))),
+    ),
+    sandboxes: register(
+        "kubelet_run_podsandbox_duration_seconds",
+        "Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.",
+        Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+    ),
 });
 
 struct Syncs {
@@ -64,20 +69,22 @@ struct Syncs {
     reports: Histogram,
 }
 
-static SYNCS: LazyLock<Syncs> = LazyLock::new(|| {
-    let syncs = Syncs {
-        times: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
-        waits: Histogram::new(BUCKETS),
-        reports: Histogram::new(STATUS),
-    };
-    let help =
-        "Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync";
-    register("kubelet_pod_worker_duration_seconds", help, syncs.times.clone());
-    let help = "Duration in seconds from kubelet seeing a pod to starting a worker.";
-    register("kubelet_pod_worker_start_duration_seconds", help, syncs.waits.clone());
-    let help = "Duration in seconds to sync a pod status update: from a change until the API server has it.";
-    register("kubelet_pod_status_sync_duration_seconds", help, syncs.reports.clone());
-    syncs
+static SYNCS: LazyLock<Syncs> = LazyLock::new(|| Syncs {
+    times: register(
+        "kubelet_pod_worker_duration_seconds",
+        "Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync",
+        Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+    ),
+    waits: register(
+        "kubelet_pod_worker_start_duration_seconds",
+        "Duration in seconds from kubelet seeing a pod to starting a worker.",
+        Histogram::new(BUCKETS),
+    ),
+    reports: register(
+        "kubelet_pod_status_sync_duration_seconds",
+        "Duration in seconds to sync a pod status update: from a change until the API server has it.",
+        Histogram::new(STATUS),
+    ),
 });
 
 /// Why a pod is synced.

@@ -54,37 +54,52 @@ struct Metrics {
     pending: Family<Waits, Gauge>,
 }
 
-static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
-    let metrics = Metrics {
-        steps: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.0001, 2.0, 12))),
-        incoming: Family::default(),
-        waits: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.01, 2.0, 20))),
-        preemptions: Counter::default(),
-        victims: Histogram::new(exponential_buckets(1.0, 2.0, 7)),
-        attempts: Family::default(),
-        durations: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
-        tries: Histogram::new(exponential_buckets(1.0, 2.0, 5)),
-        pending: Family::default(),
-    };
-    let help = "Number of attempts to schedule pods, by the result. 'unschedulable' means a pod could not be scheduled, while 'error' means an internal scheduler problem";
-    register("scheduler_schedule_attempts", help, metrics.attempts.clone());
-    let help = "Scheduling attempt latency in seconds (scheduling algorithm + binding)";
-    register("scheduler_scheduling_attempt_duration_seconds", help, metrics.durations.clone());
-    let help = "Number of attempts to successfully schedule a pod";
-    register("scheduler_pod_scheduling_attempts", help, metrics.tries.clone());
-    let help = "Latency for running all plugins of a specific extension point.";
-    register("scheduler_framework_extension_point_duration_seconds", help, metrics.steps.clone());
-    let help = "Number of pods added to scheduling queues by event and queue type.";
-    register("scheduler_queue_incoming_pods", help, metrics.incoming.clone());
-    let help = "E2e latency for a pod being scheduled, from the time the pod enters the scheduling queue and might involve multiple scheduling attempts.";
-    register("scheduler_pod_scheduling_sli_duration_seconds", help, metrics.waits.clone());
-    let help = "Total preemption attempts in the cluster till now";
-    register("scheduler_preemption_attempts", help, metrics.preemptions.clone());
-    let help = "Number of selected preemption victims";
-    register("scheduler_preemption_victims", help, metrics.victims.clone());
-    let help = "Number of pending pods, by the queue type";
-    register("scheduler_pending_pods", help, metrics.pending.clone());
-    metrics
+static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
+    steps: register(
+        "scheduler_framework_extension_point_duration_seconds",
+        "Latency for running all plugins of a specific extension point.",
+        Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.0001, 2.0, 12))),
+    ),
+    incoming: register(
+        "scheduler_queue_incoming_pods",
+        "Number of pods added to scheduling queues by event and queue type.",
+        Family::default(),
+    ),
+    waits: register(
+        "scheduler_pod_scheduling_sli_duration_seconds",
+        "E2e latency for a pod being scheduled, from the time the pod enters the scheduling queue and might involve multiple scheduling attempts.",
+        Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.01, 2.0, 20))),
+    ),
+    preemptions: register(
+        "scheduler_preemption_attempts",
+        "Total preemption attempts in the cluster till now",
+        Counter::default(),
+    ),
+    victims: register(
+        "scheduler_preemption_victims",
+        "Number of selected preemption victims",
+        Histogram::new(exponential_buckets(1.0, 2.0, 7)),
+    ),
+    attempts: register(
+        "scheduler_schedule_attempts",
+        "Number of attempts to schedule pods, by the result. 'unschedulable' means a pod could not be scheduled, while 'error' means an internal scheduler problem",
+        Family::default(),
+    ),
+    durations: register(
+        "scheduler_scheduling_attempt_duration_seconds",
+        "Scheduling attempt latency in seconds (scheduling algorithm + binding)",
+        Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
+    ),
+    tries: register(
+        "scheduler_pod_scheduling_attempts",
+        "Number of attempts to successfully schedule a pod",
+        Histogram::new(exponential_buckets(1.0, 2.0, 5)),
+    ),
+    pending: register(
+        "scheduler_pending_pods",
+        "Number of pending pods, by the queue type",
+        Family::default(),
+    ),
 });
 
 /// An attempt ended: `scheduled`, `unschedulable` or `error`.

@@ -10,34 +10,31 @@ use serde_json::Value;
 
 static PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptions.json.z"));
 
-/// What is said of the figures of `metrics.k8s.io`, which are no part of Kubernetes' own documents: a type, a field of
-/// it or none, and the words.
-const FIGURES: [(&str, &str, &str); 12] = [
-    ("NodeMetrics", "", "What a node used of its resources over a time."),
-    ("PodMetrics", "", "What the containers of a pod used of their node over a time."),
-    ("ContainerMetrics", "", "What a container used of its node."),
-    ("NodeMetrics", "timestamp", "When the figures were taken: the end of their window."),
-    ("NodeMetrics", "window", "How long before the timestamp the window of the figures began."),
+/// What is said of the figures of `metrics.k8s.io`, which are no part of Kubernetes' own documents: types, a field of
+/// them or none, and the words.
+const FIGURES: [(&[&str], &str, &str); 9] = [
+    (&["NodeMetrics"], "", "What a node used of its resources over a time."),
+    (&["PodMetrics"], "", "What the containers of a pod used of their node over a time."),
+    (&["ContainerMetrics"], "", "What a container used of its node."),
+    (&["NodeMetrics"], "metadata", "The name and labels of the node."),
+    (&["NodeMetrics", "PodMetrics"], "timestamp", "When the figures were taken: the end of their window."),
     (
-        "NodeMetrics",
+        &["NodeMetrics", "PodMetrics"],
+        "window",
+        "How long before the timestamp the window of the figures began.",
+    ),
+    (&["PodMetrics"], "containers", "The figures of each container, taken within the same window."),
+    (&["ContainerMetrics"], "name", "The container's name in its pod."),
+    (
+        &["NodeMetrics", "ContainerMetrics"],
         "usage",
         "What was used, by resource: of cpu the mean over the window, of memory the working set.",
     ),
-    ("PodMetrics", "timestamp", "When the figures were taken: the end of their window."),
-    ("PodMetrics", "window", "How long before the timestamp the window of the figures began."),
-    ("PodMetrics", "containers", "The figures of each container, taken within the same window."),
-    ("ContainerMetrics", "name", "The container's name in its pod."),
-    (
-        "ContainerMetrics",
-        "usage",
-        "What was used, by resource: of cpu the mean over the window, of memory the working set.",
-    ),
-    ("NodeMetrics", "metadata", "The name and labels of the node."),
 ];
 
 fn of_figures(ty: &str, field: &str) -> &'static str {
     let Some(ty) = ty.strip_prefix("io.k8s.metrics.pkg.apis.metrics.v1beta1.") else { return "" };
-    FIGURES.iter().find(|(t, f, _)| (*t, *f) == (ty, field)).map_or("", |(_, _, said)| said)
+    FIGURES.iter().find(|(types, f, _)| *f == field && types.contains(&ty)).map_or("", |(_, _, said)| said)
 }
 
 /// By type, by field.

@@ -29,11 +29,10 @@ const NAME: &str = "cronjob-controller";
 
 /// By how much Jobs are late.
 static SKEW: LazyLock<Histogram> = LazyLock::new(|| {
-    let skew = Histogram::new(exponential_buckets(1.0, 2.0, 10));
     let help =
         "Time between when a cronjob is scheduled to be run, and when the corresponding job is created";
-    register("cronjob_controller_job_creation_skew_duration_seconds", help, skew.clone());
-    skew
+    let skew = Histogram::new(exponential_buckets(1.0, 2.0, 10));
+    register("cronjob_controller_job_creation_skew_duration_seconds", help, skew)
 });
 
 impl Owner for CronJob {

@@ -33,28 +33,24 @@ struct Look {
 }
 
 static LOOKS: LazyLock<(Family<Look, Counter>, Times<Look>)> = LazyLock::new(|| {
-    let counts: Family<Look, Counter> = Family::default();
     let times: Times<Look> =
         Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.004, 2.0, 15)));
-    register("job_controller_job_syncs", "The number of job syncs", counts.clone());
-    register("job_controller_job_sync_duration_seconds", "The time it took to sync a job", times.clone());
-    (counts, times)
+    (
+        register("job_controller_job_syncs", "The number of job syncs", Family::default()),
+        register("job_controller_job_sync_duration_seconds", "The time it took to sync a job", times),
+    )
 });
 
 static JOBS: LazyLock<Family<Finished, Counter>> = LazyLock::new(|| {
-    let jobs: Family<Finished, Counter> = Family::default();
-    register("job_controller_jobs_finished", "The number of finished jobs", jobs.clone());
-    jobs
+    register("job_controller_jobs_finished", "The number of finished jobs", Family::default())
 });
 
 static PODS: LazyLock<Family<Pods, Counter>> = LazyLock::new(|| {
-    let pods: Family<Pods, Counter> = Family::default();
     register(
         "job_controller_job_pods_finished",
         "The number of finished Pods that are fully tracked",
-        pods.clone(),
-    );
-    pods
+        Family::default(),
+    )
 });
 
 fn mode(job: &Job) -> String {

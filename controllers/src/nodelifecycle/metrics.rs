@@ -16,10 +16,8 @@ struct Zone {
 }
 
 static EVICTIONS: LazyLock<Family<Zone, Counter>> = LazyLock::new(|| {
-    let evictions: Family<Zone, Counter> = Family::default();
     let help = "Number of Node evictions that happened since current instance of NodeController started.";
-    register("node_collector_evictions", help, evictions.clone());
-    evictions
+    register("node_collector_evictions", help, Family::default())
 });
 
 /// The node was given these taints: if one of them drives pods away that the node did not have, it counts.

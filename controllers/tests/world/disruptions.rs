@@ -9,18 +9,8 @@ use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostP
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::faults::{Faults, Rates};
-use crate::limits::account;
+use crate::limits::scene;
 use crate::support::World;
-
-/// A world with controllers, for one test.
-async fn scene(test: impl AsyncFnOnce(&World)) {
-    let world = World::start().await;
-    let controllers = world.controllers(&Faults::new(1, Rates::default(), None));
-    account(&world).await;
-    test(&world).await;
-    world.end(controllers).await;
-}
 
 fn budget(name: &str, limits: Value) -> Value {
     let mut budget = json!({"metadata": {"name": name, "labels": {"kind": "special"}}, "spec": {

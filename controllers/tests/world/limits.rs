@@ -31,6 +31,15 @@ pub(crate) async fn used(world: &World, quota: &str, wanted: &[(&str, &str)]) {
         .await;
 }
 
+/// A world with controllers, for one test.
+pub(crate) async fn scene(test: impl AsyncFnOnce(&World)) {
+    let world = World::start().await;
+    let controllers = world.controllers(&Faults::new(1, Rates::default(), None));
+    account(&world).await;
+    test(&world).await;
+    world.end(controllers).await;
+}
+
 /// Waits for the account under which pods run.
 pub(crate) async fn account(world: &World) {
     world

@@ -8,18 +8,8 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::faults::{Faults, Rates};
-use crate::limits::{account, used};
+use crate::limits::{scene, used};
 use crate::support::{World, template};
-
-/// A world with controllers, for one test.
-async fn scene(test: impl AsyncFnOnce(&World)) {
-    let world = World::start().await;
-    let controllers = world.controllers(&Faults::new(1, Rates::default(), None));
-    account(&world).await;
-    test(&world).await;
-    world.end(controllers).await;
-}
 
 /// Quotas of everything that entries speak of.
 const HARD: &[(&str, &str)] = &[

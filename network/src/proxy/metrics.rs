@@ -26,22 +26,27 @@ struct Metrics {
     changes: Counter,
 }
 
-static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
-    let metrics = Metrics {
-        times: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
-        last: Family::default(),
-        failures: Family::default(),
-        changes: Counter::default(),
-    };
-    let help = "SyncProxyRules latency in seconds";
-    register("kubeproxy_sync_proxy_rules_duration_seconds", help, metrics.times.clone());
-    let help = "The last time proxy rules were successfully synced";
-    register("kubeproxy_sync_proxy_rules_last_timestamp_seconds", help, metrics.last.clone());
-    let help = "Cumulative proxy nftables sync failures";
-    register("kubeproxy_sync_proxy_rules_nftables_sync_failures", help, metrics.failures.clone());
-    let help = "Cumulative proxy rules Service changes";
-    register("kubeproxy_sync_proxy_rules_service_changes", help, metrics.changes.clone());
-    metrics
+static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
+    times: register(
+        "kubeproxy_sync_proxy_rules_duration_seconds",
+        "SyncProxyRules latency in seconds",
+        Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
+    ),
+    last: register(
+        "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+        "The last time proxy rules were successfully synced",
+        Family::default(),
+    ),
+    failures: register(
+        "kubeproxy_sync_proxy_rules_nftables_sync_failures",
+        "Cumulative proxy nftables sync failures",
+        Family::default(),
+    ),
+    changes: register(
+        "kubeproxy_sync_proxy_rules_service_changes",
+        "Cumulative proxy rules Service changes",
+        Counter::default(),
+    ),
 });
 
 /// So many Services, or what stands behind them, changed.
